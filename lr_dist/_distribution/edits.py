@@ -1,0 +1,92 @@
+"""Rates that are set for a range of depth after a family was evaluated: freezing and overriding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist._distribution.families import relative_depths
+from lr_dist._distribution.rates import check_rate
+from lr_dist.errors import InvalidDistributionError, LayerCountError
+
+GROUP_NAME = re.compile(r"embeddings|head|layers\.-?\d{1,6}")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """`rate` for every group from `first` to `last`, both included.
+
+    An end is a group's name (`layers.-1` counts from the top), or a relative depth from 0 to 1 among the
+    layers; a range that holds no layer of a model changes nothing there.
+    """
+
+    first: str | float
+    last: str | float
+    rate: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "first", _checked_end(self.first))
+        object.__setattr__(self, "last", _checked_end(self.last))
+        object.__setattr__(self, "rate", check_rate(f"rate of {self.first}", self.rate))
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"from": self.first, "to": self.last, "rate": self.rate}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Edit:
+        if not isinstance(data, Mapping) or set(data) != {"from", "to", "rate"}:
+            raise InvalidDistributionError(f"An edit is a mapping of from, to and rate, not {data!r}.")
+        return cls(data["from"], data["to"], data["rate"])
+
+
+def apply_edits(rates: Mapping[str, float], edits: Sequence[Edit]) -> dict[str, float]:
+    """The rates of a model's groups with the edits applied one after the other.
+
+    Raises:
+        LayerCountError: an edit names a layer that the model lacks, or runs from a deeper to a shallower group.
+    """
+    names = list(rates)
+    result = dict(rates)
+    for edit in edits:
+        first, last = _index(edit.first, names, upper=False), _index(edit.last, names, upper=True)
+        named = isinstance(edit.first, str) and isinstance(edit.last, str)
+        if named and first > last:
+            raise LayerCountError(
+                f"{edit.first}..{edit.last} runs backwards on {len(names) - 2} layers; write the shallower first."
+            )
+        for name in names[first : last + 1]:
+            result[name] = edit.rate
+    return result
+
+
+def _checked_end(end: Any) -> str | float:
+    if isinstance(end, str) and GROUP_NAME.fullmatch(end):
+        return end
+    if isinstance(end, (int, float)) and not isinstance(end, bool) and 0 <= end <= 1:
+        return float(end)
+    raise InvalidDistributionError(
+        f"{end!r} names no depth. Use embeddings, head, layers.K (layers.-1 is the last), "
+        "or a relative depth from 0 to 1."
+    )
+
+
+def _index(end: str | float, names: list[str], *, upper: bool) -> int:
+    num_layers = len(names) - 2
+    if isinstance(end, float):
+        depths = relative_depths(num_layers)
+        if upper:
+            return sum(depth <= end for depth in depths)
+        return 1 + sum(depth < end for depth in depths)
+    if end == "embeddings":
+        return 0
+    if end == "head":
+        return len(names) - 1
+    layer = int(end.removeprefix("layers."))
+    if not -num_layers <= layer < num_layers:
+        raise LayerCountError(
+            f"The distribution sets a rate for {end}, but the model has {num_layers} layers "
+            f"(layers.0 to layers.{num_layers - 1}). Use a relative depth from 0 to 1, or layers.-1 for the last."
+        )
+    return 1 + layer % num_layers

@@ -1,0 +1,162 @@
+"""The families of learning-rate distributions: from a family's values and a number of layers to the rates.
+
+Every family returns N + 2 rates in the order of depth: `embeddings`, `layers.0` ... `layers.N-1`, `head`.
+Relative depth of `layers.j` is j / (N - 1), so a profile written for M layers keeps its first and its last
+rate on N layers; what lies between is interpolated in log space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist.errors import InvalidRateError
+
+GROUPED_KEYS = ("embeddings", *(f"g{i}" for i in range(1, 9)), "head")
+
+
+@dataclass(frozen=True)
+class Family:
+    """One way of writing a distribution.
+
+    Attributes:
+        rates: (values, N) -> N + 2 rates, by depth.
+        rate_keys: the values that are learning rates (finite, >= 0); `scale` multiplies them.
+        factor_keys: the values that are positive factors without a unit.
+        defaults: values that may be left out.
+        log_linear: whether the geometric mean of the values is the geometric mean of the rates.
+    """
+
+    rates: Callable[[Mapping[str, Any], int], list[float]]
+    rate_keys: tuple[str, ...]
+    factor_keys: tuple[str, ...] = ()
+    defaults: Mapping[str, float] | None = None
+    log_linear: bool = False
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return self.rate_keys + self.factor_keys
+
+
+def relative_depths(num_layers: int) -> list[float]:
+    """Relative depth of each layer, from 0 (first) to 1 (last); a single layer sits at 0.5."""
+    if num_layers == 1:
+        return [0.5]
+    return [j / (num_layers - 1) for j in range(num_layers)]
+
+
+def interpolate(rates: Sequence[float], num_layers: int) -> list[float]:
+    """Bring the rates of M layers to N layers, linear in log rate over relative depth.
+
+    Next to a frozen layer (rate 0) there is nothing to interpolate in log space: the nearer layer's rate is
+    taken, the shallower one's at equal distance.
+    """
+    if len(rates) == num_layers:
+        return list(rates)
+    if len(rates) == 1:
+        return [rates[0]] * num_layers
+    result = []
+    for depth in relative_depths(num_layers):
+        position = depth * (len(rates) - 1)
+        below = min(math.floor(position), len(rates) - 2)
+        share = position - below
+        low, high = rates[below], rates[below + 1]
+        if share == 0 or low == high:
+            result.append(low)
+        elif share == 1:
+            result.append(high)
+        elif low == 0 or high == 0:
+            result.append(low if share <= 0.5 else high)
+        else:
+            result.append(math.exp((1 - share) * math.log(low) + share * math.log(high)))
+    return result
+
+
+def grouped_layers(num_layers: int) -> list[range]:
+    """The 0-based layers of the paper's groups g1..g8: ceil(N/8 (i-1)) .. ceil(N/8 i) - 1 (arXiv 2404.01317)."""
+    edge = [-(-num_layers * i // 8) for i in range(9)]
+    return [range(edge[i], edge[i + 1]) for i in range(8)]
+
+
+def _flat(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    return [values["lr"]] * (num_layers + 2)
+
+
+def _decay(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    return _geometric(values["lr"], values["factor"], num_layers, f"decay factor {values['factor']:g}")
+
+
+def _discriminative(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    what = f"discriminative factor {values['factor']:g}"
+    return _geometric(values["lr"], 1 / values["factor"], num_layers, what)
+
+
+def _geometric(lr: float, factor: float, num_layers: int, what: str) -> list[float]:
+    """The head at `lr`, every step towards the input multiplied by `factor` once more."""
+    rates = []
+    for steps in range(num_layers + 1, -1, -1):
+        try:
+            rate = lr * factor**steps
+        except OverflowError:
+            rate = math.inf
+        # A rate that only rounding made 0 would freeze a layer that nobody asked to freeze.
+        if not math.isfinite(rate) or (rate == 0 and lr > 0):
+            raise InvalidRateError(
+                f"{what} over {num_layers} layers leaves the range of floating-point numbers "
+                f"({lr:g} x {factor:g}^{steps}). Use a factor closer to 1, or `from_layers`."
+            )
+        rates.append(rate)
+    return rates
+
+
+def _linear(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    return _between(values, num_layers, lambda share: share)
+
+
+def _cosine(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    return _between(values, num_layers, lambda share: (1 - math.cos(math.pi * share)) / 2)
+
+
+def _between(values: Mapping[str, Any], num_layers: int, ease: Callable[[float], float]) -> list[float]:
+    first, last = values["first"], values["last"]
+    shares = [ease(i / (num_layers + 1)) for i in range(num_layers + 2)]
+    return [(1 - share) * first + share * last for share in shares]
+
+
+def _grouped(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    by_group = [values[key] for key in GROUPED_KEYS[1:-1]]
+    layers = grouped_layers(num_layers)
+    # Below 8 layers the formula leaves groups without a layer, whose rates would be lost: interpolate instead.
+    if all(layers):
+        middle = [rate for rate, members in zip(by_group, layers, strict=True) for _ in members]
+    else:
+        middle = interpolate(by_group, num_layers)
+    return [values["embeddings"], *middle, values["head"]]
+
+
+def _from_layers(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    return [values["embeddings"], *interpolate(values["layers"], num_layers), values["head"]]
+
+
+def _geometric_mean(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    total = sum(values["weights"])
+    columns = zip(*(part.rates(num_layers).values() for part in values["of"]), strict=True)
+    return [
+        math.exp(sum(w / total * math.log(rate) for w, rate in zip(values["weights"], column, strict=True)))
+        for column in columns
+    ]
+
+
+FAMILIES: Mapping[str, Family] = {
+    "flat": Family(_flat, ("lr",), log_linear=True),
+    "decay": Family(_decay, ("lr",), ("factor",), log_linear=True),
+    "discriminative": Family(_discriminative, ("lr",), ("factor",), {"factor": 2.6}, log_linear=True),
+    "linear": Family(_linear, ("first", "last")),
+    "cosine": Family(_cosine, ("first", "last")),
+    "grouped": Family(_grouped, GROUPED_KEYS, log_linear=True),
+    "from_layers": Family(_from_layers, ("embeddings", "layers", "head"), log_linear=True),
+    # Made by LRDistribution.geometric_mean where the mean of the rates is no member of a family above.
+    "geometric_mean": Family(_geometric_mean, (), ("of", "weights")),
+}

@@ -1,0 +1,55 @@
+"""Checks of learning rates and factors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from lr_dist.errors import InvalidRateError
+
+
+def check_rate(what: str, value: Any) -> float:
+    """`value` as a float that can be a learning rate: finite and >= 0.
+
+    Raises:
+        InvalidRateError: naming `what` and the value.
+    """
+    number = _number(what, value)
+    if not math.isfinite(number) or number < 0:
+        raise InvalidRateError(f"{what}={value!r} is no learning rate: it must be finite and 0 or more.")
+    return number + 0.0  # -0.0 becomes 0.0
+
+
+def check_rates(what: str, values: Any) -> tuple[float, ...]:
+    """A list of learning rates, at least one."""
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not values:
+        raise InvalidRateError(f"{what} must be a list of at least one number, not {values!r}.")
+    return tuple(check_rate(f"{what}[{i}]", value) for i, value in enumerate(values))
+
+
+def check_factor(what: str, value: Any) -> float:
+    """`value` as a float that is finite and > 0."""
+    number = _number(what, value)
+    if not math.isfinite(number) or number <= 0:
+        raise InvalidRateError(f"{what}={value!r} must be finite and greater than 0.")
+    return number
+
+
+def scaled(what: str, value: Any, factor: float) -> Any:
+    """A rate or a tuple of rates times `factor`; what is not 0 must not become 0 or infinite by rounding."""
+    if isinstance(value, tuple):
+        return tuple(scaled(what, item, factor) for item in value)
+    result = value * factor
+    if not math.isfinite(result) or (result == 0 and value != 0):
+        raise InvalidRateError(f"{what}={value!r} times {factor!r} leaves the range of floating-point numbers.")
+    return result
+
+
+def _number(what: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidRateError(f"{what}={value!r} is not a number; write it like 2e-5.")
+    try:
+        return float(value)
+    except OverflowError:
+        raise InvalidRateError(f"{what} is too large for a floating-point number.") from None

@@ -1,0 +1,110 @@
+"""The text form of a distribution, `family:key=value,...`, for command lines and configuration files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from lr_dist._distribution.edits import GROUP_NAME, Edit
+from lr_dist._distribution.families import FAMILIES
+from lr_dist.errors import InvalidDistributionError, InvalidRateError
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+EXAMPLES = "flat:lr=2e-5, decay:lr=4e-4,factor=0.7, flat:lr=1e-4,freeze=embeddings..layers.3"
+
+
+def is_text_form(text: str) -> bool:
+    """Whether `text` starts like `family:`."""
+    return ":" in text and re.fullmatch(r"[A-Za-z_]+", text.split(":", 1)[0].strip()) is not None
+
+
+def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
+    """`text` as (family, values, relative, edits); the values are not checked against the family yet.
+
+    Raises:
+        InvalidDistributionError: malformed text.
+    """
+    if not isinstance(text, str) or not is_text_form(text):
+        raise InvalidDistributionError(f"{text!r} is no distribution; write family:key=value,... as in {EXAMPLES}.")
+    family, _, rest = text.partition(":")
+    family = family.strip()
+    own = FAMILIES[family].keys if family in FAMILIES else ()
+    values: dict[str, Any] = {}
+    relative = False
+    edits: list[Edit] = []
+    seen: set[str] = set()
+    for item in filter(None, (part.strip() for part in rest.split(","))):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not value:
+            raise InvalidDistributionError(f"{item!r} in {text!r} is not key=value; examples: {EXAMPLES}.")
+        if key in seen and key != "freeze":
+            raise InvalidDistributionError(f"{key} stands twice in {text!r}; give it once.")
+        seen.add(key)
+        if key in own:
+            values[key] = _value(key, value)
+        elif key == "relative":
+            relative = _boolean(value)
+        elif key == "freeze":
+            first, _, last = value.partition("..")
+            edits.append(Edit(_end(first), _end(last or first), 0.0))
+        elif GROUP_NAME.fullmatch(key):
+            edits.append(Edit(key, key, _number(key, value)))
+        else:
+            values[key] = value  # the family's own check names it, with the keys that exist
+    return family, values, relative, tuple(edits)
+
+
+def join(family: str, values: Mapping[str, Any], relative: bool, edits: Sequence[Edit]) -> str:
+    """The text form; a geometric mean has none that can be parsed and is shown as `geometric_mean(...)`."""
+    if family == "geometric_mean":
+        items = [str(part) for part in values["of"]]
+        return f"geometric_mean({'; '.join(items)})"
+    parts = [
+        f"{key}={'/'.join(map(short, value)) if isinstance(value, tuple) else short(value)}"
+        for key, value in values.items()
+    ]
+    if relative:
+        parts.append("relative=true")
+    for edit in edits:
+        first, last = (end if isinstance(end, str) else short(end) for end in (edit.first, edit.last))
+        if edit.rate == 0:
+            parts.append(f"freeze={first}..{last}")
+        elif first == last and first not in values:
+            parts.append(f"{first}={short(edit.rate)}")
+        else:
+            parts.append(f"[{first}..{last}={short(edit.rate)}]")  # only from YAML; shown, not parsed
+    return f"{family}:{','.join(parts)}"
+
+
+def short(number: float) -> str:
+    """A float's shortest exact text, `4e-4` rather than `0.0004`."""
+    return (
+        repr(number).removesuffix(".0")
+        if 0.01 <= number < 1e6 or number == 0
+        else f"{Decimal(repr(number)).normalize():e}"
+    )
+
+
+def _value(key: str, value: str) -> Any:
+    if key == "layers":
+        return tuple(_number(key, item) for item in value.split("/"))
+    return _number(key, value)
+
+
+def _number(key: str, value: str) -> float:
+    if not _NUMBER.fullmatch(value.strip()):
+        raise InvalidRateError(f"{key}={value} is not a finite number; write it like {key}=2e-5.")
+    return float(value)
+
+
+def _end(text: str) -> str | float:
+    text = text.strip()
+    return float(text) if _NUMBER.fullmatch(text) else text
+
+
+def _boolean(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise InvalidDistributionError(f"relative={value} must be true or false.")
+    return value.lower() == "true"

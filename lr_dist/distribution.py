@@ -1,0 +1,366 @@
+"""`LRDistribution`: an immutable map from the depth of a transformer to a learning rate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lr_dist._distribution import text as text_form
+from lr_dist._distribution.edits import Edit, apply_edits
+from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family
+from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
+from lr_dist.errors import InvalidDistributionError, LayerCountError, ZeroRateError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from rich.table import Table
+
+MAX_LAYERS = 10_000
+
+
+def group_names(num_layers: int) -> list[str]:
+    """The N + 2 group names in the order of depth: `embeddings`, `layers.0` ... `layers.N-1`, `head`."""
+    return ["embeddings", *(f"layers.{i}" for i in range(num_layers)), "head"]
+
+
+@dataclass(frozen=True)
+class LRDistribution:
+    """A learning rate for every depth, written for relative depth so that it serves any number of layers.
+
+    Build one with a family's constructor (`flat`, `decay`, `discriminative`, `linear`, `cosine`, `grouped`,
+    `from_layers`), with `parse("decay:lr=4e-4,factor=0.7")`, or from YAML. A rate of exactly 0 freezes.
+
+    Attributes:
+        family: name of the family.
+        values: the family's values as (key, value) pairs in the family's order.
+        relative: whether the rates are multiples of the optimizer's own rate (no unit) instead of rates.
+        edits: rates set for a range of depth after the family was evaluated (see `freeze`, `override`).
+
+    Raises:
+        InvalidDistributionError: unknown family, unknown or missing key.
+        InvalidRateError: a rate or factor that is negative, NaN, infinite or not a number.
+    """
+
+    family: str
+    values: tuple[tuple[str, Any], ...]
+    relative: bool = False
+    edits: tuple[Edit, ...] = ()
+
+    def __post_init__(self) -> None:
+        family = _family(self.family)
+        if not isinstance(self.relative, bool):
+            raise InvalidDistributionError(f"relative must be true or false, not {self.relative!r}.")
+        object.__setattr__(self, "edits", tuple(self.edits))
+        object.__setattr__(self, "values", _checked(self.family, family, dict(self.values)))
+
+    # Constructors ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def flat(cls, lr: float, *, relative: bool = False) -> LRDistribution:
+        """One rate everywhere."""
+        return cls("flat", (("lr", lr),), relative)
+
+    @classmethod
+    def decay(cls, lr: float, factor: float, *, relative: bool = False) -> LRDistribution:
+        """Layer-wise learning-rate decay (LLRD): the head at `lr`, `layers.j` at lr * factor^(N - j), the
+        embeddings at lr * factor^(N + 1)."""
+        return cls("decay", (("lr", lr), ("factor", factor)), relative)
+
+    @classmethod
+    def discriminative(cls, lr: float, factor: float = 2.6, *, relative: bool = False) -> LRDistribution:
+        """Discriminative fine-tuning (ULMFiT, Howard & Ruder 2018, section 3.2): the head at `lr`, each layer
+        below at the rate above it divided by `factor`."""
+        return cls("discriminative", (("lr", lr), ("factor", factor)), relative)
+
+    @classmethod
+    def linear(cls, first: float, last: float, *, relative: bool = False) -> LRDistribution:
+        """From `first` at the embeddings to `last` at the head in equal steps."""
+        return cls("linear", (("first", first), ("last", last)), relative)
+
+    @classmethod
+    def cosine(cls, first: float, last: float, *, relative: bool = False) -> LRDistribution:
+        """From `first` at the embeddings to `last` at the head along half a cosine."""
+        return cls("cosine", (("first", first), ("last", last)), relative)
+
+    @classmethod
+    def grouped(cls, rates: Mapping[str, float], *, relative: bool = False) -> LRDistribution:
+        """The ten rates of arXiv 2404.01317: `embeddings`, `g1` ... `g8`, `head`.
+
+        For N >= 8 layers group i holds the 0-based layers ceil(N/8 (i-1)) .. ceil(N/8 i) - 1, as in the paper;
+        for fewer layers the eight rates are interpolated.
+        """
+        return cls("grouped", tuple(rates.items()), relative)
+
+    @classmethod
+    def from_layers(
+        cls, embeddings: float, layers: Sequence[float], head: float, *, relative: bool = False
+    ) -> LRDistribution:
+        """An explicit rate for each of `len(layers)` layers; other depths are interpolated."""
+        values = (("embeddings", embeddings), ("layers", layers), ("head", head))
+        return cls("from_layers", values, relative)
+
+    @classmethod
+    def geometric_mean(
+        cls, distributions: Sequence[LRDistribution], weights: Sequence[float] | None = None
+    ) -> LRDistribution:
+        """The geometric mean of the rates at every depth, `exp(sum w_i log rate_i / sum w_i)`.
+
+        Raises:
+            InvalidDistributionError: no distribution, relative mixed with absolute, or unfit weights.
+            ZeroRateError: a distribution freezes a layer.
+        """
+        return _geometric_mean(cls, list(distributions), weights)
+
+    @classmethod
+    def parse(cls, text: str) -> LRDistribution:
+        """Read the text form `family:key=value,...`, e.g. `decay:lr=4e-4,factor=0.7`.
+
+        Beside the family's keys: `relative=true`; `freeze=FIRST..LAST` (group names, or relative depths from 0
+        to 1); and any group's name as a key (`head=1e-3`, `layers.0=0`, `layers.-1=1e-4`).
+        """
+        family, values, relative, edits = text_form.split(text)
+        return cls(family, tuple(values.items()), relative, edits)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> LRDistribution:
+        """Inverse of `to_dict`.
+
+        Raises:
+            InvalidDistributionError: not a mapping, no family, unknown keys.
+        """
+        if not isinstance(data, Mapping) or "family" not in data:
+            raise InvalidDistributionError(
+                f"A distribution is a mapping with the key `family` (one of {', '.join(FAMILIES)}), not {_short(data)}."
+            )
+        rest = {key: value for key, value in data.items() if key not in ("family", "relative", "edits")}
+        if data["family"] == "geometric_mean" and isinstance(rest.get("of"), (list, tuple)):
+            rest["of"] = tuple(cls.from_dict(part) for part in rest["of"])
+        edits = data.get("edits", [])
+        if not isinstance(edits, (list, tuple)):
+            raise InvalidDistributionError(f"edits must be a list, not {_short(edits)}.")
+        relative = data.get("relative", False)
+        return cls(data["family"], tuple(rest.items()), relative, tuple(Edit.from_dict(e) for e in edits))
+
+    @classmethod
+    def from_yaml(cls, text: str) -> LRDistribution:
+        """Read what `to_yaml` wrote. Nothing in the text can run code (see `lr_dist.yaml_io`)."""
+        from lr_dist.yaml_io import parse_yaml
+
+        return cls.from_dict(parse_yaml(text, source="distribution"))
+
+    # Rates -----------------------------------------------------------------------------------------------
+
+    def rates(self, num_layers: int) -> dict[str, float]:
+        """Learning rate of each group of a model with `num_layers` layers, in the order of depth.
+
+        Raises:
+            LayerCountError: not a positive whole number, or an edit names a layer that the model lacks.
+        """
+        check_num_layers(num_layers)
+        values = FAMILIES[self.family].rates(dict(self.values), num_layers)
+        rates = dict(zip(group_names(num_layers), values, strict=True))
+        return apply_edits(rates, self.edits)
+
+    @property
+    def can_freeze(self) -> bool:
+        """Whether the distribution holds a rate of exactly 0."""
+        parts = dict(self.values).get("of", ())
+        own = [rate for key in FAMILIES[self.family].rate_keys for rate in _as_tuple(dict(self.values)[key])]
+        return 0 in own or any(edit.rate == 0 for edit in self.edits) or any(p.can_freeze for p in parts)
+
+    # Operations; each returns a new distribution ---------------------------------------------------------
+
+    def scale(self, factor: float) -> LRDistribution:
+        """Every rate times `factor` (> 0)."""
+        check_factor("scale factor", factor)
+        values: dict[str, Any] = dict(self.values)
+        for key in FAMILIES[self.family].rate_keys:
+            values[key] = scaled(key, values[key], factor)
+        if "of" in values:
+            values["of"] = tuple(part.scale(factor) for part in values["of"])
+        edits = tuple(replace(edit, rate=scaled("edit", edit.rate, factor)) for edit in self.edits)
+        return replace(self, values=tuple(values.items()), edits=edits)
+
+    def freeze(self, first: str | float = "embeddings", last: str | float | None = None) -> LRDistribution:
+        """Rate 0 from group `first` to group `last`, both included (`last` defaults to `first`).
+
+        Each end is a group's name (`layers.-1` counts from the top) or a relative depth from 0 to 1 among the
+        layers: `freeze("embeddings", 0.5)` freezes the embeddings and the lower half of any model.
+        """
+        return replace(self, edits=(*self.edits, Edit(first, first if last is None else last, 0.0)))
+
+    def override(self, group: str, rate: float) -> LRDistribution:
+        """Another rate for one group."""
+        return replace(self, edits=(*self.edits, Edit(group, group, rate)))
+
+    def absolute(self, base_lr: float) -> LRDistribution:
+        """A relative distribution as rates, for an optimizer with the rate `base_lr`; an absolute one as is."""
+        if not self.relative:
+            return self
+        if check_rate("base_lr", base_lr) == 0:
+            raise ZeroRateError("base_lr is 0: a relative distribution would freeze the whole model.")
+        return replace(self.scale(base_lr), relative=False)
+
+    def relative_to(self, base_lr: float) -> LRDistribution:
+        """An absolute distribution as multiples of `base_lr`; a relative one as is."""
+        if self.relative:
+            return self
+        check_factor("base_lr", base_lr)
+        return replace(self.scale(1 / base_lr), relative=True)
+
+    # Forms -----------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what YAML files and result files hold."""
+        data: dict[str, Any] = {"family": self.family}
+        for key, value in self.values:
+            if key == "of":
+                data[key] = [part.to_dict() for part in value]
+            else:
+                data[key] = list(value) if isinstance(value, tuple) else value
+        if self.relative:
+            data["relative"] = True
+        if self.edits:
+            data["edits"] = [edit.to_dict() for edit in self.edits]
+        return data
+
+    def to_yaml(self) -> str:
+        """YAML text that `from_yaml` reads back to an equal distribution."""
+        from lr_dist.yaml_io import dump_yaml
+
+        return dump_yaml(self.to_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Write `to_yaml` to `path`."""
+        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the distribution's content: equal distributions, equal fingerprints."""
+        content = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def __str__(self) -> str:
+        return text_form.join(self.family, dict(self.values), self.relative, self.edits)
+
+    def table(self, num_layers: int) -> Table:
+        """A rich table of the rates; `rich.print` it."""
+        from rich.table import Table
+
+        table = Table(title=f"{self} ({num_layers} layers)")
+        table.add_column("group")
+        table.add_column("x optimizer's rate" if self.relative else "learning rate", justify="right")
+        for group, rate in self.rates(num_layers).items():
+            table.add_row(group, "frozen" if rate == 0 else f"{rate:.3g}")
+        return table
+
+    def plot(self, num_layers: int = 12, ax: Axes | None = None, label: str | None = None) -> Axes:
+        """Draw the rates over depth (log scale) and return the axes; frozen groups are left out of the line."""
+        from lr_dist._distribution.plot import plot_rates
+
+        return plot_rates(self.rates(num_layers), ax, label or str(self), self.relative)
+
+
+def check_num_layers(num_layers: int) -> None:
+    """Raise LayerCountError unless `num_layers` is a whole number from 1 to 10,000."""
+    whole = isinstance(num_layers, int) and not isinstance(num_layers, bool)
+    if not whole or not 1 <= num_layers <= MAX_LAYERS:
+        raise LayerCountError(
+            f"num_layers must be a whole number from 1 to {MAX_LAYERS}, not {num_layers!r}. "
+            "`lr-dist layers --model NAME` shows how many layers a model has."
+        )
+
+
+def _family(name: Any) -> Family:
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise InvalidDistributionError(
+            f"Unknown family {_short(name)}. The families are {', '.join(FAMILIES)}; "
+            "`lr-dist presets list` shows the presets."
+        )
+    return FAMILIES[name]
+
+
+def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """The family's values, complete, checked, as floats and tuples, in the family's order."""
+    unknown = [str(key) for key in given if key not in family.keys]
+    if unknown:
+        raise InvalidDistributionError(
+            f"{name} has no key {', '.join(map(repr, unknown))}; its keys are {', '.join(family.keys)}."
+        )
+    given = {**(family.defaults or {}), **given}
+    missing = [key for key in family.keys if key not in given]
+    if missing:
+        raise InvalidDistributionError(
+            f"{name} needs {', '.join(missing)}; it was given {', '.join(given) or 'nothing'}."
+        )
+    if name == "geometric_mean":
+        parts, weights = _checked_parts(given["of"], given["weights"])
+        return ("of", parts), ("weights", weights)
+    checked: list[tuple[str, Any]] = []
+    for key in family.rate_keys:
+        checked.append((key, check_rates(key, given[key]) if key == "layers" else check_rate(key, given[key])))
+    checked += [(key, check_factor(key, given[key])) for key in family.factor_keys]
+    return tuple(checked)
+
+
+def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...], tuple[float, ...]]:
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(p, LRDistribution) for p in parts):
+        raise InvalidDistributionError(f"geometric_mean takes a list of distributions, not {_short(parts)}.")
+    if not parts:
+        raise InvalidDistributionError("geometric_mean of no distributions; give at least one.")
+    if len({part.relative for part in parts}) > 1:
+        raise InvalidDistributionError(
+            "geometric_mean mixes relative and absolute distributions; turn one kind into the other first "
+            "with `absolute(base_lr)` or `relative_to(base_lr)`."
+        )
+    for part in parts:
+        if part.can_freeze:
+            raise ZeroRateError(
+                f"{part} holds a rate of 0 (a frozen layer), and a geometric mean has no logarithm of 0. "
+                "Take the mean first and freeze its result."
+            )
+    checked = check_rates("weights", weights)
+    if len(checked) != len(parts) or sum(checked) == 0:
+        raise InvalidDistributionError(
+            f"geometric_mean of {len(parts)} distributions needs {len(parts)} weights that are not all 0; "
+            f"got {_short(list(checked))}."
+        )
+    return tuple(parts), checked
+
+
+def _geometric_mean(
+    cls: type[LRDistribution], parts: list[LRDistribution], weights: Sequence[float] | None
+) -> LRDistribution:
+    of, checked = _checked_parts(parts, [1.0] * len(parts) if weights is None else weights)
+    first = of[0]
+    shapes = {(p.family, len(_as_tuple(dict(p.values).get("layers", 0.0)))) for p in of}
+    if FAMILIES[first.family].log_linear and len(shapes) == 1 and not any(p.edits for p in of):
+        total = math.fsum(checked)
+
+        def mean(column: Sequence[float]) -> float:
+            return math.exp(math.fsum(w * math.log(x) for w, x in zip(checked, column, strict=True)) / total)
+
+        values: list[tuple[str, Any]] = []
+        for key, value in first.values:
+            columns = list(zip(*(_as_tuple(dict(p.values)[key]) for p in of), strict=True))
+            means = tuple(mean(column) for column in columns)
+            values.append((key, means if isinstance(value, tuple) else means[0]))
+        return cls(first.family, tuple(values), first.relative)
+    return cls("geometric_mean", (("of", of), ("weights", checked)), first.relative)
+
+
+def _as_tuple(value: Any) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+__all__ = ["GROUPED_KEYS", "LRDistribution", "check_num_layers", "group_names"]

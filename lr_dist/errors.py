@@ -1,0 +1,139 @@
+"""Every error that lr-dist raises on purpose.
+
+Each class subclasses `LRDistError` and the builtin that fits, so `except ValueError` keeps working. A message
+says what was wrong, shows the value, and says what to do instead.
+"""
+
+from __future__ import annotations
+
+
+class LRDistError(Exception):
+    """Base of all errors of lr-dist."""
+
+
+class MissingExtraError(LRDistError, ImportError):
+    """An optional library is needed and not installed; the message names the extra."""
+
+
+# Distributions -------------------------------------------------------------------------------------------
+
+
+class InvalidDistributionError(LRDistError, ValueError):
+    """A distribution that cannot be built: unknown family or key, missing value, malformed text."""
+
+
+class InvalidRateError(InvalidDistributionError):
+    """A learning rate (or factor) that is negative, NaN, infinite or not a number."""
+
+
+class ZeroRateError(InvalidRateError):
+    """A rate of exactly 0 (a frozen layer) where a logarithm is needed, as in a geometric mean."""
+
+
+class LayerCountError(LRDistError, ValueError):
+    """A distribution asked for a number of layers that it cannot serve."""
+
+
+# Layers and groups ---------------------------------------------------------------------------------------
+
+
+class LayersNotFoundError(LRDistError, ValueError):
+    """No stack of transformer layers was found in the model, or several that do not follow each other."""
+
+
+class UnplacedParametersError(LRDistError, ValueError):
+    """Parameters that belong to no depth; the message names them and shows the override."""
+
+
+class InvalidOverrideError(LRDistError, ValueError):
+    """An override (regex -> group) that is malformed, names no group of the model, or matches nothing."""
+
+
+class UnsupportedOptimizerError(LRDistError, TypeError):
+    """An optimizer whose parameter groups cannot carry a rate each."""
+
+
+class UnsupportedSchedulerError(LRDistError, TypeError):
+    """A learning-rate scheduler that is not on the tested list."""
+
+
+class InvalidNoDecayError(LRDistError, ValueError):
+    """A no_decay regex that is malformed or matches no parameter."""
+
+
+class NothingToTrainError(LRDistError, ValueError):
+    """A model or optimizer in which every layer is frozen."""
+
+
+class OptimizerCoverageError(LRDistError, ValueError):
+    """Optimizers that do not hold the transformer's parameters as they have to: none, several, or strangers."""
+
+
+class UnsupportedTrainerError(LRDistError, TypeError):
+    """A trainer that is not `lightning.pytorch.Trainer`."""
+
+
+class UnsupportedStrategyError(LRDistError, ValueError):
+    """A Lightning strategy under which parameter groups cannot be rewritten."""
+
+
+class ResumeMismatchError(LRDistError, RuntimeError):
+    """A checkpoint that was written under another distribution, or without one."""
+
+
+# Files ---------------------------------------------------------------------------------------------------
+
+
+class InvalidYAMLError(LRDistError, ValueError):
+    """A YAML file that is malformed or not allowed: duplicate keys, tags, aliases, too large, too deep."""
+
+
+class UnreadableFileError(LRDistError, OSError):
+    """A file that is missing, is a folder, or may not be read."""
+
+
+class InvalidPresetError(LRDistError, ValueError):
+    """A preset file that does not follow the schema."""
+
+
+class DuplicatePresetError(LRDistError, ValueError):
+    """Two presets of one name."""
+
+
+class UnknownPresetError(LRDistError, LookupError):
+    """No preset of that name."""
+
+
+class InvalidTrialsError(LRDistError, ValueError):
+    """Trials of a search that cannot be combined: none, other groups, or scores that are no numbers."""
+
+
+class InvalidResultError(LRDistError, ValueError):
+    """A result file that is malformed, of another schema version, or of another configuration."""
+
+
+class ConfigurationError(LRDistError, ValueError):
+    """A command's settings that cannot work; found before anything is computed."""
+
+
+class OutputInUseError(LRDistError, RuntimeError):
+    """Another process writes to the same output folder."""
+
+
+# Tasks ---------------------------------------------------------------------------------------------------
+
+
+class UnknownTaskError(LRDistError, LookupError):
+    """No task of that name."""
+
+
+class TaskDataError(LRDistError, ValueError):
+    """A task's data that cannot be used: wrong columns, empty texts, one class only, unseen labels."""
+
+
+class ModelLoadError(LRDistError, ValueError):
+    """A model that cannot be loaded by the given name or path."""
+
+
+class DivergedError(LRDistError, ArithmeticError):
+    """A training loss that became NaN or infinite."""

@@ -1,0 +1,108 @@
+"""Reading YAML that may come from anyone: no code runs, nothing repeats, nothing explodes.
+
+Stricter than `yaml.safe_load`: duplicate keys, tags, anchors and aliases are refused, and so are files above
+1 MB, nesting above 32 and texts that are not UTF-8. Scalars follow YAML 1.2's core schema, in which `1e-5` is a
+number (PyYAML's default reads it as text) and `12:30` or `2024-04-01` are texts.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from lr_dist.errors import InvalidYAMLError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 32
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
+for _tag, _pattern, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
+    ("float", _FLOAT, list("-+.0123456789")),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a text", key_node.start_mark)
+        if key in result:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+        result[key] = loader.construct_object(value_node, deep=True)
+    return result
+
+
+# Decimal only: YAML 1.1 would read 010 as 8.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def load_yaml(path: str | Path) -> Any:
+    """Read one YAML document from a file.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidYAMLError: too large, not UTF-8, malformed, or with something that is not allowed.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    return parse_yaml(data, source=str(path))
+
+
+def parse_yaml(text: str | bytes, *, source: str) -> Any:
+    """Read one YAML document; `source` names it in errors."""
+    try:
+        if isinstance(text, bytes):
+            _check_size(len(text), source)
+            text = text.decode("utf-8")
+        _check_size(len(text.encode("utf-8")), source)
+        _check_events(text, source)
+        return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise InvalidYAMLError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidYAMLError):
+            raise
+        raise InvalidYAMLError(f"{source} cannot be read as YAML: {error}") from error
+
+
+def dump_yaml(data: Any) -> str:
+    """YAML text of plain data (dicts, lists, texts, numbers), keys in their given order."""
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=False, width=100)
+
+
+def _check_size(size: int, source: str) -> None:
+    if size > MAX_BYTES:
+        raise InvalidYAMLError(f"{source} is larger than {MAX_BYTES:,} bytes; a distribution or preset is not.")
+
+
+def _check_events(text: str, source: str) -> None:
+    """Walk the flat event stream before anything is built from it."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Loader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise InvalidYAMLError(f"{source}, line {line}: anchors and aliases are not allowed; write it out.")
+        tag = getattr(event, "tag", None)
+        if tag:
+            raise InvalidYAMLError(f"{source}, line {line}: the tag {tag!r} is not allowed; remove it.")
+        if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise InvalidYAMLError(f"{source}, line {line}: nested deeper than {MAX_DEPTH} levels.")
+        elif isinstance(event, (yaml.MappingEndEvent, yaml.SequenceEndEvent)):
+            depth -= 1
