@@ -1,0 +1,66 @@
+"""The command `lr-dist`: one file a subcommand.
+
+The subcommands' modules import nothing heavy at the top, so that `lr-dist --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from lr_dist import __version__
+from lr_dist.errors import LRDistError
+
+# In the order of a user's way; each module has `parser()` and `run(settings)`.
+COMMANDS = {
+    "compare": "lr_dist.cli.compare",
+    "layers": "lr_dist.cli.layers",
+    "presets": "lr_dist.cli.presets",
+    "report": "lr_dist.cli.report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status: 0, 2 for an error with a name, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    # Tokenizers fork badly and warn about it; every loader here is single-process.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(
+        prog="lr-dist",
+        description="Layer-wise learning rates: what a transformer forgets when it is fine-tuned, and less of it.",
+        version=__version__,
+    )
+    modules = {name: import_module(path) for name, path in COMMANDS.items()}
+    subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    for name, module in modules.items():
+        subcommands.add_subcommand(name, module.parser(), help=module.parser().description)
+    settings = parser.parse_args(_config_first(arguments))
+    command = settings.subcommand
+    try:
+        return modules[command].run(settings[command])
+    except LRDistError as error:
+        print(f"lr-dist {command}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nInterrupted. The same command continues it: finished work is kept.", file=sys.stderr)
+        return 130
+
+
+def _config_first(arguments: list[str]) -> list[str]:
+    """Move `--config FILE` before the other options, so that the command line wins over the file."""
+    configs: list[str] = []
+    rest: list[str] = []
+    items = iter(arguments)
+    for item in items:
+        if item == "--config":
+            configs += [item, *([value] if (value := next(items, None)) is not None else [])]
+        elif item.startswith("--config="):
+            configs.append(item)
+        else:
+            rest.append(item)
+    command = next((i + 1 for i, item in enumerate(rest) if item in COMMANDS), 0)
+    return rest[:command] + configs + rest[command:]

@@ -1,0 +1,35 @@
+"""`lr-dist report`: the table and the page of a result file again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    p = ArgumentParser(description="Print the table of a result file and write its HTML report.")
+    p.add_argument("result", type=str, help="a result.json")
+    p.add_argument("--output", type=str | None, help="the page (default: report.html beside it)")
+    return p
+
+
+def run(settings: Namespace) -> int:
+    """Print and write."""
+    from rich.console import Console
+
+    from lr_dist.errors import InvalidResultError
+    from lr_dist.report.page import write_report
+    from lr_dist.report.terminal import print_comparison
+    from lr_dist.sequence.result import ComparisonResult
+
+    path = Path(settings.result)
+    if not path.is_file():
+        raise InvalidResultError(f"There is no file {path}. Give the result.json that `lr-dist compare` wrote.")
+    result = ComparisonResult.load(path)
+    console = Console()
+    print_comparison(result, console)
+    page = write_report(result, settings.output or path.with_name("report.html"))
+    console.print(f"Report: {page}", soft_wrap=True)
+    return 0

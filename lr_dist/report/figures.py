@@ -1,0 +1,102 @@
+"""The figures of a comparison, as SVG text for one self-contained page."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lr_dist._distribution.plot import plot_rates
+from lr_dist.errors import MissingExtraError
+from lr_dist.report.rows import number
+from lr_dist.sequence.result import ComparisonResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def rates_figure(result: ComparisonResult) -> str:
+    """The learning rate of every group under each distribution."""
+    figure = _new_figure(8, 4.2)
+    axes = figure.subplots()
+    for entry in result.distributions:
+        plot_rates(entry["rates"], axes, _short(entry["label"]), relative=False)
+    axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def tradeoff_figure(result: ComparisonResult) -> str:
+    """p_o against p_s: a point a distribution, bars of one standard deviation, lines at the majority class."""
+    figure = _new_figure(7, 4.6)
+    axes = figure.subplots()
+    for position, summary in enumerate(result.summary):
+        if not summary["runs"]:
+            continue
+        old, new = summary["metrics"]["p_o"], summary["metrics"]["p_s"]
+        axes.errorbar(
+            new["mean"],
+            old["mean"],
+            xerr=new["sd"],
+            yerr=old["sd"],
+            fmt="o",
+            color=f"C{position}",
+            capsize=3,
+            label=_short(summary["distribution"]),
+        )
+    baselines = [task["baseline"] for task in result.tasks]
+    axes.axvline(baselines[-1], color="0.5", ls=":", lw=1)
+    axes.axhline(sum(baselines[:-1]) / (len(baselines) - 1), color="0.5", ls=":", lw=1, label="majority class")
+    axes.set_xlabel(f"p_s: score on {result.tasks[-1]['name']}, learned last")
+    axes.set_ylabel("p_o: score on what was learned before")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return _svg(figure)
+
+
+def matrix_figures(result: ComparisonResult) -> list[tuple[str, str]]:
+    """(label, SVG) of the mean accuracy matrix of each distribution, on one colour scale from 0 to 1."""
+    return [(summary["distribution"], _matrix_figure(result, summary)) for summary in result.summary if summary["runs"]]
+
+
+def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:
+    names = [task["name"] for task in result.tasks]
+    mean, sd = summary["matrix"]["mean"], summary["matrix"]["sd"]
+    figure = _new_figure(1.6 + 1.15 * len(names), 1.1 + 0.55 * len(mean))
+    axes: Axes = figure.subplots()
+    axes.imshow(mean, cmap="viridis", vmin=0, vmax=1, aspect="auto")
+    for i, row in enumerate(mean):
+        for j, value in enumerate(row):
+            text = number(value) + (f"\n± {number(sd[i][j])}" if summary["runs"] > 1 else "")
+            axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value < 0.6 else "black")
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    axes.set_yticks(range(len(mean)), ["untrained", *(f"after {name}" for name in names)], fontsize=8)
+    axes.xaxis.tick_top()
+    return _svg(figure)
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("The report's figures need matplotlib: pip install 'lr-dist[report]'.") from error
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _svg(figure: Figure) -> str:
+    """The figure as an <svg> element; no date and fixed ids, so that equal results give equal pages."""
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lr-dist", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+
+
+def _short(label: str) -> str:
+    # matplotlib hides legend entries that begin with an underscore
+    label = label.lstrip("_")
+    return label if len(label) <= 48 else label[:47] + "…"

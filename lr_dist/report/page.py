@@ -1,0 +1,45 @@
+"""One self-contained HTML page from a result file: nothing is fetched when it is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lr_dist.errors import MissingExtraError
+from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
+from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.sequence.result import ComparisonResult
+
+
+def write_report(result: ComparisonResult, path: str | Path) -> Path:
+    """Write the page of a comparison and return its path.
+
+    Raises:
+        MissingExtraError: jinja2 or matplotlib is not installed (extra `report`).
+    """
+    path = Path(path)
+    path.write_text(render_report(result), encoding="utf-8")
+    return path
+
+
+def render_report(result: ComparisonResult) -> str:
+    """The page's HTML; every text from the result is escaped."""
+    try:
+        from jinja2 import Environment, PackageLoader, StrictUndefined
+    except ImportError as error:
+        raise MissingExtraError("The report needs jinja2: pip install 'lr-dist[report]'.") from error
+
+    environment = Environment(
+        loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    some = any(summary["runs"] for summary in result.summary)
+    return environment.get_template("compare.html").render(
+        result=result,
+        names=[task["name"] for task in result.tasks],
+        task_lines=[task_line(task) for task in result.tasks],
+        columns=[(name, NAMES[name]) for name in columns(result)],
+        rows=table_rows(result),
+        rates_svg=rates_figure(result),
+        tradeoff_svg=tradeoff_figure(result) if some else "",
+        matrices=matrix_figures(result),
+        diverged=[run for run in result.runs if run["status"] == "diverged"],
+    )

@@ -1,0 +1,90 @@
+"""The rows of a comparison's table, the same for the terminal and for the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist.sequence.metrics import above_baseline, sequence_metrics, was_learned
+from lr_dist.sequence.result import ComparisonResult
+
+NAMES = {
+    "p_o": "p_o",
+    "p_s": "p_s",
+    "average_accuracy": "average",
+    "forgetting": "forgetting",
+    "backward_transfer": "backward transfer",
+    "forward_transfer": "forward transfer",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One distribution.
+
+    Attributes:
+        label: its name; the last row is the majority class.
+        runs: "3", or "2 (1 diverged)".
+        cells: metric -> mean and spread of the score, and the same with 0 = majority class and 1 = perfect.
+        not_learned: tasks whose score right after learning does not stand out from the majority class.
+    """
+
+    label: str
+    runs: str
+    cells: dict[str, tuple[str, str]]
+    not_learned: tuple[str, ...]
+
+
+def table_rows(result: ComparisonResult) -> list[Row]:
+    """A row a distribution, in the order given, then one for always predicting the majority class."""
+    rows = [_row(result, summary) for summary in result.summary]
+    baseline = [task["baseline"] for task in result.tasks]
+    constant = sequence_metrics([baseline] * (len(baseline) + 1))
+    relative = sequence_metrics(above_baseline([baseline] * (len(baseline) + 1), baseline))
+    cells = {name: (number(constant[name]), number(relative[name])) for name in NAMES}
+    return [*rows, Row("majority class", "", cells, ())]
+
+
+def columns(result: ComparisonResult) -> list[str]:
+    """The metrics worth a column: with two tasks backward transfer is forgetting with the other sign."""
+    return [name for name in NAMES if not (name == "backward_transfer" and len(result.tasks) == 2)]
+
+
+def task_line(task: Mapping[str, Any]) -> str:
+    """One task in a sentence: what is scored, on how much, and what the majority class gets."""
+    examples = task["examples"]
+    scored = task["scored_on"]
+    text = (
+        f"{task['name']}: {task['metric']} on {examples[scored]:,} {scored} examples, "
+        f"{examples['train']:,} to learn from; majority class {number(task['baseline'])}"
+    )
+    return f"{text}; {task['note']}" if task["note"] else text
+
+
+def number(value: float) -> str:
+    """Three decimals without a leading zero, as papers print scores."""
+    text = f"{value:.3f}"
+    if text in ("-0.000", "0.000"):
+        return ".000"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def spread(cell: Mapping[str, float]) -> str:
+    """Mean and sample standard deviation; a single run has no spread."""
+    return f"{number(cell['mean'])} ± {number(cell['sd'])}" if cell["n"] > 1 else number(cell["mean"])
+
+
+def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> Row:
+    runs = f"{summary['runs']}" + (f" ({summary['diverged']} diverged)" if summary["diverged"] else "")
+    if not summary["runs"]:
+        return Row(summary["distribution"], runs, dict.fromkeys(NAMES, ("-", "-")), ())
+    metrics, relative = summary["metrics"], summary["metrics_above_baseline"]
+    mean = summary["matrix"]["mean"]
+    missed = tuple(
+        task["name"]
+        for j, task in enumerate(result.tasks)
+        if not was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
+    )
+    cells = {name: (spread(metrics[name]), spread(relative[name])) for name in NAMES}
+    return Row(summary["distribution"], runs, cells, missed)

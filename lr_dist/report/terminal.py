@@ -1,0 +1,44 @@
+"""A comparison's table in the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.sequence.result import ComparisonResult
+
+
+def print_comparison(result: ComparisonResult, console: Console) -> None:
+    """Print the tasks, the table and how to read it."""
+    console.print(comparison_view(result))
+
+
+def comparison_view(result: ComparisonResult) -> RenderableType:
+    """The tasks, the table and how to read it, as one rich renderable."""
+    names = [task["name"] for task in result.tasks]
+    table = Table(title=f"{' > '.join(names)} with {result.model['name']}", caption=_caption(result))
+    table.add_column("distribution", overflow="fold")
+    table.add_column("runs", justify="right")
+    for name in columns(result):
+        table.add_column(NAMES[name], justify="right")
+    rows = table_rows(result)
+    for row in rows:
+        missed = [f"[red]{escape(name)} not learned[/red]" for name in row.not_learned]
+        table.add_row(
+            "\n".join([escape(row.label), *missed]),
+            row.runs,
+            *(f"{row.cells[name][0]}\n[dim]{row.cells[name][1]}[/dim]" for name in columns(result)),
+            end_section=row is rows[-2],
+        )
+    return Group(*(f"[dim]{escape(task_line(task))}[/dim]" for task in result.tasks), table)
+
+
+def _caption(result: ComparisonResult) -> str:
+    first, last = result.tasks[0]["name"], result.tasks[-1]["name"]
+    old = first if len(result.tasks) == 2 else "the earlier tasks"
+    return (
+        f"p_o: score on {old} after learning {last}; p_s: score on {last}. "
+        "Second line: 0 = majority class, 1 = perfect. Mean ± standard deviation over seeds."
+    )

@@ -1,0 +1,125 @@
+"""A transformer with one linear head a task, as a LightningModule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import Tensor, nn
+from transformers import get_scheduler
+
+from lr_dist.errors import ConfigurationError, DivergedError
+from lr_dist.sequence.methods import Method
+from lr_dist.sequence.settings import SequenceSettings
+
+
+class SequenceClassifier(L.LightningModule):
+    """A backbone and a linear head for each task; one head is active at a time.
+
+    The text's vector is the first token's last hidden state where the tokenizer puts a class token there, else the
+    last token's that is not padding (decoders).
+
+    Args:
+        backbone: a transformers model that returns `last_hidden_state` [batch, tokens, hidden].
+        heads: name -> number of outputs.
+        reads_first_token: which token carries the text's vector, see above.
+        settings: optimizer, schedule.
+        method: adds to the loss, see `lr_dist.sequence.methods`.
+
+    Raises:
+        ConfigurationError: an encoder-decoder, which has no single vector for a text.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        heads: Mapping[str, int],
+        *,
+        reads_first_token: bool,
+        settings: SequenceSettings,
+        method: Method,
+    ) -> None:
+        super().__init__()
+        config: Any = backbone.config
+        if getattr(config, "is_encoder_decoder", False):
+            raise ConfigurationError(
+                f"{type(backbone).__name__} is an encoder-decoder; the sequence needs an encoder or a decoder."
+            )
+        self.backbone = backbone
+        self.heads = nn.ModuleDict({key_of(name): nn.Linear(config.hidden_size, n) for name, n in heads.items()})
+        for head in self.heads.values():
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        self.dropout = nn.Dropout(0.1)
+        self.reads_first_token = reads_first_token
+        self.settings = settings
+        self.method = method
+        self._active = next(iter(self.heads))
+        self._regression = False
+        self._total_steps = 1
+
+    def start_task(self, head: str, *, regression: bool, total_steps: int) -> None:
+        """Make one head the trained one, in a model that is otherwise trainable as a whole.
+
+        `LayerwiseLR` freezes again what its distribution freezes, when the fit is set up.
+        """
+        self._active = key_of(head)
+        self._regression = regression
+        self._total_steps = total_steps
+        for parameter in self.backbone.parameters():
+            parameter.requires_grad_(True)
+        for name, module in self.heads.items():
+            module.requires_grad_(name == self._active)
+
+    def forward(self, batch: Mapping[str, Tensor], head: str | None = None) -> Tensor:
+        """Outputs [batch, number of outputs] of one head (default: the active one), float32."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        hidden = self.backbone(**inputs).last_hidden_state
+        if self.reads_first_token:
+            vector = hidden[:, 0]
+        else:
+            last = batch["attention_mask"].sum(dim=1) - 1
+            vector = hidden[torch.arange(len(hidden), device=hidden.device), last]
+        module = self.heads[self._active if head is None else key_of(head)]
+        return module(self.dropout(vector)).float()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        outputs = self(batch)
+        if self._regression:
+            task_loss = nn.functional.mse_loss(outputs.squeeze(-1), batch["labels"].float())
+        else:
+            task_loss = nn.functional.cross_entropy(outputs, batch["labels"])
+        loss = self.method.loss(self, batch, task_loss)
+        if not math.isfinite(loss.item()):
+            raise DivergedError(
+                f"The loss became {loss.item()} at step {self.global_step} of {self._total_steps} of the task with "
+                f"head {self._active!r}: the rates are too high. Lower them, or lengthen the warm-up."
+            )
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW over what is trainable at one rate; `LayerwiseLR` gives every layer its own afterwards."""
+        settings = self.settings
+        optimizer = torch.optim.AdamW(
+            [p for p in self.parameters() if p.requires_grad],
+            lr=settings.lr,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        # transformers calls a schedule that stays at its peak `constant_with_warmup`.
+        name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+        scheduler = get_scheduler(
+            name,
+            optimizer,
+            num_warmup_steps=round(settings.warmup * self._total_steps),
+            num_training_steps=self._total_steps,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def key_of(head: str) -> str:
+    """A head's name as a module's name, which may hold no dot."""
+    return head.replace(".", "_")

@@ -1,0 +1,290 @@
+"""Compare learning-rate distributions: the same task sequence under each of them, over several seeds.
+
+Every finished run is a file of its own, written atomically, so an interrupted comparison continues where it was:
+what is in the output folder is not run again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Protocol
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError
+from lr_dist.layers import assign_layers
+from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
+from lr_dist.presets import resolve_distribution
+from lr_dist.sequence.compare_config import CompareConfig
+from lr_dist.sequence.environment import describe_environment, peak_memory_mb
+from lr_dist.sequence.metrics import above_baseline, sequence_metrics
+from lr_dist.sequence.output import checked_folder, locked
+from lr_dist.sequence.result import ComparisonResult, read_json, write_json
+from lr_dist.sequence.runner import Model, Progress, count_steps, run_sequence
+from lr_dist.sequence.summary import summarise_runs
+from lr_dist.tasks import (
+    Task,
+    TokenizedTask,
+    baseline_scores,
+    cls_encoder,
+    load_tasks,
+    tokenize_task,
+)
+
+# Raise it when a change of the code makes old runs incomparable with new ones.
+RUN_VERSION = 1
+
+
+class Listener(Protocol):
+    """Hears how a comparison goes on."""
+
+    def started(self, runs: int, runs_before: int, steps: int) -> None:
+        """Everything is checked; `steps` training steps are left in `runs - runs_before` runs."""
+
+    def run_started(self, label: str, seed: int, steps: int) -> None: ...
+
+    def progressed(self, progress: Progress) -> None: ...
+
+    def run_ended(self, run: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A checked configuration with everything loaded: nothing that can be known to fail is left to fail later."""
+
+    config: CompareConfig
+    model: Model
+    model_info: dict[str, Any]
+    tasks: list[Task]
+    tokens: list[TokenizedTask]
+    baseline: list[float]
+    distributions: dict[str, LRDistribution]
+
+    @classmethod
+    def prepare(cls, config: CompareConfig) -> Comparison:
+        """Load and check model, tasks and distributions; cheap checks come first.
+
+        Raises:
+            LRDistError: the named error of whatever cannot work.
+        """
+        distributions = _resolve(config.distributions)
+        tokenizer = load_tokenizer(config.model)
+        backbone = load_backbone(config.model)
+        layers = assign_layers(backbone)
+        for distribution in distributions.values():
+            distribution.rates(layers.num_layers)
+        length = min(config.settings.max_length, tokenizer.model_max_length)
+        settings = replace(config.settings, max_length=length)
+        sizes = {} if config.dev_size is None else {"dev_size": config.dev_size}
+        tasks = load_tasks(
+            config.tasks,
+            data_dir=config.data_dir,
+            limit=config.limit,
+            seed=config.data_seed,
+            encode=cls_encoder(backbone, tokenizer, max_length=length),
+            **sizes,
+        )
+        split = settings.evaluate_on
+        pad = tokenizer.pad_token_id
+        if pad is None:
+            raise ConfigurationError(
+                f"The tokenizer of {config.model} has no padding token, so texts cannot be batched."
+            )
+        return cls(
+            config=replace(config, settings=settings),
+            model=Model(backbone, pad, reads_first_token=tokenizer.cls_token_id is not None),
+            model_info={
+                "name": config.model,
+                "class": type(backbone).__name__,
+                "fingerprint": weights_fingerprint(backbone),
+                "num_layers": layers.num_layers,
+                "parameters": sum(p.numel() for p in backbone.parameters()),
+            },
+            tasks=tasks,
+            tokens=[tokenize_task(task, tokenizer, length) for task in tasks],
+            baseline=[baseline_scores(task, split)[task.metrics[0]] for task in tasks],
+            distributions=distributions,
+        )
+
+    def run(self, output: Path, *, command: str, listener: Listener) -> ComparisonResult:
+        """Run what is not in `output` yet, keeping `output/result.json` up to date after every run.
+
+        Raises:
+            OutputInUseError: another process works in `output`.
+            ConfigurationError: `output` holds another comparison.
+        """
+        with locked(output):
+            self._refuse_another(output)
+            runs_folder = output / "runs"
+            runs_folder.mkdir(exist_ok=True)
+            done = dict(self._finished(runs_folder))
+            plan = [(label, seed) for seed in self.config.seeds for label in self.distributions]
+            left = [key for key in plan if key not in done]
+            steps = count_steps(self.tokens, self.config.settings)
+            listener.started(len(plan), len(plan) - len(left), steps * len(left))
+            result = self._result(done, command, len(plan))
+            result.save(output / "result.json")
+            for label, seed in left:
+                listener.run_started(label, seed, steps)
+                run = self._run_one(label, seed, listener)
+                write_json(runs_folder / self._file_name(label, seed), run)
+                done[label, seed] = run
+                result = self._result(done, command, len(plan))
+                result.save(output / "result.json")
+                listener.run_ended(run)
+            return result
+
+    def _run_one(self, label: str, seed: int, listener: Listener) -> dict[str, Any]:
+        run: dict[str, Any] = {
+            "identity": self._identity(label, seed),
+            "distribution": label,
+            "seed": seed,
+            "started": _now(),
+            "environment": describe_environment(),
+        }
+        try:
+            outcome = run_sequence(
+                self.model,
+                self.tasks,
+                self.tokens,
+                self.distributions[label],
+                seed,
+                self.config.settings,
+                listener.progressed,
+            )
+        except DivergedError as error:
+            return {**run, "status": "diverged", "reason": str(error)}
+        return {
+            **run,
+            "status": "done",
+            "matrix": outcome.matrix,
+            "scores": outcome.scores,
+            "metrics": sequence_metrics(outcome.matrix),
+            "metrics_above_baseline": sequence_metrics(above_baseline(outcome.matrix, self.baseline)),
+            "seconds": round(outcome.seconds, 3),
+            "train_seconds": round(outcome.train_seconds, 3),
+            "train_steps": outcome.train_steps,
+            "tokens": outcome.tokens,
+            "process_peak_memory_mb": peak_memory_mb(),
+        }
+
+    def _identity(self, label: str, seed: int) -> str:
+        """What makes two runs the same run; the distribution's name does not."""
+        content = {
+            "version": RUN_VERSION,
+            "model": self.model_info["fingerprint"],
+            "tasks": [(task.name, task.fingerprint) for task in self.tasks],
+            "settings": self.config.settings.to_dict(),
+            "distribution": self.distributions[label].fingerprint,
+            "seed": seed,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _file_name(self, label: str, seed: int) -> str:
+        return f"{self._identity(label, seed)[:32]}.json"
+
+    def _finished(self, folder: Path) -> list[tuple[tuple[str, int], dict[str, Any]]]:
+        found = []
+        for label in self.distributions:
+            for seed in self.config.seeds:
+                path = folder / self._file_name(label, seed)
+                if not path.exists():
+                    continue
+                run = read_json(path)
+                if not isinstance(run, dict) or run.get("identity") != self._identity(label, seed):
+                    raise InvalidResultError(f"{path} is not the run that its name says; delete it to repeat the run.")
+                found.append(((label, seed), {**run, "distribution": label}))
+        return found
+
+    def _same(self) -> dict[str, Any]:
+        """What must not change between two starts in one folder; distributions and seeds may be added."""
+        config = self.config.to_dict()
+        kept = {key: value for key, value in config.items() if key not in ("distributions", "seeds")}
+        return {**kept, "weights": self.model_info["fingerprint"], "data": [task.fingerprint for task in self.tasks]}
+
+    def _refuse_another(self, output: Path) -> None:
+        path = output / "result.json"
+        if not path.exists():
+            return
+        old = ComparisonResult.load(path)
+        before = {
+            **{key: value for key, value in old.config.items() if key not in ("distributions", "seeds")},
+            "weights": old.model["fingerprint"],
+            "data": [task["fingerprint"] for task in old.tasks],
+        }
+        now = json.loads(json.dumps(self._same()))
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if changed:
+            detail = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
+            raise ConfigurationError(
+                f"{output} holds another comparison ({detail}). Give another --output, or the same settings; only "
+                "distributions and seeds may change."
+            )
+
+    def _result(self, done: Mapping[tuple[str, int], dict[str, Any]], command: str, planned: int) -> ComparisonResult:
+        runs = [
+            done[label, seed] for label in self.distributions for seed in self.config.seeds if (label, seed) in done
+        ]
+        return ComparisonResult(
+            created=_now(),
+            command=command,
+            config=self.config.to_dict(),
+            environment=describe_environment(),
+            model=self.model_info,
+            tasks=[
+                self._describe_task(task, baseline) for task, baseline in zip(self.tasks, self.baseline, strict=True)
+            ],
+            distributions=[
+                {
+                    "label": label,
+                    "distribution": distribution.to_dict(),
+                    "fingerprint": distribution.fingerprint,
+                    "rates": distribution.absolute(self.config.settings.lr).rates(self.model_info["num_layers"]),
+                }
+                for label, distribution in self.distributions.items()
+            ],
+            runs=runs,
+            summary=[
+                summarise_runs(label, [r for r in runs if r["distribution"] == label]) for label in self.distributions
+            ],
+            planned_runs=planned,
+        )
+
+    def _describe_task(self, task: Task, baseline: float) -> dict[str, Any]:
+        return {
+            "name": task.name,
+            "kind": task.kind,
+            "metric": task.metrics[0],
+            "classes": list(task.classes),
+            "examples": {name: len(getattr(task, name)) for name in ("train", "dev", "validation")},
+            "scored_on": self.config.settings.evaluate_on,
+            "baseline": baseline,
+            "note": task.note,
+            "fingerprint": task.fingerprint,
+        }
+
+
+def compare(config: CompareConfig, output: str | Path, *, listener: Listener, command: str = "") -> ComparisonResult:
+    """Check everything, then run the comparison in `output`; see `Comparison`."""
+    folder = checked_folder(output)
+    return Comparison.prepare(config).run(folder, command=command, listener=listener)
+
+
+def _resolve(specs: Sequence[str | Mapping[str, Any]]) -> dict[str, LRDistribution]:
+    resolved: dict[str, LRDistribution] = {}
+    for spec in specs:
+        distribution = resolve_distribution(spec)
+        label = spec if isinstance(spec, str) else str(distribution)
+        twin = next((name for name, other in resolved.items() if other == distribution), None)
+        if twin is not None or label in resolved:
+            raise ConfigurationError(f"{label} is the same distribution as {twin or label}; list each one once.")
+        resolved[label] = distribution
+    return resolved
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,61 @@
+"""What an accuracy matrix says: average accuracy, backward and forward transfer, forgetting, p_o and p_s.
+
+The matrix R has N + 1 rows and N columns: R[i][j] is the score on task j+1 after i tasks were learned, so row 0
+is the pre-trained model with untrained heads.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+
+Matrix = Sequence[Sequence[float]]
+
+METRICS = ("average_accuracy", "backward_transfer", "forgetting", "forward_transfer", "p_o", "p_s")
+
+
+def sequence_metrics(matrix: Matrix) -> dict[str, float]:
+    """All metrics of one run.
+
+    With T = N tasks, R as above and 1-based task numbers:
+        average_accuracy = mean_j R[T][j]                                (Lopez-Paz & Ranzato 2017)
+        backward_transfer = mean_{j<T} R[T][j] - R[j][j]                 (likewise; negative where it forgot)
+        forgetting = mean_{j<T} max_{1<=i<T} R[i][j] - R[T][j]           (Chaudhry et al. 2018, equation 3)
+        forward_transfer = mean_{j>1} R[j-1][j] - R[0][j]                (Lopez-Paz & Ranzato 2017)
+        p_o = mean_{j<T} R[T][j], p_s = R[T][T]                          (arXiv 2404.01317, there for T = 2)
+
+    Raises:
+        ValueError: fewer than two tasks, or not N + 1 rows of N scores.
+    """
+    tasks = len(matrix) - 1
+    if tasks < 2 or any(len(row) != tasks for row in matrix):
+        raise ValueError(f"An accuracy matrix has N + 1 rows of N >= 2 scores, not {[len(r) for r in matrix]}.")
+    last = matrix[tasks]
+    old = range(tasks - 1)
+    return {
+        "average_accuracy": statistics.fmean(last),
+        "backward_transfer": statistics.fmean(last[j] - matrix[j + 1][j] for j in old),
+        "forgetting": statistics.fmean(max(matrix[i][j] for i in range(1, tasks)) - last[j] for j in old),
+        "forward_transfer": statistics.fmean(matrix[j][j] - matrix[0][j] for j in range(1, tasks)),
+        "p_o": statistics.fmean(last[:-1]),
+        "p_s": last[-1],
+    }
+
+
+def above_baseline(matrix: Matrix, baseline: Sequence[float]) -> list[list[float]]:
+    """The matrix rescaled so that 0 is the majority class (or chance) and 1 is a perfect score, task by task."""
+    return [
+        [(score - low) / (1 - low) if low < 1 else 0.0 for score, low in zip(row, baseline, strict=True)]
+        for row in matrix
+    ]
+
+
+def was_learned(score: float, baseline: float, examples: int) -> bool:
+    """Whether a score stands out from the majority class's by more than two standard errors.
+
+    The standard error is that of a proportion over `examples` test examples (also taken, roughly, for Matthews and
+    Pearson, whose baseline is 0: there 1 / sqrt(examples)).
+    """
+    spread = math.sqrt(baseline * (1 - baseline) / examples) if 0 < baseline < 1 else 1 / math.sqrt(examples)
+    return score - baseline > 2 * spread

@@ -1,0 +1,58 @@
+"""The output folder of long work: checked before hours are spent, and used by one process at a time."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lr_dist.errors import ConfigurationError, OutputInUseError
+
+NEEDED_MB = 50
+
+
+def checked_folder(output: str | Path) -> Path:
+    """The folder, made if needed, that can be written to and has room for results.
+
+    Raises:
+        ConfigurationError: not a folder, not writable, or nearly full.
+    """
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-"):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigurationError(
+            f"Cannot write to the output folder {folder}: {reason}. Give another --output."
+        ) from error
+    free = shutil.disk_usage(folder).free / 2**20
+    if free < NEEDED_MB:
+        raise ConfigurationError(
+            f"Only {free:.0f} MiB are free on the disk of {folder}; at least {NEEDED_MB} are needed. "
+            "Free some, or give another --output."
+        )
+    return folder
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock; the system releases it however the process ends.
+
+    Raises:
+        OutputInUseError: another process holds it.
+    """
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise OutputInUseError(f"Another process writes to {folder}. Wait for it, or give another --output.") from None
+    try:
+        yield
+    finally:
+        lock.release()

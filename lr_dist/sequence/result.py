@@ -1,0 +1,102 @@
+"""The result file of a comparison: JSON with a schema version, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from lr_dist.errors import InvalidResultError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """All that a comparison found, and all that is needed to get it again.
+
+    Attributes:
+        created: UTC time of writing, ISO 8601.
+        command: the command line that wrote it.
+        config: the comparison's settings, see `lr_dist.sequence.compare_config.CompareConfig`.
+        environment: versions and machine, see `lr_dist.sequence.environment`.
+        model: name, weights' fingerprint, number of layers, number of parameters.
+        tasks: a mapping a task: name, kind, primary metric, sizes, data fingerprint, note, and `baseline`, the
+            primary score of always predicting train's majority class.
+        distributions: a mapping a distribution: label, content, fingerprint, rate of every group.
+        runs: a mapping a run: distribution (label), seed, status ("done" or "diverged"), matrix, scores, metrics,
+            metrics_above_baseline, seconds, steps, tokens, peak memory.
+        summary: a mapping a distribution: label, runs, diverged, and mean, sd and n of every metric, of every entry
+            of the matrix, and of the metrics above the baseline.
+        planned_runs: how many runs the comparison has when it is complete.
+    """
+
+    created: str
+    command: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    model: dict[str, Any]
+    tasks: list[dict[str, Any]]
+    distributions: list[dict[str, Any]]
+    runs: list[dict[str, Any]]
+    summary: list[dict[str, Any]]
+    planned_runs: int
+
+    def to_dict(self) -> dict[str, Any]:
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"schema_version": SCHEMA_VERSION, "kind": "compare", **content}
+
+    def save(self, path: Path) -> None:
+        write_json(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | Path) -> ComparisonResult:
+        """Read a result file.
+
+        Raises:
+            InvalidResultError: not a result file, or of another schema version.
+        """
+        data = read_json(Path(path))
+        if not isinstance(data, dict) or data.get("kind") != "compare":
+            raise InvalidResultError(f"{path} is no result file of `lr-dist compare`.")
+        if data.get("schema_version") != SCHEMA_VERSION:
+            raise InvalidResultError(
+                f"{path} has schema_version {data.get('schema_version')!r}; this version of lr-dist reads "
+                f"{SCHEMA_VERSION}. Read it with the version that wrote it, or run the comparison again."
+            )
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in data]
+        if missing:
+            raise InvalidResultError(f"{path} lacks {', '.join(missing)}; it was cut or edited.")
+        return cls(**{name: data[name] for name in names})
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(data, file, indent=1, allow_nan=False)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        FileNotFoundError: no such file.
+        InvalidResultError: not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidResultError(f"{path} is not readable JSON: {error}") from error

@@ -1,0 +1,211 @@
+"""Learn tasks one after the other with one distribution and one seed, and fill the accuracy matrix."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lr_dist.callback import LayerwiseLR
+from lr_dist.distribution import LRDistribution
+from lr_dist.sequence.classifier import SequenceClassifier
+from lr_dist.sequence.methods import build_method
+from lr_dist.sequence.seeds import derive_seed, set_seed
+from lr_dist.sequence.settings import SequenceSettings
+from lr_dist.tasks import Scorer, Task, TokenizedTask, TokenSplit, eval_loader, train_loader
+
+EVAL_BATCH_SIZE = 128
+
+
+@dataclass(frozen=True)
+class Model:
+    """Pre-trained weights that every run starts from, and what reading tokens for them needs."""
+
+    backbone: nn.Module
+    pad_token_id: int
+    reads_first_token: bool
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: `phase` is "train" or "test", `task` a task's name, `steps` training steps just done."""
+
+    phase: str
+    task: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class SequenceRun:
+    """The outcome of one run.
+
+    Attributes:
+        matrix: N + 1 rows of N primary scores, see `lr_dist.sequence.metrics`.
+        scores: every metric behind each entry of the matrix, in the same places.
+        seconds: wall time, and the part of it spent in training steps.
+        tokens: tokens trained on, padding not counted.
+    """
+
+    matrix: list[list[float]]
+    scores: list[list[dict[str, float]]]
+    seconds: float
+    train_seconds: float
+    train_steps: int
+    tokens: int
+
+
+def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings) -> int:
+    """Training steps of one run."""
+    return sum(settings.epochs * -(-len(task.train) // settings.batch_size) for task in tasks)
+
+
+def run_sequence(
+    model: Model,
+    tasks: Sequence[Task],
+    tokens: Sequence[TokenizedTask],
+    distribution: LRDistribution,
+    seed: int,
+    settings: SequenceSettings,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> SequenceRun:
+    """Learn `tasks` in their order, each with a fresh optimizer and schedule, testing all of them after each.
+
+    The weights in `model` are copied, never changed. Every step of the run (heads, each task's order and dropout)
+    draws from a seed of its own, derived from `seed`.
+
+    Raises:
+        DivergedError: a loss became NaN or infinite.
+        ConfigurationError: an encoder-decoder, or a bad method.
+    """
+    start = time.perf_counter()
+    set_seed(seed, "heads")
+    heads = {task.head: task.num_outputs for task in tasks}
+    module = SequenceClassifier(
+        copy.deepcopy(model.backbone),
+        heads,
+        reads_first_token=model.reads_first_token,
+        settings=settings,
+        method=build_method(settings.method),
+    )
+    module.method.before_sequence(module)
+
+    def test_all() -> list[dict[str, float]]:
+        row = []
+        for task, split in zip(tasks, tokens, strict=True):
+            report(Progress("test", task.name, 0))
+            row.append(evaluate(module, task, getattr(split, settings.evaluate_on), model.pad_token_id))
+        return row
+
+    scores = [test_all()]
+    train_seconds = 0.0
+    for index, (task, split) in enumerate(zip(tasks, tokens, strict=True)):
+        module.method.before_task(module, index, split.train)
+        began = time.perf_counter()
+        _fit(module, task, split.train, index, distribution, seed, model.pad_token_id, report)
+        train_seconds += time.perf_counter() - began
+        module.method.after_task(module, index, split.train)
+        scores.append(test_all())
+    return SequenceRun(
+        matrix=[[entry[task.metrics[0]] for entry, task in zip(row, tasks, strict=True)] for row in scores],
+        scores=scores,
+        seconds=time.perf_counter() - start,
+        train_seconds=train_seconds,
+        train_steps=count_steps(tokens, settings),
+        tokens=settings.epochs * sum(int(split.train.lengths.sum()) for split in tokens),
+    )
+
+
+def evaluate(module: SequenceClassifier, task: Task, split: TokenSplit, pad_token_id: int) -> dict[str, float]:
+    """Every metric of `task` on a split, without gradients, in large batches of similar length."""
+    was_training = module.training
+    module.eval()
+    scorer = Scorer(task)
+    bf16 = module.settings.precision == "bf16-mixed"
+    with torch.inference_mode(), torch.autocast(module.device.type, torch.bfloat16, enabled=bf16):
+        for batch in eval_loader(split, EVAL_BATCH_SIZE, pad_token_id):
+            moved = {key: value.to(module.device) for key, value in batch.items()}
+            scorer.update(module(moved, task.head).cpu(), batch["labels"])
+    module.train(was_training)
+    return scorer.compute()
+
+
+def _fit(
+    module: SequenceClassifier,
+    task: Task,
+    train: TokenSplit,
+    index: int,
+    distribution: LRDistribution,
+    seed: int,
+    pad_token_id: int,
+    report: Callable[[Progress], None],
+) -> None:
+    settings = module.settings
+    set_seed(seed, "task", index)
+    loader = train_loader(train, settings.batch_size, derive_seed(seed, "order", index), pad_token_id)
+    module.start_task(task.head, regression=task.kind == "regression", total_steps=settings.epochs * len(loader))
+    with _quiet():
+        trainer = L.Trainer(
+            max_epochs=settings.epochs,
+            accelerator="auto",
+            devices=1,
+            precision=settings.precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[LayerwiseLR(distribution, verbose=False), _Reporter(task.name, report)],
+        )
+        _fit_or_interrupt(trainer, module, loader)
+    module.train()
+
+
+def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: DataLoader[Any]) -> None:
+    """Lightning turns Ctrl-C into sys.exit(1) and leaves the signal ignored; give the interrupt back instead."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        trainer.fit(module, loader)
+    except SystemExit:
+        if trainer.interrupted:
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+
+
+class _Reporter(L.Callback):
+    def __init__(self, task: str, report: Callable[[Progress], None]) -> None:
+        self._task = task
+        self._report = report
+
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+        self._report(Progress("train", self._task, 1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's start-up lines and its advice on loaders and loggers, which would repeat every task."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,18 @@
+"""Seeds of the single steps of a run, so that no step's random numbers depend on how many another one drew."""
+
+from __future__ import annotations
+
+import hashlib
+
+import lightning.pytorch as L
+
+
+def derive_seed(seed: int, *step: str | int) -> int:
+    """A 31-bit seed for one step of the run `seed`, e.g. `derive_seed(0, "task", 1)`."""
+    digest = hashlib.sha256(repr((seed, *step)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def set_seed(seed: int, *step: str | int) -> None:
+    """Seed Python, NumPy and torch for one step."""
+    L.seed_everything(derive_seed(seed, *step), workers=True, verbose=False)

@@ -1,0 +1,64 @@
+"""How each task of a sequence is trained and scored."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lr_dist.errors import ConfigurationError
+
+SCHEDULES = ("cosine", "linear", "constant")
+PRECISIONS = ("32-true", "bf16-mixed")
+SPLITS = ("validation", "dev")
+
+
+@dataclass(frozen=True)
+class SequenceSettings:
+    """Training settings that are the same for every task of a sequence.
+
+    Attributes:
+        epochs: passes over each task's training examples.
+        batch_size: examples a step.
+        max_length: tokens an example, at most; longer ones are cut.
+        lr: the optimizer's own rate, which only relative distributions use.
+        weight_decay: AdamW's decoupled decay; 0 (the default, as in arXiv 2404.01317) makes it Adam.
+        warmup: share of each task's steps with a linearly rising rate.
+        schedule: after the warm-up, `cosine` or `linear` to 0, or `constant`; restarted for each task.
+        precision: Lightning's name, `32-true` or `bf16-mixed`.
+        evaluate_on: `validation` (the official split, for evidence) or `dev` (drawn from train, for searching).
+        method: what is done against forgetting beside the rates, see `lr_dist.sequence.methods`.
+
+    Raises:
+        ConfigurationError: a value out of range.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    max_length: int = 128
+    lr: float = 1e-5
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    schedule: str = "cosine"
+    precision: str = "32-true"
+    evaluate_on: str = "validation"
+    method: str = "finetune"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        if self.max_length < 8:
+            raise ConfigurationError(f"max_length must be at least 8 tokens, not {self.max_length}.")
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise ConfigurationError(f"lr must be finite and greater than 0, not {self.lr}.")
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ConfigurationError(f"weight_decay must be finite and 0 or more, not {self.weight_decay}.")
+        if not 0 <= self.warmup < 1:
+            raise ConfigurationError(f"warmup is a share of the steps from 0 to below 1, not {self.warmup}.")
+        for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("evaluate_on", SPLITS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)

@@ -1,0 +1,40 @@
+"""Mean and spread over the seeds of one distribution."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def summarise_runs(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean, standard deviation and count over the seeds of one distribution; diverged runs are counted apart."""
+    done = [run for run in runs if run["status"] == "done"]
+    size = range(len(done[0]["matrix"][0])) if done else range(0)
+    rows = range(len(size) + 1) if done else range(0)
+    cells = [[summarise([{"score": run["matrix"][i][j]} for run in done])["score"] for j in size] for i in rows]
+    return {
+        "distribution": label,
+        "runs": len(done),
+        "diverged": len(runs) - len(done),
+        "metrics": summarise([run["metrics"] for run in done]),
+        "metrics_above_baseline": summarise([run["metrics_above_baseline"] for run in done]),
+        "matrix": {
+            "mean": [[cell["mean"] for cell in row] for row in cells],
+            "sd": [[cell["sd"] for cell in row] for row in cells],
+        },
+        "seconds": summarise([{"seconds": run["seconds"]} for run in done]).get("seconds"),
+    }
+
+
+def summarise(runs: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Mean, sample standard deviation (0 for one run) and number of runs of every metric."""
+    return {
+        name: {
+            "mean": statistics.fmean(values),
+            "sd": statistics.stdev(values) if len(values) > 1 else 0.0,
+            "n": len(values),
+        }
+        for name in (runs[0] if runs else ())
+        for values in [[run[name] for run in runs]]
+    }
