@@ -14,13 +14,15 @@ from lr_dist._distribution import text as text_form
 from lr_dist._distribution.edits import Edit, apply_edits
 from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
-from lr_dist.errors import InvalidDistributionError, LayerCountError, ZeroRateError
+from lr_dist.errors import InvalidDistributionError, LayerCountError, ZeroRateError, shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
 
 MAX_LAYERS = 10_000
+# Every level of means within means is two levels of YAML, of which `yaml_io` reads 32.
+MAX_NESTING = 10
 
 
 def group_names(num_layers: int) -> list[str]:
@@ -54,7 +56,7 @@ class LRDistribution:
     def __post_init__(self) -> None:
         family = _family(self.family)
         if not isinstance(self.relative, bool):
-            raise InvalidDistributionError(f"relative must be true or false, not {self.relative!r}.")
+            raise InvalidDistributionError(f"relative must be true or false, not {shown(self.relative)}.")
         object.__setattr__(self, "edits", tuple(self.edits))
         object.__setattr__(self, "values", _checked(self.family, family, dict(self.values)))
 
@@ -135,14 +137,17 @@ class LRDistribution:
         """
         if not isinstance(data, Mapping) or "family" not in data:
             raise InvalidDistributionError(
-                f"A distribution is a mapping with the key `family` (one of {', '.join(FAMILIES)}), not {_short(data)}."
+                f"A distribution is a mapping with the key `family` (one of {', '.join(FAMILIES)}), not {shown(data)}."
             )
         rest = {key: value for key, value in data.items() if key not in ("family", "relative", "edits")}
         if data["family"] == "geometric_mean" and isinstance(rest.get("of"), (list, tuple)):
-            rest["of"] = tuple(cls.from_dict(part) for part in rest["of"])
+            try:
+                rest["of"] = tuple(cls.from_dict(part) for part in rest["of"])
+            except RecursionError:
+                raise InvalidDistributionError("geometric_mean is nested endlessly.") from None
         edits = data.get("edits", [])
         if not isinstance(edits, (list, tuple)):
-            raise InvalidDistributionError(f"edits must be a list, not {_short(edits)}.")
+            raise InvalidDistributionError(f"edits must be a list, not {shown(edits)}.")
         relative = data.get("relative", False)
         return cls(data["family"], tuple(rest.items()), relative, tuple(Edit.from_dict(e) for e in edits))
 
@@ -172,6 +177,11 @@ class LRDistribution:
         parts = dict(self.values).get("of", ())
         own = [rate for key in FAMILIES[self.family].rate_keys for rate in _as_tuple(dict(self.values)[key])]
         return 0 in own or any(edit.rate == 0 for edit in self.edits) or any(p.can_freeze for p in parts)
+
+    @property
+    def nesting(self) -> int:
+        """0, or for a geometric mean one more than the deepest of its parts."""
+        return max((1 + part.nesting for part in dict(self.values).get("of", ())), default=0)
 
     # Operations; each returns a new distribution ---------------------------------------------------------
 
@@ -251,8 +261,10 @@ class LRDistribution:
     def table(self, num_layers: int) -> Table:
         """A rich table of the rates; `rich.print` it."""
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=f"{self} ({num_layers} layers)")
+        # Text, because rich would read `[...]` as markup.
+        table = Table(title=Text(f"{self} ({num_layers} layers)"))
         table.add_column("group")
         table.add_column("x optimizer's rate" if self.relative else "learning rate", justify="right")
         for group, rate in self.rates(num_layers).items():
@@ -271,7 +283,7 @@ def check_num_layers(num_layers: int) -> None:
     whole = isinstance(num_layers, int) and not isinstance(num_layers, bool)
     if not whole or not 1 <= num_layers <= MAX_LAYERS:
         raise LayerCountError(
-            f"num_layers must be a whole number from 1 to {MAX_LAYERS}, not {num_layers!r}. "
+            f"num_layers must be a whole number from 1 to {MAX_LAYERS}, not {shown(num_layers)}. "
             "`lr-dist layers --model NAME` shows how many layers a model has."
         )
 
@@ -279,7 +291,7 @@ def check_num_layers(num_layers: int) -> None:
 def _family(name: Any) -> Family:
     if not isinstance(name, str) or name not in FAMILIES:
         raise InvalidDistributionError(
-            f"Unknown family {_short(name)}. The families are {', '.join(FAMILIES)}; "
+            f"Unknown family {shown(name)}. The families are {', '.join(FAMILIES)}; "
             "`lr-dist presets list` shows the presets."
         )
     return FAMILIES[name]
@@ -287,10 +299,10 @@ def _family(name: Any) -> Family:
 
 def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The family's values, complete, checked, as floats and tuples, in the family's order."""
-    unknown = [str(key) for key in given if key not in family.keys]
+    unknown = [shown(key) for key in given if key not in family.keys]
     if unknown:
         raise InvalidDistributionError(
-            f"{name} has no key {', '.join(map(repr, unknown))}; its keys are {', '.join(family.keys)}."
+            f"{name} has no key {', '.join(unknown)}; its keys are {', '.join(family.keys)}."
         )
     given = {**(family.defaults or {}), **given}
     missing = [key for key in family.keys if key not in given]
@@ -310,9 +322,13 @@ def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[st
 
 def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...], tuple[float, ...]]:
     if not isinstance(parts, (list, tuple)) or not all(isinstance(p, LRDistribution) for p in parts):
-        raise InvalidDistributionError(f"geometric_mean takes a list of distributions, not {_short(parts)}.")
+        raise InvalidDistributionError(f"geometric_mean takes a list of distributions, not {shown(parts)}.")
     if not parts:
         raise InvalidDistributionError("geometric_mean of no distributions; give at least one.")
+    if max(part.nesting for part in parts) >= MAX_NESTING:
+        raise InvalidDistributionError(
+            f"geometric_mean is nested deeper than {MAX_NESTING} levels; take one mean with weights instead."
+        )
     if len({part.relative for part in parts}) > 1:
         raise InvalidDistributionError(
             "geometric_mean mixes relative and absolute distributions; turn one kind into the other first "
@@ -328,7 +344,7 @@ def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...]
     if len(checked) != len(parts) or sum(checked) == 0:
         raise InvalidDistributionError(
             f"geometric_mean of {len(parts)} distributions needs {len(parts)} weights that are not all 0; "
-            f"got {_short(list(checked))}."
+            f"got {shown(list(checked))}."
         )
     return tuple(parts), checked
 
@@ -356,11 +372,6 @@ def _geometric_mean(
 
 def _as_tuple(value: Any) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 __all__ = ["GROUPED_KEYS", "LRDistribution", "check_num_layers", "group_names"]

@@ -7,6 +7,16 @@ says what was wrong, shows the value, and says what to do instead.
 from __future__ import annotations
 
 
+def shown(value: object) -> str:
+    """`value` as an error's message shows it: its repr, cut at 80 characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        # Python refuses to write out whole numbers of more than 4,300 digits.
+        return f"<a {type(value).__name__} too long to show>"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 class LRDistError(Exception):
     """Base of all errors of lr-dist."""
 

@@ -1,8 +1,8 @@
 """Reading YAML that may come from anyone: no code runs, nothing repeats, nothing explodes.
 
 Stricter than `yaml.safe_load`: duplicate keys, tags, anchors and aliases are refused, and so are files above
-1 MB, nesting above 32 and texts that are not UTF-8. Scalars follow YAML 1.2's core schema, in which `1e-5` is a
-number (PyYAML's default reads it as text) and `12:30` or `2024-04-01` are texts.
+1 MB or 50,000 nodes, nesting above 32 and texts that are not UTF-8. Scalars follow YAML 1.2's core schema, in
+which `1e-5` is a number (PyYAML's default reads it as text) and `12:30` or `2024-04-01` are texts.
 """
 
 from __future__ import annotations
@@ -17,10 +17,15 @@ from lr_dist.errors import InvalidYAMLError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_NODES = 50_000
 
 
 class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes every text that `_Loader` would read as something else, such as `1e-5`."""
 
 
 _FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
@@ -30,7 +35,17 @@ for _tag, _pattern, _first in (
     ("int", r"[-+]?[0-9]+", list("-+0123456789")),
     ("float", _FLOAT, list("-+.0123456789")),
 ):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # Line breaks that PyYAML leaves unescaped outside of double quotes, such as U+0085, are read back as spaces.
+    style = None if text.isprintable() else '"'
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
@@ -73,8 +88,9 @@ def parse_yaml(text: str | bytes, *, source: str) -> Any:
         _check_events(text, source)
         return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
-        raise InvalidYAMLError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
-    except (ValueError, RecursionError) as error:
+        message = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        raise InvalidYAMLError(f"{source} is not valid YAML: {message}") from error
+    except (ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, InvalidYAMLError):
             raise
         raise InvalidYAMLError(f"{source} cannot be read as YAML: {error}") from error
@@ -82,7 +98,7 @@ def parse_yaml(text: str | bytes, *, source: str) -> Any:
 
 def dump_yaml(data: Any) -> str:
     """YAML text of plain data (dicts, lists, texts, numbers), keys in their given order."""
-    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, default_flow_style=False, width=100)
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=100)
 
 
 def _check_size(size: int, source: str) -> None:
@@ -93,8 +109,12 @@ def _check_size(size: int, source: str) -> None:
 def _check_events(text: str, source: str) -> None:
     """Walk the flat event stream before anything is built from it."""
     depth = 0
-    for event in yaml.parse(text, Loader=_Loader):
+    for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1 if event.start_mark else 0
+        if number > MAX_NODES:
+            raise InvalidYAMLError(f"{source}, line {line}: more than {MAX_NODES:,} nodes.")
+        if isinstance(event, yaml.ScalarEvent):
+            event.value.encode("utf-8")  # a ValueError for half a character, as in "\ud800"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise InvalidYAMLError(f"{source}, line {line}: anchors and aliases are not allowed; write it out.")
         tag = getattr(event, "tag", None)

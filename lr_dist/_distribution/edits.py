@@ -9,9 +9,9 @@ from typing import Any
 
 from lr_dist._distribution.families import relative_depths
 from lr_dist._distribution.rates import check_rate
-from lr_dist.errors import InvalidDistributionError, LayerCountError
+from lr_dist.errors import InvalidDistributionError, LayerCountError, shown
 
-GROUP_NAME = re.compile(r"embeddings|head|layers\.-?\d{1,6}")
+GROUP_NAME = re.compile(r"embeddings|head|layers\.(0|-?[1-9][0-9]{0,5})")
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,10 @@ class Edit:
 
     An end is a group's name (`layers.-1` counts from the top), or a relative depth from 0 to 1 among the
     layers; a range that holds no layer of a model changes nothing there.
+
+    Raises:
+        InvalidDistributionError: an end that names no depth, or a range that runs from deep to shallow.
+        InvalidRateError: no learning rate.
     """
 
     first: str | float
@@ -30,6 +34,10 @@ class Edit:
         object.__setattr__(self, "first", _checked_end(self.first))
         object.__setattr__(self, "last", _checked_end(self.last))
         object.__setattr__(self, "rate", check_rate(f"rate of {self.first}", self.rate))
+        # A layer's number has no place here before the number of layers is known: `apply_edits` checks those.
+        first, last = _place(self.first), _place(self.last)
+        if first is not None and last is not None and first > last:
+            raise InvalidDistributionError(f"{self.first}..{self.last} runs backwards; write the shallower end first.")
 
     def to_dict(self) -> dict[str, Any]:
         return {"from": self.first, "to": self.last, "rate": self.rate}
@@ -37,7 +45,7 @@ class Edit:
     @classmethod
     def from_dict(cls, data: Any) -> Edit:
         if not isinstance(data, Mapping) or set(data) != {"from", "to", "rate"}:
-            raise InvalidDistributionError(f"An edit is a mapping of from, to and rate, not {data!r}.")
+            raise InvalidDistributionError(f"An edit is a mapping of from, to and rate, not {shown(data)}.")
         return cls(data["from"], data["to"], data["rate"])
 
 
@@ -65,11 +73,17 @@ def _checked_end(end: Any) -> str | float:
     if isinstance(end, str) and GROUP_NAME.fullmatch(end):
         return end
     if isinstance(end, (int, float)) and not isinstance(end, bool) and 0 <= end <= 1:
-        return float(end)
+        return float(end) + 0.0  # -0.0 becomes 0.0
     raise InvalidDistributionError(
-        f"{end!r} names no depth. Use embeddings, head, layers.K (layers.-1 is the last), "
+        f"{shown(end)} names no depth. Use embeddings, head, layers.K (layers.-1 is the last), "
         "or a relative depth from 0 to 1."
     )
+
+
+def _place(end: str | float) -> float | None:
+    if isinstance(end, float):
+        return end
+    return {"embeddings": -1.0, "head": 2.0}.get(end)
 
 
 def _index(end: str | float, names: list[str], *, upper: bool) -> int:

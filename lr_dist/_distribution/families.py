@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lr_dist._distribution.rates import LARGEST, SMALLEST
 from lr_dist.errors import InvalidRateError
 
 GROUPED_KEYS = ("embeddings", *(f"g{i}" for i in range(1, 9)), "head")
@@ -58,15 +59,14 @@ def interpolate(rates: Sequence[float], num_layers: int) -> list[float]:
     if len(rates) == 1:
         return [rates[0]] * num_layers
     result = []
-    for depth in relative_depths(num_layers):
-        position = depth * (len(rates) - 1)
-        below = min(math.floor(position), len(rates) - 2)
-        share = position - below
-        low, high = rates[below], rates[below + 1]
+    for j in range(num_layers):
+        # Whole numbers: depths that both models have get their rate exactly, and "equal distance" is exact.
+        # A single layer sits at relative depth 1/2.
+        below, rest = divmod(j * (len(rates) - 1), num_layers - 1) if num_layers > 1 else divmod(len(rates) - 1, 2)
+        share = rest / (num_layers - 1 if num_layers > 1 else 2)
+        low, high = rates[below], rates[min(below + 1, len(rates) - 1)]
         if share == 0 or low == high:
             result.append(low)
-        elif share == 1:
-            result.append(high)
         elif low == 0 or high == 0:
             result.append(low if share <= 0.5 else high)
         else:
@@ -98,11 +98,11 @@ def _geometric(lr: float, factor: float, num_layers: int, what: str) -> list[flo
     rates = []
     for steps in range(num_layers + 1, -1, -1):
         try:
-            rate = lr * factor**steps
+            rate = lr * factor**steps if lr > 0 else 0.0
         except OverflowError:
             rate = math.inf
         # A rate that only rounding made 0 would freeze a layer that nobody asked to freeze.
-        if not math.isfinite(rate) or (rate == 0 and lr > 0):
+        if lr > 0 and not SMALLEST <= rate <= LARGEST:
             raise InvalidRateError(
                 f"{what} over {num_layers} layers leaves the range of floating-point numbers "
                 f"({lr:g} x {factor:g}^{steps}). Use a factor closer to 1, or `from_layers`."

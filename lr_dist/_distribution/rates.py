@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
-from lr_dist.errors import InvalidRateError
+from lr_dist.errors import InvalidRateError, shown
+
+# Beyond these no product, mean or logarithm of two rates is safe from rounding to 0 or to infinity.
+SMALLEST, LARGEST = 1e-300, 1e300
 
 
 def check_rate(what: str, value: Any) -> float:
@@ -18,13 +22,15 @@ def check_rate(what: str, value: Any) -> float:
     number = _number(what, value)
     if not math.isfinite(number) or number < 0:
         raise InvalidRateError(f"{what}={value!r} is no learning rate: it must be finite and 0 or more.")
+    if number != 0:
+        _check_range(what, number)
     return number + 0.0  # -0.0 becomes 0.0
 
 
 def check_rates(what: str, values: Any) -> tuple[float, ...]:
     """A list of learning rates, at least one."""
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not values:
-        raise InvalidRateError(f"{what} must be a list of at least one number, not {values!r}.")
+        raise InvalidRateError(f"{what} must be a list of at least one number, not {shown(values)}.")
     return tuple(check_rate(f"{what}[{i}]", value) for i, value in enumerate(values))
 
 
@@ -33,6 +39,7 @@ def check_factor(what: str, value: Any) -> float:
     number = _number(what, value)
     if not math.isfinite(number) or number <= 0:
         raise InvalidRateError(f"{what}={value!r} must be finite and greater than 0.")
+    _check_range(what, number)
     return number
 
 
@@ -47,9 +54,15 @@ def scaled(what: str, value: Any, factor: float) -> Any:
 
 
 def _number(what: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidRateError(f"{what}={value!r} is not a number; write it like 2e-5.")
+    # Real takes NumPy's scalars in too.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise InvalidRateError(f"{what}={shown(value)} is not a number; write it like 2e-5.")
     try:
         return float(value)
     except OverflowError:
         raise InvalidRateError(f"{what} is too large for a floating-point number.") from None
+
+
+def _check_range(what: str, number: float) -> None:
+    if not SMALLEST <= number <= LARGEST:
+        raise InvalidRateError(f"{what}={number!r} is out of range; use {SMALLEST:g} to {LARGEST:g}.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from lr_dist._distribution.edits import GROUP_NAME, Edit
 from lr_dist._distribution.families import FAMILIES
-from lr_dist.errors import InvalidDistributionError, InvalidRateError
+from lr_dist.errors import InvalidDistributionError, InvalidRateError, shown
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 EXAMPLES = "flat:lr=2e-5, decay:lr=4e-4,factor=0.7, flat:lr=1e-4,freeze=embeddings..layers.3"
@@ -27,9 +27,13 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
         InvalidDistributionError: malformed text.
     """
     if not isinstance(text, str) or not is_text_form(text):
-        raise InvalidDistributionError(f"{text!r} is no distribution; write family:key=value,... as in {EXAMPLES}.")
+        raise InvalidDistributionError(
+            f"{shown(text)} is no distribution; write family:key=value,... as in {EXAMPLES}."
+        )
     family, _, rest = text.partition(":")
     family = family.strip()
+    if family == "geometric_mean":
+        raise InvalidDistributionError("geometric_mean has no text form; write it into a YAML file and give its path.")
     own = FAMILIES[family].keys if family in FAMILIES else ()
     values: dict[str, Any] = {}
     relative = False
@@ -38,9 +42,9 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
     for item in filter(None, (part.strip() for part in rest.split(","))):
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
-            raise InvalidDistributionError(f"{item!r} in {text!r} is not key=value; examples: {EXAMPLES}.")
+            raise InvalidDistributionError(f"{shown(item)} in {shown(text)} is not key=value; examples: {EXAMPLES}.")
         if key in seen and key != "freeze":
-            raise InvalidDistributionError(f"{key} stands twice in {text!r}; give it once.")
+            raise InvalidDistributionError(f"{key} stands twice in {shown(text)}; give it once.")
         seen.add(key)
         if key in own:
             values[key] = _value(key, value)
@@ -59,23 +63,25 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
 def join(family: str, values: Mapping[str, Any], relative: bool, edits: Sequence[Edit]) -> str:
     """The text form; a geometric mean has none that can be parsed and is shown as `geometric_mean(...)`."""
     if family == "geometric_mean":
-        items = [str(part) for part in values["of"]]
-        return f"geometric_mean({'; '.join(items)})"
-    parts = [
-        f"{key}={'/'.join(map(short, value)) if isinstance(value, tuple) else short(value)}"
-        for key, value in values.items()
-    ]
-    if relative:
-        parts.append("relative=true")
+        head = f"geometric_mean({'; '.join(str(part) for part in values['of'])})"
+        parts = [] if len(set(values["weights"])) == 1 else [f"weights={'/'.join(map(short, values['weights']))}"]
+    else:
+        head = family
+        parts = [
+            f"{key}={'/'.join(map(short, value)) if isinstance(value, tuple) else short(value)}"
+            for key, value in values.items()
+        ]
+        if relative:
+            parts.append("relative=true")
     for edit in edits:
         first, last = (end if isinstance(end, str) else short(end) for end in (edit.first, edit.last))
         if edit.rate == 0:
             parts.append(f"freeze={first}..{last}")
-        elif first == last and first not in values:
+        elif isinstance(edit.first, str) and first == last and first not in values:
             parts.append(f"{first}={short(edit.rate)}")
         else:
             parts.append(f"[{first}..{last}={short(edit.rate)}]")  # only from YAML; shown, not parsed
-    return f"{family}:{','.join(parts)}"
+    return f"{head}:{','.join(parts)}" if parts else head
 
 
 def short(number: float) -> str:
@@ -95,7 +101,7 @@ def _value(key: str, value: str) -> Any:
 
 def _number(key: str, value: str) -> float:
     if not _NUMBER.fullmatch(value.strip()):
-        raise InvalidRateError(f"{key}={value} is not a finite number; write it like {key}=2e-5.")
+        raise InvalidRateError(f"{key}={shown(value)} is not a finite number; write it like {key}=2e-5.")
     return float(value)
 
 
@@ -106,5 +112,5 @@ def _end(text: str) -> str | float:
 
 def _boolean(value: str) -> bool:
     if value.lower() not in ("true", "false"):
-        raise InvalidDistributionError(f"relative={value} must be true or false.")
+        raise InvalidDistributionError(f"relative={shown(value)} must be true or false.")
     return value.lower() == "true"

@@ -1,0 +1,517 @@
+"""LRDistribution: every family against numbers computed by hand, its operations, and its forms."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from lr_dist import LRDistribution
+from lr_dist._distribution.edits import Edit
+from lr_dist._distribution.families import FAMILIES, grouped_layers
+from lr_dist.distribution import GROUPED_KEYS, group_names
+from lr_dist.errors import (
+    InvalidDistributionError,
+    InvalidRateError,
+    LayerCountError,
+    LRDistError,
+    ZeroRateError,
+)
+
+TEN = dict(zip(GROUPED_KEYS, [1e-6, 2e-6, 4e-6, 8e-6, 16e-6, 32e-6, 64e-6, 128e-6, 256e-6, 1e-3], strict=True))
+
+
+def rates_of(distribution: LRDistribution, num_layers: int) -> list[float]:
+    return list(distribution.rates(num_layers).values())
+
+
+# Families, by hand ---------------------------------------------------------------------------------------
+
+
+def test_groups_are_named_from_the_input_to_the_head() -> None:
+    assert list(LRDistribution.flat(1e-4).rates(3)) == ["embeddings", "layers.0", "layers.1", "layers.2", "head"]
+    assert group_names(1) == ["embeddings", "layers.0", "head"]
+
+
+def test_flat_gives_one_rate_everywhere() -> None:
+    assert rates_of(LRDistribution.flat(3e-5), 4) == [3e-5] * 6
+
+
+def test_decay_leaves_the_head_at_the_rate_and_halves_it_at_every_step_down() -> None:
+    assert rates_of(LRDistribution.decay(8.0, 0.5), 3) == [0.5, 1.0, 2.0, 4.0, 8.0]
+
+
+def test_discriminative_divides_by_2_6_at_every_step_down() -> None:
+    expected = [1e-2 / 2.6**3, 1e-2 / 2.6**2, 1e-2 / 2.6, 1e-2]
+    assert rates_of(LRDistribution.discriminative(1e-2), 2) == pytest.approx(expected, rel=1e-12)
+    assert rates_of(LRDistribution.discriminative(8.0, 2.0), 1) == [2.0, 4.0, 8.0]
+
+
+def test_linear_goes_in_equal_steps_from_the_embeddings_to_the_head() -> None:
+    assert rates_of(LRDistribution.linear(1.0, 5.0), 3) == pytest.approx([1, 2, 3, 4, 5], rel=1e-15)
+
+
+def test_cosine_follows_half_a_cosine() -> None:
+    # shares (1 - cos(pi i / 4)) / 2 for i = 0..4
+    root = math.sqrt(0.5)
+    expected = [2, 2 + 4 * (1 - root) / 2, 4, 2 + 4 * (1 + root) / 2, 6]
+    assert rates_of(LRDistribution.cosine(2.0, 6.0), 3) == pytest.approx(expected, rel=1e-14)
+
+
+def test_grouped_places_the_eight_groups_on_12_layers_as_the_paper_does() -> None:
+    assert [list(r) for r in grouped_layers(12)] == [[0, 1], [2], [3, 4], [5], [6, 7], [8], [9, 10], [11]]
+    expected = [1, 2, 2, 4, 8, 8, 16, 32, 32, 64, 128, 128, 256, 1000]
+    assert rates_of(LRDistribution.grouped(TEN), 12) == pytest.approx([e * 1e-6 for e in expected], rel=1e-15)
+
+
+def test_grouped_places_the_eight_groups_on_24_layers_three_by_three() -> None:
+    rates = rates_of(LRDistribution.grouped(TEN), 24)
+    assert rates[1:-1] == [rate for key in GROUPED_KEYS[1:-1] for rate in [TEN[key]] * 3]
+
+
+@pytest.mark.parametrize("num_layers", [8, 9, 10, 11, 12, 13, 16, 24, 36, 100])
+def test_the_paper_formula_places_every_layer_once(num_layers: int) -> None:
+    placed = [layer for members in grouped_layers(num_layers) for layer in members]
+    assert placed == list(range(num_layers))
+    low = [math.ceil(num_layers / 8 * (i - 1)) for i in range(1, 9)]
+    assert [members.start for members in grouped_layers(num_layers)] == low
+
+
+def test_grouped_on_fewer_than_8_layers_keeps_the_ends_and_interpolates_between() -> None:
+    # g1..g8 are 2e-6 * 2^(0..7); 4 layers sit at 0, 7/3, 14/3 and 7.
+    expected = [2e-6 * 2 ** (7 * j / 3) for j in range(4)]
+    assert rates_of(LRDistribution.grouped(TEN), 4) == pytest.approx([1e-6, *expected, 1e-3], rel=1e-12)
+
+
+def test_layers_given_one_by_one_serve_that_number_exactly() -> None:
+    distribution = LRDistribution.from_layers(1e-6, [1e-5, 0.0, 3e-5], 1e-3)
+    assert rates_of(distribution, 3) == [1e-6, 1e-5, 0.0, 3e-5, 1e-3]
+
+
+def test_interpolation_is_linear_in_the_logarithm() -> None:
+    distribution = LRDistribution.from_layers(1.0, [1.0, 100.0], 1.0)
+    assert rates_of(distribution, 3)[1:-1] == pytest.approx([1, 10, 100], rel=1e-12)
+    assert rates_of(distribution, 5)[1:-1] == pytest.approx([10 ** (j / 2) for j in range(5)], rel=1e-12)
+
+
+def test_a_single_layer_takes_the_rate_of_the_middle() -> None:
+    assert rates_of(LRDistribution.from_layers(1.0, [1.0, 100.0], 1.0), 1)[1] == pytest.approx(10, rel=1e-12)
+    assert rates_of(LRDistribution.from_layers(1.0, [2.0, 7.0, 3.0], 1.0), 1)[1] == 7.0
+
+
+def test_next_to_a_frozen_layer_the_nearer_rate_is_taken_and_the_shallower_one_in_the_middle() -> None:
+    assert rates_of(LRDistribution.from_layers(1, [0.0, 4.0], 1), 4)[1:-1] == [0.0, 0.0, 4.0, 4.0]
+    assert rates_of(LRDistribution.from_layers(1, [0.0, 4.0], 1), 3)[1:-1] == [0.0, 0.0, 4.0]
+    assert rates_of(LRDistribution.from_layers(1, [4.0, 0.0], 1), 3)[1:-1] == [4.0, 4.0, 0.0]
+
+
+@given(st.lists(st.floats(1e-9, 1.0), min_size=2, max_size=60))
+def test_depths_that_both_models_have_keep_their_rate_exactly(layers: list[float]) -> None:
+    # N' = 2 N - 1 holds every depth of N.
+    rates = rates_of(LRDistribution.from_layers(1.0, layers, 1.0), 2 * len(layers) - 1)[1:-1]
+    assert rates[::2] == layers
+    for left, between, right in zip(layers, rates[1::2], layers[1:], strict=False):
+        assert between == pytest.approx(math.sqrt(left * right), rel=1e-9)
+
+
+@given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=20), st.integers(1, 60))
+def test_interpolation_never_leaves_the_range_of_the_given_rates(layers: list[float], num_layers: int) -> None:
+    rates = rates_of(LRDistribution.from_layers(1.0, layers, 1.0), num_layers)[1:-1]
+    assert len(rates) == num_layers
+    assert min(layers) * (1 - 1e-9) <= min(rates) <= max(rates) <= max(layers) * (1 + 1e-9)
+
+
+# Operations ----------------------------------------------------------------------------------------------
+
+
+def test_freezing_a_range_sets_exactly_those_groups_to_zero() -> None:
+    rates = LRDistribution.flat(1e-4).freeze("embeddings", "layers.1").rates(4)
+    assert [name for name, rate in rates.items() if rate == 0] == ["embeddings", "layers.0", "layers.1"]
+
+
+def test_freezing_by_relative_depth_takes_the_lower_half_of_any_model() -> None:
+    lower_half = LRDistribution.flat(1e-4).freeze("embeddings", 0.5)
+    assert rates_of(lower_half, 4) == [0, 0, 0, 1e-4, 1e-4, 1e-4]
+    assert rates_of(lower_half, 5) == [0, 0, 0, 0, 1e-4, 1e-4, 1e-4]
+    assert rates_of(lower_half, 1) == [0, 0, 1e-4]
+
+
+def test_a_range_between_two_layers_of_a_small_model_changes_nothing() -> None:
+    assert rates_of(LRDistribution.flat(1.0).freeze(0.4, 0.45), 3) == [1.0] * 5
+
+
+def test_overriding_counts_layers_from_the_top_with_a_minus() -> None:
+    assert rates_of(LRDistribution.flat(1.0).override("layers.-1", 5.0), 3) == [1.0, 1.0, 1.0, 5.0, 1.0]
+    assert rates_of(LRDistribution.flat(1.0).override("layers.0", 5.0), 3) == [1.0, 5.0, 1.0, 1.0, 1.0]
+
+
+def test_the_later_edit_wins() -> None:
+    distribution = LRDistribution.flat(1.0).freeze("embeddings", "head").override("head", 2.0)
+    assert rates_of(distribution, 2) == [0.0, 0.0, 0.0, 2.0]
+    assert distribution.can_freeze
+    assert not LRDistribution.flat(1.0).override("head", 2.0).can_freeze
+
+
+def test_operations_leave_the_original_as_it_was() -> None:
+    original = LRDistribution.flat(1.0)
+    original.freeze(), original.override("head", 3.0), original.scale(2.0), original.relative_to(0.5)
+    assert original == LRDistribution.flat(1.0)
+
+
+@pytest.mark.parametrize(("first", "last"), [(0.8, 0.2), ("head", "embeddings"), ("head", 0.5), (0.5, "embeddings")])
+def test_a_range_that_runs_backwards_raises_at_once(first: str | float, last: str | float) -> None:
+    with pytest.raises(InvalidDistributionError, match="backwards"):
+        LRDistribution.flat(1.0).freeze(first, last)
+
+
+def test_a_range_of_layers_that_runs_backwards_raises_when_the_number_of_layers_is_known() -> None:
+    ambiguous = LRDistribution.flat(1.0).freeze("layers.2", "layers.-2")
+    assert rates_of(ambiguous, 4) == [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]
+    with pytest.raises(LayerCountError, match=r"layers\.2\.\.layers\.-2 runs backwards on 3 layers"):
+        ambiguous.rates(3)
+
+
+@pytest.mark.parametrize("group", ["layers.3", "layers.-4"])
+def test_an_edit_of_a_layer_that_the_model_lacks_raises(group: str) -> None:
+    with pytest.raises(LayerCountError, match="the model has 3 layers"):
+        LRDistribution.flat(1.0).override(group, 2.0).rates(3)
+
+
+@pytest.mark.parametrize("group", ["layers.01", "layers.-0", "layers.", "layer.1", "layers.٣", "Head", "", 1.5, -0.1])
+def test_an_end_that_names_no_depth_raises(group: str) -> None:
+    with pytest.raises(InvalidDistributionError, match="names no depth"):
+        LRDistribution.flat(1.0).freeze(group)
+
+
+def test_scaling_multiplies_rates_and_edits_but_no_factor() -> None:
+    scaled = LRDistribution.decay(8.0, 0.5).override("embeddings", 3.0).scale(0.25)
+    assert rates_of(scaled, 1) == [0.75, 1.0, 2.0]
+    mean = LRDistribution.geometric_mean([LRDistribution.linear(1.0, 3.0), LRDistribution.flat(2.0)]).scale(10.0)
+    assert rates_of(mean, 1) == pytest.approx([10 * math.sqrt(2), 20, 10 * math.sqrt(6)], rel=1e-12)
+
+
+def test_a_relative_distribution_becomes_rates_and_back() -> None:
+    relative = LRDistribution.decay(2.0, 0.5, relative=True)
+    assert relative.absolute(1e-4) == LRDistribution.decay(2e-4, 0.5)
+    assert LRDistribution.flat(2e-5).relative_to(1e-5).relative
+    assert rates_of(LRDistribution.flat(2e-5).relative_to(1e-5), 1) == pytest.approx([2.0] * 3, rel=1e-15)
+    assert LRDistribution.flat(2e-5).absolute(7.0) == LRDistribution.flat(2e-5)
+    with pytest.raises(ZeroRateError, match="base_lr is 0"):
+        relative.absolute(0.0)
+
+
+# Means ---------------------------------------------------------------------------------------------------
+
+
+def test_the_geometric_mean_of_flat_rates_is_flat() -> None:
+    mean = LRDistribution.geometric_mean([LRDistribution.flat(1.0), LRDistribution.flat(100.0)])
+    assert mean.family == "flat"
+    assert rates_of(mean, 2) == pytest.approx([10.0] * 4, rel=1e-14)
+
+
+def test_weights_count_in_the_logarithm() -> None:
+    parts = [LRDistribution.flat(1.0), LRDistribution.flat(16.0)]
+    assert rates_of(LRDistribution.geometric_mean(parts, [3, 1]), 1)[0] == pytest.approx(2.0, rel=1e-14)
+    assert rates_of(LRDistribution.geometric_mean(parts, [0, 5]), 1)[0] == pytest.approx(16.0, rel=1e-14)
+
+
+ANY_FAMILY = st.one_of(
+    st.builds(LRDistribution.flat, st.floats(1e-9, 1)),
+    st.builds(LRDistribution.decay, st.floats(1e-9, 1), st.floats(0.3, 1.5)),
+    st.builds(LRDistribution.discriminative, st.floats(1e-9, 1), st.floats(0.5, 3)),
+    st.builds(LRDistribution.linear, st.floats(1e-9, 1), st.floats(1e-9, 1)),
+    st.builds(LRDistribution.cosine, st.floats(1e-9, 1), st.floats(1e-9, 1)),
+    st.builds(
+        lambda rates: LRDistribution.grouped(dict(zip(GROUPED_KEYS, rates, strict=True))),
+        st.lists(st.floats(1e-9, 1), min_size=10, max_size=10),
+    ),
+    st.builds(
+        LRDistribution.from_layers,
+        st.floats(1e-9, 1),
+        st.lists(st.floats(1e-9, 1), min_size=1, max_size=6),
+        st.floats(1e-9, 1),
+    ),
+)
+
+
+@settings(max_examples=60)
+@given(st.lists(ANY_FAMILY, min_size=1, max_size=4), st.integers(1, 14), st.data())
+def test_the_geometric_mean_is_taken_at_every_depth(
+    parts: list[LRDistribution], num_layers: int, data: st.DataObject
+) -> None:
+    weights = data.draw(st.lists(st.floats(0.1, 10), min_size=len(parts), max_size=len(parts)))
+    columns = zip(*(rates_of(part, num_layers) for part in parts), strict=True)
+    expected = [
+        math.exp(sum(w * math.log(r) for w, r in zip(weights, column, strict=True)) / sum(weights))
+        for column in columns
+    ]
+    mean = LRDistribution.geometric_mean(parts, weights)
+    assert rates_of(mean, num_layers) == pytest.approx(expected, rel=1e-9)
+    assert rates_of(LRDistribution.from_yaml(mean.to_yaml()), num_layers) == rates_of(mean, num_layers)
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [LRDistribution.flat(0.0), LRDistribution.flat(1.0).freeze(), LRDistribution.from_layers(1, [1, 0], 1)],
+)
+def test_the_geometric_mean_with_a_frozen_layer_raises(frozen: LRDistribution) -> None:
+    with pytest.raises(ZeroRateError, match="no logarithm of 0"):
+        LRDistribution.geometric_mean([LRDistribution.flat(1.0), frozen])
+
+
+def test_the_geometric_mean_refuses_what_has_no_mean() -> None:
+    flat, relative = LRDistribution.flat(1.0), LRDistribution.flat(1.0, relative=True)
+    with pytest.raises(InvalidDistributionError, match="at least one"):
+        LRDistribution.geometric_mean([])
+    with pytest.raises(InvalidDistributionError, match="mixes relative and absolute"):
+        LRDistribution.geometric_mean([flat, relative])
+    with pytest.raises(InvalidDistributionError, match="needs 1 weights"):
+        LRDistribution.geometric_mean([flat], [1, 2])
+    with pytest.raises(InvalidDistributionError, match="not all 0"):
+        LRDistribution.geometric_mean([flat], [0])
+
+
+def test_means_within_means_are_readable_up_to_10_levels_and_refused_beyond() -> None:
+    nested = LRDistribution.linear(1.0, 2.0)
+    for _ in range(10):
+        nested = LRDistribution.geometric_mean([nested, LRDistribution.flat(1.0)])
+    assert LRDistribution.from_yaml(nested.to_yaml()) == nested
+    with pytest.raises(InvalidDistributionError, match="deeper than 10"):
+        LRDistribution.geometric_mean([nested, LRDistribution.flat(1.0)])
+
+
+def test_a_mean_shows_its_weights_and_edits_in_its_text() -> None:
+    parts = [LRDistribution.linear(1.0, 2.0), LRDistribution.flat(1.0)]
+    assert str(LRDistribution.geometric_mean(parts)) == "geometric_mean(linear:first=1,last=2; flat:lr=1)"
+    weighted = LRDistribution.geometric_mean(parts, [3, 1]).freeze("embeddings")
+    assert str(weighted).endswith("flat:lr=1):weights=3/1,freeze=embeddings..embeddings")
+
+
+# Forms ---------------------------------------------------------------------------------------------------
+
+RATE = st.one_of(st.just(0.0), st.floats(1e-300, 1e300))
+ENDS = st.one_of(st.sampled_from(["embeddings", "head", "layers.0", "layers.7", "layers.-1"]), st.floats(0, 1))
+
+
+@st.composite
+def distributions(draw: st.DrawFn) -> LRDistribution:
+    family = draw(st.sampled_from([name for name in FAMILIES if name != "geometric_mean"]))
+    values: dict[str, object] = {}
+    for key in FAMILIES[family].rate_keys:
+        values[key] = draw(st.lists(RATE, min_size=1, max_size=5)) if key == "layers" else draw(RATE)
+    for key in FAMILIES[family].factor_keys:
+        values[key] = draw(st.floats(1e-300, 1e300))
+    result = LRDistribution(family, tuple(values.items()), draw(st.booleans()))
+    for _ in range(draw(st.integers(0, 3))):
+        try:
+            result = result.freeze(draw(ENDS), draw(ENDS))
+        except InvalidDistributionError:  # a range that runs backwards
+            assume(False)
+    if draw(st.booleans()):
+        group = draw(st.sampled_from(["layers.0", "layers.-3"]))
+        result = result.override(group, draw(st.floats(1e-300, 1e300)))
+    return result
+
+
+@given(distributions())
+def test_text_yaml_and_dict_read_back_to_an_equal_distribution(distribution: LRDistribution) -> None:
+    for copy in (
+        LRDistribution.parse(str(distribution)),
+        LRDistribution.from_yaml(distribution.to_yaml()),
+        LRDistribution.from_dict(distribution.to_dict()),
+    ):
+        assert copy == distribution
+        assert hash(copy) == hash(distribution)
+        assert copy.fingerprint == distribution.fingerprint
+
+
+def test_saving_writes_what_is_read_back(tmp_path) -> None:
+    distribution = LRDistribution.grouped(TEN).freeze("embeddings", 0.25)
+    distribution.save(tmp_path / "mine.yaml")
+    assert LRDistribution.from_yaml((tmp_path / "mine.yaml").read_text()) == distribution
+
+
+def test_the_text_form_reads_families_freezing_and_single_groups() -> None:
+    assert LRDistribution.parse("flat:lr=1e-4") == LRDistribution.flat(1e-4)
+    assert LRDistribution.parse(" decay : lr=4e-4 , factor=.7 ") == LRDistribution.decay(4e-4, 0.7)
+    assert LRDistribution.parse("discriminative:lr=1e-3") == LRDistribution.discriminative(1e-3, 2.6)
+    assert LRDistribution.parse("flat:lr=2,relative=true") == LRDistribution.flat(2, relative=True)
+    assert LRDistribution.parse("from_layers:embeddings=1,layers=2/3/4,head=5") == LRDistribution.from_layers(
+        1, [2, 3, 4], 5
+    )
+    edited = LRDistribution.parse("flat:lr=1,freeze=embeddings..layers.0,freeze=0.9,layers.-1=7,head=3")
+    assert edited == LRDistribution.flat(1).freeze("embeddings", "layers.0").freeze(0.9).override(
+        "layers.-1", 7
+    ).override("head", 3)
+
+
+def test_equality_and_fingerprint_see_values_kind_and_edits_but_no_spelling() -> None:
+    assert LRDistribution.flat(1) == LRDistribution.flat(1.0)
+    assert LRDistribution.flat(1).freeze(-0.0, 1).fingerprint == LRDistribution.flat(1.0).freeze(0, 1).fingerprint
+    different = [
+        LRDistribution.flat(1.0),
+        LRDistribution.flat(1.0000000000000002),
+        LRDistribution.flat(1.0, relative=True),
+        LRDistribution.flat(1.0).freeze(),
+        LRDistribution.linear(1.0, 1.0),
+    ]
+    assert len(set(different)) == len({d.fingerprint for d in different}) == 5
+
+
+def test_the_fingerprint_stays_the_same_from_release_to_release() -> None:
+    # Checkpoints hold it: another value here would refuse everybody's resume.
+    content = b'{"factor":0.7,"family":"decay","lr":0.0004}'
+    assert LRDistribution.decay(4e-4, 0.7).fingerprint == hashlib.sha256(content).hexdigest()
+
+
+# Bad input -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lr", [-1e-5, math.nan, math.inf, -math.inf, "1e-5", None, True, 10**400, 1e-301, 1e301, [1]])
+def test_a_rate_that_is_no_learning_rate_raises(lr: object) -> None:
+    with pytest.raises(InvalidRateError, match="lr"):
+        LRDistribution.flat(lr)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("factor", [0, -0.5, math.nan, math.inf, "0.5"])
+def test_a_factor_that_is_not_positive_raises(factor: object) -> None:
+    with pytest.raises(InvalidRateError, match="factor"):
+        LRDistribution.decay(1e-4, factor)  # type: ignore[arg-type]
+
+
+def test_numpy_numbers_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert LRDistribution.flat(numpy.float32(0.25)) == LRDistribution.flat(0.25)
+    assert LRDistribution.flat(numpy.float64(0.25)).to_dict() == {"family": "flat", "lr": 0.25}
+
+
+def test_a_decay_that_would_round_a_rate_to_zero_raises_instead_of_freezing() -> None:
+    with pytest.raises(InvalidRateError, match="leaves the range"):
+        LRDistribution.decay(1e-5, 0.01).rates(1000)
+    with pytest.raises(InvalidRateError, match="leaves the range"):
+        LRDistribution.decay(1e-5, 1e10).rates(1000)
+    assert set(rates_of(LRDistribution.decay(0.0, 1e10), 1000)) == {0.0}
+
+
+@pytest.mark.parametrize("num_layers", [0, -1, 10_001, 2.0, True, "12", None])
+def test_a_wrong_number_of_layers_raises(num_layers: object) -> None:
+    with pytest.raises(LayerCountError, match="num_layers must be"):
+        LRDistribution.flat(1.0).rates(num_layers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("flat", "is no distribution"),
+        ("flat:", "needs lr"),
+        ("flat:1e-4", "is not key=value"),
+        ("flat:lr=", "is not key=value"),
+        ("flat:lr=1e-4,lr=1e-5", "stands twice"),
+        ("flat:lr=nan", "not a finite number"),
+        ("flat:lr=inf", "not a finite number"),
+        ("flat:lr=1e999", "no learning rate"),
+        ("flat:lr=-1", "no learning rate"),
+        ("flat:lr=1e-4,factor=2", "has no key 'factor'"),
+        ("falt:lr=1e-4", "Unknown family 'falt'"),
+        ("flat:lr=1,relative=yes", "must be true or false"),
+        ("flat:lr=1,freeze=..head", "names no depth"),
+        ("flat:lr=1,freeze=0.5..0.1", "backwards"),
+        ("geometric_mean:of=1", "no text form"),
+        ("decay:lr=1e-4", "needs factor"),
+        ("from_layers:embeddings=1,layers=1//2,head=1", "not a finite number"),
+    ],
+)
+def test_malformed_text_raises_and_says_what_is_wrong(text: str, message: str) -> None:
+    with pytest.raises(InvalidDistributionError, match=message):
+        LRDistribution.parse(text)
+
+
+PIECES = ["flat", "decay", "grouped", "lr", "factor", "freeze", "relative", "true", "head", "layers", "layers.-1"]
+PIECES += ["geometric_mean", "of", "weights", *":,=/- ", "..", "0", "0.5", "1e-4", "1e999", "\u0661", "\0"]
+TEXT = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES), max_size=16).map("".join))
+
+
+@settings(max_examples=400)
+@given(TEXT)
+def test_no_text_raises_anything_but_an_error_of_ours(text: str) -> None:
+    try:
+        rates = LRDistribution.parse(text).rates(12)
+    except LRDistError:
+        return
+    assert len(rates) == 14
+    assert all(math.isfinite(rate) and rate >= 0 for rate in rates.values())
+
+
+KEYS = ("lr", "factor", "first", "last", "of", "weights", "relative", "edits", "layers")
+# Not st.just: Hypothesis would write the number out, which Python refuses.
+HUGE = st.none().map(lambda _: 10**5000)
+LEAVES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), HUGE, st.binary(max_size=3)
+)
+DATA = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(st.one_of(st.text(max_size=8), st.integers(), HUGE), inner, max_size=4),
+        st.fixed_dictionaries(
+            {"family": st.one_of(st.sampled_from([*FAMILIES]), inner)},
+            optional=dict.fromkeys(
+                ("lr", "factor", "first", "last", "of", "weights", "relative", "edits", "layers"), inner
+            ),
+        ),
+        st.fixed_dictionaries({"from": inner, "to": inner, "rate": inner}),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400)
+@given(DATA)
+def test_no_data_raises_anything_but_an_error_of_ours(data: object) -> None:
+    try:
+        distribution = LRDistribution.from_dict(data)  # type: ignore[arg-type]
+        distribution.rates(12)
+    except LRDistError:
+        return
+    assert LRDistribution.from_dict(distribution.to_dict()) == distribution
+
+
+def test_data_that_holds_itself_raises_an_error_of_ours() -> None:
+    endless: dict[str, object] = {"family": "geometric_mean", "weights": [1]}
+    endless["of"] = [endless]
+    with pytest.raises(InvalidDistributionError, match="nested endlessly"):
+        LRDistribution.from_dict(endless)
+
+
+def test_errors_show_at_most_a_few_lines_of_the_value() -> None:
+    with pytest.raises(InvalidRateError) as info:
+        LRDistribution.from_dict({"family": "flat", "lr": "x" * 1_000_000})
+    assert len(str(info.value)) < 300
+
+
+# Shown ---------------------------------------------------------------------------------------------------
+
+
+def test_the_table_shows_every_rate_and_reads_no_markup_out_of_the_title() -> None:
+    from rich.console import Console
+
+    edits = (Edit(0.0, 0.5, 3e-5),)
+    distribution = LRDistribution("flat", (("lr", 1e-4),), edits=edits).freeze("embeddings")
+    console = Console(width=100, record=True)
+    console.print(distribution.table(2))
+    text = console.export_text()
+    assert "[0..0.5=3e-5]" in text.replace("\n", "").replace(" ", "")
+    row = next(line for line in text.splitlines() if "layers.0" in line)
+    assert row.split("│")[2].strip() == "3e-05"
+    assert "frozen" in text
+
+
+def test_the_figure_draws_a_frozen_group_as_a_gap() -> None:
+    pytest.importorskip("matplotlib")
+    axes = LRDistribution.flat(1e-4).freeze("layers.0").plot(3)
+    drawn = [float(y) for y in axes.lines[0].get_ydata()]
+    assert [math.isnan(y) for y in drawn] == [False, True, False, False, False]
+    assert axes.get_yscale() == "log"
