@@ -1,0 +1,164 @@
+"""`lr-dist presets list | show NAME | plot NAME`."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lr_dist.errors import ConfigurationError, UnreadableFileError, shown
+from lr_dist.presets import Preset, get_preset, list_presets
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_BAR = 28
+
+
+def parser() -> ArgumentParser:
+    """The command; `nest` gives it its own subcommands."""
+    return ArgumentParser(description="List, show or draw the presets: named distributions with their evidence.")
+
+
+def nest(parser: ArgumentParser) -> None:
+    """Add list, show and plot; jsonargparse wants the outer level to be there first."""
+    listing = ArgumentParser(description="List every preset, and what is broken.")
+    show = ArgumentParser(description="Show a preset's purpose, provenance and rates.")
+    plot = ArgumentParser(description="Draw a preset's rates over depth into a PNG file.")
+    for p in (show, plot):
+        p.add_argument("name", type=str, help="the preset")
+        p.add_argument("--layers", type=int, default=12, help="number of layers of the model")
+    plot.add_argument("--output", type=str | None, help="the PNG file (default: NAME.png)")
+    subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    for name, sub in (("list", listing), ("show", show), ("plot", plot)):
+        subcommands.add_subcommand(name, sub, help=sub.description)
+
+
+def run(settings: Namespace) -> int:
+    """Run the subcommand."""
+    if settings.subcommand == "list":
+        list_command()
+    elif settings.subcommand == "show":
+        show_command(settings.show.name, settings.show.layers)
+    else:
+        output = None if settings.plot.output is None else Path(settings.plot.output)
+        plot_command(settings.plot.name, output, settings.plot.layers)
+    return 0
+
+
+def list_command(console: Console | None = None) -> None:
+    """Print every preset: name, purpose, kind and source; below, what is broken and why."""
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or _console()
+    entries = list_presets()
+    table = Table(title="Presets", title_justify="left", show_lines=True)
+    # The purpose under the name: beside it there is no room on 80 columns.
+    table.add_column("name and purpose", ratio=1)
+    table.add_column("kind", no_wrap=True)
+    table.add_column("source", overflow="fold", max_width=28)
+    for entry in entries:
+        if entry.preset is not None:
+            # Text everywhere: rich would read `[...]` in a file's words as markup.
+            name = Text.assemble((entry.name, "bold"), "\n", entry.preset.purpose)
+            table.add_row(name, Text(_kind(entry.preset)), Text(entry.source))
+    console.print(table)
+    # dict: of two presets with one name each has the same problem.
+    for problem in dict.fromkeys(f"{entry.name}: {entry.problem}" for entry in entries if entry.preset is None):
+        console.print(Text.assemble(("broken: ", "bold red"), problem), soft_wrap=True)
+
+
+def show_command(name: str, layers: int = 12, console: Console | None = None) -> None:
+    """Print a preset's purpose, provenance and its rates on `layers` layers.
+
+    Raises:
+        UnknownPresetError: no preset of that name.
+        LayerCountError: `layers` is no number of layers.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    console = console or _console()
+    preset = get_preset(name)
+    rates = _rates_table(preset, layers)
+    console.print(Text(preset.name, style="bold"))
+    console.print(Text(preset.purpose))
+    console.print()
+    provenance = Table.grid(padding=(0, 2))
+    provenance.add_column(no_wrap=True, style="dim")
+    provenance.add_column(overflow="fold")
+    for key, value in preset.provenance.to_dict().items():
+        if key == "evidence":
+            for i, line in enumerate(value):
+                provenance.add_row("" if i else key, Text(line))
+        else:
+            shown_value = ", ".join(value) if isinstance(value, list) else value
+            provenance.add_row(key, Text("not stated" if shown_value is None else str(shown_value)))
+    console.print(provenance)
+    console.print()
+    console.print(rates)
+
+
+def plot_command(name: str, output: Path | None = None, layers: int = 12, console: Console | None = None) -> Path:
+    """Draw a preset's rates over depth into a PNG file (`output`, or NAME.png) and print where it is.
+
+    Raises:
+        UnknownPresetError: no preset of that name.
+        ConfigurationError: `output` does not end in .png.
+        MissingExtraError: matplotlib is not installed (extra `report`).
+        UnreadableFileError: the file cannot be written.
+    """
+    from rich.text import Text
+
+    preset = get_preset(name)
+    path = Path(f"{preset.name}.png") if output is None else Path(output)
+    if path.suffix.lower() != ".png":
+        raise ConfigurationError(f"the figure is a PNG file, so --output must end in .png; got {shown(str(path))}.")
+    axes = preset.distribution.plot(layers, label=preset.name)
+    axes.set_title(f"{preset.name} on {layers} layers")
+    # The purpose under the figure, so that a figure that is passed on still says what it shows.
+    axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        axes.figure.savefig(path, dpi=150, format="png")  # type: ignore[union-attr]
+    except OSError as error:
+        raise UnreadableFileError(f"{path} cannot be written: {error.strerror}.") from error
+    (console or _console()).print(Text(f"wrote {path}"), soft_wrap=True)
+    return path
+
+
+def _rates_table(preset: Preset, layers: int) -> object:
+    """The rates with a bar each, long for high rates; the bars' scale is logarithmic."""
+    from math import log
+
+    from rich.table import Table
+    from rich.text import Text
+
+    rates = preset.distribution.rates(layers)
+    relative = preset.distribution.relative
+    table = Table(title=f"{_kind(preset)} rates on {layers} layers", title_justify="left")
+    table.add_column("group", no_wrap=True)
+    table.add_column("x optimizer's rate" if relative else "learning rate", justify="right", no_wrap=True)
+    table.add_column("log scale", no_wrap=True, min_width=_BAR)
+    positive = [log(rate) for rate in rates.values() if rate > 0]
+    for group, rate in rates.items():
+        if rate == 0:
+            table.add_row(group, "frozen", "")
+            continue
+        width = max(positive) - min(positive)
+        share = (log(rate) - min(positive)) / width if width else 1.0
+        table.add_row(group, f"{rate:.3g}", Text("━" * (1 + round(share * (_BAR - 1))), style="cyan"))
+    return table
+
+
+def _kind(preset: Preset) -> str:
+    return "relative" if preset.distribution.relative else "absolute"
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    return Console(highlight=False)

@@ -1,0 +1,207 @@
+"""Finding presets by name: the shipped ones, a user's own folders, other packages' and registered ones.
+
+A preset NAME in a folder is the file NAME.yaml (or NAME.yml), so asking for one opens no other file: a broken
+file keeps nobody from the presets beside it. Two sources that offer one name are an error, never a choice.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import DuplicatePresetError, InvalidPresetError, LRDistError, UnknownPresetError, shown
+from lr_dist.presets.schema import NAME, Preset, read_preset
+
+ENV_FOLDERS = "LR_DIST_PRESETS"
+ENTRY_POINT_GROUP = "lr_dist.presets"
+SHIPPED = Path(__file__).parent
+_SUFFIXES = (".yaml", ".yml")
+
+_registered: dict[str, tuple[Preset, str]] = {}
+
+
+@dataclass(frozen=True)
+class PresetEntry:
+    """One line of `list_presets`.
+
+    Attributes:
+        name: what to load it by; for a source that offers nothing, the source itself.
+        source: `shipped`, the path of a user's file, the entry point, or where it was registered.
+        preset: None where it is broken.
+        problem: why it is broken, or None.
+    """
+
+    name: str
+    source: str
+    preset: Preset | None
+    problem: str | None = None
+
+
+def load_preset(name: str) -> LRDistribution:
+    """The distribution of the preset `name`: `LayerwiseLR(load_preset("kenneweg2022"))`.
+
+    Raises:
+        UnknownPresetError: no source offers the name; close names are suggested.
+        DuplicatePresetError: two sources offer it; both are named.
+        InvalidPresetError, InvalidYAMLError, UnreadableFileError: its file is broken.
+    """
+    return get_preset(name).distribution
+
+
+def get_preset(name: str) -> Preset:
+    """The preset `name` with its purpose and provenance; raises as `load_preset` does."""
+    candidates, problems = _scan()
+    found = [candidate for candidate in candidates if candidate.name == name]
+    if not found:
+        raise UnknownPresetError(_unknown(name, candidates, problems))
+    if len(found) > 1:
+        raise DuplicatePresetError(_duplicate(name, found))
+    return found[0].read()
+
+
+def list_presets() -> list[PresetEntry]:
+    """Every preset of every source, by name; what is broken or stands twice is listed with its problem."""
+    candidates, problems = _scan()
+    entries = []
+    for candidate in candidates:
+        same = [other for other in candidates if other.name == candidate.name]
+        try:
+            if len(same) > 1:
+                raise DuplicatePresetError(_duplicate(candidate.name, same))
+            entries.append(PresetEntry(candidate.name, candidate.source, candidate.read()))
+        except LRDistError as error:
+            entries.append(PresetEntry(candidate.name, candidate.source, None, str(error)))
+    entries += [PresetEntry(source, source, None, problem) for source, problem in problems]
+    return sorted(entries, key=lambda entry: (entry.name, entry.source))
+
+
+def register_preset(preset: Preset) -> None:
+    """Offer `preset` by its name for the rest of the process.
+
+    Raises:
+        DuplicatePresetError: a source offers the name already.
+    """
+    if not isinstance(preset, Preset):
+        raise InvalidPresetError(f"register_preset takes a Preset, not {shown(preset)}.")
+    caller = sys._getframe(1)
+    new = _Candidate(preset.name, f"registered at {caller.f_code.co_filename}:{caller.f_lineno}", preset=preset)
+    found = [candidate for candidate in _scan()[0] if candidate.name == preset.name]
+    if found:
+        raise DuplicatePresetError(_duplicate(preset.name, [*found, new]))
+    _registered[preset.name] = (preset, new.source)
+
+
+def unregister_preset(name: str) -> None:
+    """Take back what `register_preset` added.
+
+    Raises:
+        UnknownPresetError: no preset of that name was registered.
+    """
+    if name not in _registered:
+        raise UnknownPresetError(f"No preset {name!r} was registered; registered: {', '.join(_registered) or 'none'}.")
+    del _registered[name]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A preset that a source offers; a file is not opened before `read`."""
+
+    name: str
+    source: str
+    preset: Preset | None = None
+    path: Path | None = None
+
+    def read(self) -> Preset:
+        if self.preset is not None:
+            return self.preset
+        assert self.path is not None
+        if not NAME.fullmatch(self.path.stem):
+            raise InvalidPresetError(
+                f"{self.path}: a preset's file is called NAME.yaml, and NAME matches {NAME.pattern}."
+            )
+        preset = read_preset(self.path)
+        if preset.name != self.path.stem:
+            raise InvalidPresetError(
+                f"{self.path}: name is {preset.name!r}, but the file's name says {self.path.stem!r}; make them equal."
+            )
+        return preset
+
+
+def _scan() -> tuple[list[_Candidate], list[tuple[str, str]]]:
+    """All candidates, and (source, problem) of every source that offers nothing because it is broken."""
+    candidates = [_Candidate(name, source, preset=preset) for name, (preset, source) in _registered.items()]
+    problems: list[tuple[str, str]] = []
+    for source, place in _sources(problems):
+        if isinstance(place, Path):
+            try:
+                files = _files(place)
+            except OSError as error:
+                problems.append((source, f"{place} cannot be read as a folder: {error.strerror}."))
+                continue
+            shipped = source == "shipped"
+            candidates += [_Candidate(path.stem, source if shipped else str(path), path=path) for path in files]
+        else:
+            candidates += [_Candidate(preset.name, source, preset=preset) for preset in place]
+    # One file that is reached in two ways (a folder named twice, a link) is no duplicate.
+    unique: dict[str | int, _Candidate] = {}
+    for candidate in candidates:
+        unique.setdefault(os.path.realpath(candidate.path) if candidate.path else id(candidate.preset), candidate)
+    return list(unique.values()), problems
+
+
+def _sources(problems: list[tuple[str, str]]) -> Iterator[tuple[str, Path | list[Preset]]]:
+    yield "shipped", SHIPPED
+    for folder in filter(None, os.environ.get(ENV_FOLDERS, "").split(os.pathsep)):
+        yield f"{ENV_FOLDERS} {folder}", Path(os.path.expanduser(folder))
+    for point in entry_points(group=ENTRY_POINT_GROUP):
+        source = f"entry point {point.name} = {point.value}"
+        try:
+            place = _entry_point_presets(point)
+        # Foreign code may raise anything, and must not take the other presets away.
+        except Exception as error:
+            problems.append((source, f"{type(error).__name__}: {error}"))
+        else:
+            yield source, place
+
+
+def _files(folder: Path) -> list[Path]:
+    # Hidden files are editors' backups and locks.
+    return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
+
+
+def _entry_point_presets(point: EntryPoint) -> Path | list[Preset]:
+    value: Any = point.load()
+    if isinstance(value, (str, Path)):
+        return Path(value)
+    if isinstance(value, (list, tuple)) and all(isinstance(preset, Preset) for preset in value):
+        return list(value)
+    raise InvalidPresetError(
+        f"an entry point of {ENTRY_POINT_GROUP} is a folder's path or a list of Preset, not {shown(value)}."
+    )
+
+
+def _duplicate(name: str, candidates: list[_Candidate]) -> str:
+    places = " and by ".join(
+        f"lr-dist itself ({candidate.path})" if candidate.source == "shipped" else candidate.source
+        for candidate in candidates
+    )
+    return f"The preset {name!r} is offered by {places}. Rename one of them."
+
+
+def _unknown(name: str, candidates: list[_Candidate], problems: list[tuple[str, str]]) -> str:
+    names = sorted({candidate.name for candidate in candidates})
+    close = get_close_matches(name, names, n=3, cutoff=0.5) if isinstance(name, str) else []
+    parts = [f"There is no preset {shown(name)}."]
+    if close:
+        parts.append(f"Close names: {', '.join(close)}.")
+    else:
+        parts.append(f"The presets are {', '.join(names)}.")
+    parts += [f"Not searched, because it is broken: {source} ({problem})" for source, problem in problems]
+    return " ".join(parts)

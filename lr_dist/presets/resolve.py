@@ -1,0 +1,74 @@
+"""Whatever stands where a distribution is asked for, as an `LRDistribution`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lr_dist._distribution.families import FAMILIES
+from lr_dist._distribution.text import EXAMPLES, is_text_form
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import InvalidDistributionError, LRDistError, UnknownPresetError, UnreadableFileError, shown
+from lr_dist.presets.registry import load_preset
+from lr_dist.presets.schema import Preset, read_data
+
+_WAYS = (
+    f"A distribution is written as a preset's name (`lr-dist presets list`), a path that ends in .yaml or .yml, or "
+    f"family:key=value,... ({EXAMPLES})."
+)
+
+
+def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) -> LRDistribution:
+    """The distribution that `spec` stands for.
+
+    Args:
+        spec: an `LRDistribution` (returned as it is); a mapping as of `to_dict`, or of a preset file; the text
+            form `family:key=value,...`; a path of a YAML file that holds a distribution or a preset (any `Path`,
+            or a text that ends in .yaml or .yml); or a preset's name.
+
+    Raises:
+        UnknownPresetError: no preset of that name.
+        UnreadableFileError: the path cannot be read.
+        InvalidYAMLError: the file is not YAML, or YAML that is not allowed.
+        InvalidPresetError: the preset does not follow the schema.
+        InvalidDistributionError: everything else that is no distribution.
+    """
+    if isinstance(spec, LRDistribution):
+        return spec
+    if isinstance(spec, Mapping):
+        return _from_data(spec, "distribution")
+    if isinstance(spec, Path):
+        return _from_file(spec)
+    if not isinstance(spec, str):
+        raise InvalidDistributionError(f"{shown(spec)} is no distribution. {_WAYS}")
+    text = spec.strip()
+    # The suffix first: a Windows path `C:\\mine.yaml` looks like the text form of a family `C`.
+    if text.lower().endswith((".yaml", ".yml")):
+        return _from_file(Path(text))
+    if is_text_form(text):
+        return LRDistribution.parse(text)
+    if text in FAMILIES:
+        raise InvalidDistributionError(f"{text!r} is a family without its values. {_WAYS}")
+    try:
+        return load_preset(text)
+    except UnknownPresetError as error:
+        raise UnknownPresetError(f"{error} {_WAYS}") from None
+
+
+def _from_file(path: Path) -> LRDistribution:
+    try:
+        data = read_data(path)
+    except UnreadableFileError as error:
+        raise UnreadableFileError(f"{error} {_WAYS}") from error
+    return _from_data(data, str(path))
+
+
+def _from_data(data: Any, source: str) -> LRDistribution:
+    # `distribution` is a key of presets, `family` one of distributions; no file has both.
+    if isinstance(data, Mapping) and "distribution" in data and "family" not in data:
+        return Preset.from_dict(data, source=source).distribution
+    try:
+        return LRDistribution.from_dict(data)
+    except LRDistError as error:
+        raise type(error)(f"{source}: {error}") from error

@@ -1,0 +1,205 @@
+"""What a preset file holds, and the strict check of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import date as calendar_date
+from pathlib import Path
+from typing import Any
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import InvalidPresetError, LRDistError, UnreadableFileError, shown
+from lr_dist.yaml_io import dump_yaml, load_yaml
+
+SCHEMA_VERSION = 1
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+MAX_PURPOSE = 160
+_KEYS = ("schema_version", "name", "purpose", "distribution", "provenance")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a preset comes from. A text that nobody knows is "not stated"; a number that nobody knows is None.
+
+    Attributes:
+        source: the work that found it: a paper, a study, a person.
+        model: the model on which it was found.
+        tasks: the tasks, or task pairs `first>second`, on which it was found.
+        trials: how many trials it was combined from.
+        seeds: with how many seeds each trial was run.
+        version: the preset's own version; another one where the rates changed.
+        date: the day on which it was computed, YYYY-MM-DD.
+        evidence: at least one line: the command and the figures, a result file, and what speaks against it.
+
+    Raises:
+        InvalidPresetError: a value of the wrong type or form.
+    """
+
+    source: str
+    model: str
+    tasks: tuple[str, ...]
+    trials: int | None
+    seeds: int | None
+    version: str
+    date: str
+    evidence: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for key in ("source", "model", "version"):
+            _check_text(f"provenance.{key}", getattr(self, key))
+        object.__setattr__(self, "tasks", _checked_texts("provenance.tasks", self.tasks))
+        object.__setattr__(self, "evidence", _checked_texts("provenance.evidence", self.evidence))
+        for key in ("trials", "seeds"):
+            count = getattr(self, key)
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+                raise InvalidPresetError(
+                    f"provenance.{key} must be a whole number from 1, or null where it is not known, "
+                    f"not {shown(count)}."
+                )
+        _check_date("provenance.date", self.date)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, keys in the order of the attributes."""
+        data = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in data.items()}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Provenance:
+        """Inverse of `to_dict`; unknown and missing keys are named."""
+        return cls(**_checked_keys("provenance", data, tuple(field.name for field in fields(cls))))
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A distribution with a name, one line on what it is for, and its evidence.
+
+    Raises:
+        InvalidPresetError: a value of the wrong type or form.
+    """
+
+    name: str
+    purpose: str
+    distribution: LRDistribution
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not NAME.fullmatch(self.name):
+            raise InvalidPresetError(
+                f"name {shown(self.name)} does not match {NAME.pattern}: lower-case letters, digits, '.', '_' and "
+                "'-', at most 64, a letter or digit first."
+            )
+        _check_text("purpose", self.purpose)
+        if len(self.purpose) > MAX_PURPOSE:
+            raise InvalidPresetError(
+                f"purpose has {len(self.purpose)} characters; it is one line of at most {MAX_PURPOSE}. "
+                "What does not fit belongs into provenance.evidence."
+            )
+        if not isinstance(self.distribution, LRDistribution):
+            raise InvalidPresetError(f"distribution must be an LRDistribution, not {shown(self.distribution)}.")
+        if not isinstance(self.provenance, Provenance):
+            raise InvalidPresetError(f"provenance must be a Provenance, not {shown(self.provenance)}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what a preset file holds."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "purpose": self.purpose,
+            "distribution": self.distribution.to_dict(),
+            "provenance": self.provenance.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Any, *, source: str = "preset") -> Preset:
+        """Inverse of `to_dict`; `source` (a file's path) opens every error's message.
+
+        Raises:
+            InvalidPresetError: naming the source and the key that is unknown, missing or unfit.
+        """
+        try:
+            values = _checked_keys("the preset", data, _KEYS)
+            version = values.pop("schema_version")
+            if isinstance(version, bool) or version != SCHEMA_VERSION:
+                raise InvalidPresetError(
+                    f"schema_version is {shown(version)}; this lr-dist reads version {SCHEMA_VERSION}."
+                )
+            values["distribution"] = _distribution(values["distribution"])
+            values["provenance"] = Provenance.from_dict(values["provenance"])
+            return cls(**values)
+        except InvalidPresetError as error:
+            raise InvalidPresetError(f"{source}: {error}") from error.__cause__
+
+    def to_yaml(self) -> str:
+        """The text of a preset file; the file must be called NAME.yaml."""
+        return dump_yaml(self.to_dict())
+
+
+def read_preset(path: str | Path) -> Preset:
+    """Read and check one preset file.
+
+    Raises:
+        UnreadableFileError: missing, a folder, or without permission.
+        InvalidYAMLError: not YAML, or YAML that is not allowed.
+        InvalidPresetError: YAML that is no preset.
+    """
+    return Preset.from_dict(read_data(path), source=str(path))
+
+
+def read_data(path: str | Path) -> Any:
+    """`load_yaml` with an error of ours where the file cannot be read."""
+    try:
+        return load_yaml(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, LRDistError):
+            raise
+        # ValueError: a NUL byte in the path itself.
+        reason = getattr(error, "strerror", None) or error
+        raise UnreadableFileError(f"{shown(str(path))} cannot be read: {reason}. Check the path.") from error
+
+
+def _distribution(data: Any) -> LRDistribution:
+    try:
+        return LRDistribution.from_dict(data)
+    except LRDistError as error:
+        raise InvalidPresetError(f"distribution: {error}") from error
+
+
+def _checked_keys(what: str, data: Any, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        raise InvalidPresetError(f"{what} must be a mapping with the keys {', '.join(keys)}, not {shown(data)}.")
+    unknown = [key for key in data if key not in keys]
+    if unknown:
+        raise InvalidPresetError(
+            f"unknown key {', '.join(map(shown, unknown))} in {what}; its keys are {', '.join(keys)}."
+        )
+    missing = [key for key in keys if key not in data]
+    if missing:
+        raise InvalidPresetError(f"missing key {', '.join(map(repr, missing))} in {what}.")
+    return dict(data)
+
+
+def _check_text(key: str, value: Any) -> None:
+    # isprintable refuses line breaks, and control characters that would act on a terminal.
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise InvalidPresetError(f"{key} must be one line of text without control characters, not {shown(value)}.")
+
+
+def _checked_texts(key: str, values: Any) -> tuple[str, ...]:
+    if not isinstance(values, (list, tuple)) or not values:
+        raise InvalidPresetError(f"{key} must be a list of at least one text, not {shown(values)}.")
+    for i, value in enumerate(values):
+        _check_text(f"{key}[{i}]", value)
+    return tuple(values)
+
+
+def _check_date(key: str, value: Any) -> None:
+    # From Python 3.11 on fromisoformat reads more forms than this one, so the form is checked first.
+    if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII):
+        try:
+            calendar_date.fromisoformat(value)
+            return
+        except ValueError:
+            pass
+    raise InvalidPresetError(f"{key} must be a day as YYYY-MM-DD, not {shown(value)}.")
