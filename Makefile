@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # No model or data hub is asked for anything.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# Real data beside the checkout is used where no other folder is named.
+export LR_DIST_DATA ?= $(wildcard ../shared/data)
 
 .PHONY: demo test lint format bench glue clean
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from lr_dist import __version__
 from lr_dist.errors import LRDistError
 
-# In the order of a user's way; each module has `parser()` and `run(settings)`.
+# In the order of a user's way; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 COMMANDS = {
     "compare": "lr_dist.cli.compare",
     "layers": "lr_dist.cli.layers",
@@ -37,7 +37,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     modules = {name: import_module(path) for name, path in COMMANDS.items()}
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, module in modules.items():
-        subcommands.add_subcommand(name, module.parser(), help=module.parser().description)
+        subparser = module.parser()
+        subcommands.add_subcommand(name, subparser, help=subparser.description)
+        if hasattr(module, "nest"):
+            module.nest(subparser)
     settings = parser.parse_args(_config_first(arguments))
     command = settings.subcommand
     try:

@@ -79,14 +79,13 @@ class Comparison:
             distribution.rates(layers.num_layers)
         length = min(config.settings.max_length, tokenizer.model_max_length)
         settings = replace(config.settings, max_length=length)
-        sizes = {} if config.dev_size is None else {"dev_size": config.dev_size}
         tasks = load_tasks(
             config.tasks,
             data_dir=config.data_dir,
             limit=config.limit,
             seed=config.data_seed,
             encode=cls_encoder(backbone, tokenizer, max_length=length),
-            **sizes,
+            dev_size=config.dev_size,
         )
         split = settings.evaluate_on
         pad = tokenizer.pad_token_id

@@ -1,0 +1,88 @@
+"""Shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+# pytest's import mode importlib leaves sys.path alone; `import tiny` needs this folder.
+sys.path.insert(0, str(Path(__file__).parent))
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Real data, where it lies beside the checkout; tests that need it are skipped elsewhere.
+    beside = ROOT.parent / "shared" / "data"
+    if not os.environ.get("LR_DIST_DATA") and beside.is_dir():
+        os.environ["LR_DIST_DATA"] = str(beside)
+
+
+def pytest_report_header() -> str:
+    return f"real data: {os.environ.get('LR_DIST_DATA') or 'none, so the tests on it are skipped'}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tests never read or fill the user's own cache of tokens."""
+    os.environ["LR_DIST_CACHE"] = str(tmp_path_factory.mktemp("token-cache"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Path of a 3-layer BERT of hidden size 32 with random weights, as `--model` takes it."""
+    import torch
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    from lr_dist.tasks import DEMO_TASKS, load_task
+
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    splitter = pre_tokenizers.Whitespace()
+    for name in DEMO_TASKS:
+        train = load_task(name).train
+        for column in set(train.column_names) - {"label"}:
+            for text in train[column]:
+                for word, _ in splitter.pre_tokenize_str(text.lower()):
+                    words.setdefault(word, len(words))
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=64,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
+    folder = tmp_path_factory.mktemp("tiny-model")
+    BertModel(config).save_pretrained(folder)
+    fast.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_comparison(tiny_model: str, tmp_path_factory: pytest.TempPathFactory):
+    """A finished comparison of a trained and a frozen encoder, two seeds: (result, listener, output folder)."""
+    from comparison import Listener, config_of
+
+    from lr_dist.sequence.compare import compare
+
+    listener = Listener()
+    output = tmp_path_factory.mktemp("tiny-comparison")
+    result = compare(config_of(tiny_model), output, listener=listener, command="lr-dist compare --test <&>")
+    return result, listener, output
