@@ -1,0 +1,121 @@
+"""Batches of rows of similar length, padded to the longest among them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from lr_dist.errors import ConfigurationError
+from lr_dist.tasks.tokens import TokenSplit
+
+_WINDOW = 50
+
+
+class BucketBatchSampler(Sampler[list[int]]):
+    """Batches of row numbers; each row is in exactly one batch an epoch, the last batch may be smaller.
+
+    Rows are shuffled, sorted by length within windows of up to 50 batches, cut into batches, and the batches
+    shuffled. A window holds a quarter of the batches at most, so that a small data set does not get the same
+    batches each epoch.
+
+    The order depends on (seed, epoch) only. Every iteration begins the next epoch; `set_epoch` says which, and
+    Lightning calls it by itself.
+
+    Args:
+        lengths: Tokens of each row.
+        batch_size: Rows a batch.
+        seed: Of the order.
+        shuffle: False gives one fixed order, from the longest rows to the shortest.
+
+    Raises:
+        ConfigurationError: A batch size below 1.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int = 0, shuffle: bool = True
+    ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigurationError(f"batch_size is {batch_size!r}; give a whole number of at least 1")
+        self.lengths = np.asarray(lengths)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> BucketBatchSampler:
+        """Itself: Lightning looks for `set_epoch` at `dataloader.batch_sampler.sampler`."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Which epoch the next iteration is."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        batches = self.epoch_batches(self.epoch)
+        self.epoch += 1
+        return iter(batches)
+
+    def epoch_batches(self, epoch: int) -> list[list[int]]:
+        """The batches of an epoch."""
+        size = self.batch_size
+        if not self.shuffle:
+            order = np.argsort(-self.lengths, kind="stable")
+            return [order[start : start + size].tolist() for start in range(0, len(order), size)]
+        rng = np.random.default_rng([self.seed, epoch])
+        order = rng.permutation(len(self.lengths))
+        window = size * max(1, min(_WINDOW, len(self) // 4))
+        batches: list[list[int]] = []
+        for begin in range(0, len(order), window):
+            rows = order[begin : begin + window]
+            # Stable, so that rows of equal length stay in random order.
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            batches += [rows[start : start + size].tolist() for start in range(0, len(rows), size)]
+        return [batches[index] for index in rng.permutation(len(batches))]
+
+
+class Collator:
+    """Pads the rows of a batch to the longest one.
+
+    Args:
+        pad_token_id: Fills up `input_ids`; token types and the attention mask are filled up with 0.
+    """
+
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """`input_ids`, `attention_mask`, any `token_type_ids` (int64 [rows, longest]) and `labels` [rows]."""
+        lengths = np.array([len(row["input_ids"]) for row in rows])
+        shape = (len(rows), int(lengths.max()))
+        filled = np.arange(shape[1]) < lengths[:, None]
+        batch: dict[str, torch.Tensor] = {}
+        for name in rows[0]:
+            if name == "label":
+                continue
+            padded = np.full(shape, self.pad_token_id if name == "input_ids" else 0, dtype=np.int64)
+            # Boolean indexing goes row by row, which is the order of the concatenated rows.
+            padded[filled] = np.concatenate([row[name] for row in rows])
+            batch[name] = torch.from_numpy(padded)
+        batch["attention_mask"] = torch.from_numpy(filled.astype(np.int64))
+        batch["labels"] = torch.stack([row["label"] for row in rows])
+        return batch
+
+
+def train_loader(split: TokenSplit, batch_size: int, seed: int, pad_token_id: int) -> DataLoader[dict[str, Any]]:
+    """Shuffled batches of similar lengths; another order each epoch, the same for the same seed."""
+    sampler = BucketBatchSampler(split.lengths, batch_size, seed)
+    return DataLoader(split, batch_sampler=sampler, collate_fn=Collator(pad_token_id))
+
+
+def eval_loader(split: TokenSplit, batch_size: int, pad_token_id: int) -> DataLoader[dict[str, Any]]:
+    """All rows in one fixed order, from the longest to the shortest: what does not fit into memory fails at once."""
+    sampler = BucketBatchSampler(split.lengths, batch_size, shuffle=False)
+    return DataLoader(split, batch_sampler=sampler, collate_fn=Collator(pad_token_id))

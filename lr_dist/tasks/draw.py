@@ -1,0 +1,126 @@
+"""Drawing rows: `dev` from train, and the few examples that `limit` leaves. Equal on every machine and version."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lr_dist.errors import ConfigurationError, TaskDataError
+from lr_dist.tasks.task import RawTask, Task, column_values, take_rows, text_keys
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+MAX_DEV_ROWS = 1_000
+DEV_FRACTION = 0.1
+
+
+def draw_task(raw: RawTask, *, limit: int | None, dev_size: int | float | None, seed: int) -> Task:
+    """Splits a source's train rows into `dev` and `train`, then keeps `limit` rows of train.
+
+    `dev` depends on the source's rows and `dev_size` only: not on `limit` and not on `seed`, so that all runs of a
+    search are scored on the same rows. Rows of train that say exactly what a dev row says are dropped.
+
+    Args:
+        raw: The source.
+        limit: Rows of train to keep; None, or more than there are, keeps all. Every class keeps a row.
+        dev_size: A number of rows (int), a share of train (float between 0 and 1), or None for
+            min(1,000, 10% of train).
+        seed: Of the draw that `limit` makes.
+
+    Raises:
+        ConfigurationError: A `limit` or `dev_size` that is not positive, or too small for the classes.
+        TaskDataError: Nothing to learn is left, or a class has all its rows in `dev`.
+    """
+    rows = len(raw.train)
+    order = draw_order(rows, "dev")
+    wanted = dev_rows(rows, dev_size)
+    dev = sorted(order[:wanted])
+    keys = text_keys(raw.train)
+    in_dev = {keys[row] for row in dev}
+    rest = [row for row in range(rows) if keys[row] not in in_dev]
+    if not rest:
+        raise TaskDataError(
+            f"task {raw.name!r}: dev takes {wanted} of {rows} train rows and nothing else is left to learn; "
+            "give a smaller dev_size or more rows"
+        )
+    train = take_rows(raw.train, rest)
+    if limit is not None:
+        train = _limited(raw, train, limit, seed)
+    return Task(
+        name=raw.name,
+        kind=raw.kind,
+        classes=raw.classes,
+        metrics=raw.metrics,
+        train=train,
+        dev=take_rows(raw.train, dev),
+        validation=raw.validation,
+        note=raw.note,
+    )
+
+
+def dev_rows(rows: int, dev_size: int | float | None) -> int:
+    """Number of rows of `dev` for `rows` rows of train.
+
+    Raises:
+        ConfigurationError: Not a positive number of rows, or as many as there are.
+    """
+    if dev_size is None:
+        # A tenth rounded up: a source of five rows still gets a dev row.
+        return min(MAX_DEV_ROWS, -(-rows // round(1 / DEV_FRACTION)))
+    if isinstance(dev_size, float) and 0 < dev_size < 1:
+        return max(1, round(dev_size * rows))
+    if isinstance(dev_size, bool) or not isinstance(dev_size, int) or not 1 <= dev_size < rows:
+        raise ConfigurationError(
+            f"dev_size is {dev_size!r}; give a number of rows from 1 to {rows - 1} (train has {rows}), or a share "
+            "of train between 0 and 1"
+        )
+    return dev_size
+
+
+def draw_order(rows: int, key: str) -> list[int]:
+    """Row numbers in a random order that `key` alone decides.
+
+    Only `random.Random.random` is used: Python promises that it gives the same numbers for the same seed in every
+    version, which neither its `shuffle` nor NumPy's generators do.
+    """
+    rng = random.Random(f"lr-dist {key}")
+    numbers = [rng.random() for _ in range(rows)]
+    return sorted(range(rows), key=numbers.__getitem__)
+
+
+def _limited(raw: RawTask, train: Dataset, limit: int, seed: int) -> Dataset:
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 2:
+        raise ConfigurationError(f"limit is {limit!r}; give a number of train rows, at least 2, or leave it out")
+    if limit >= len(train):
+        return train
+    order = draw_order(len(train), f"limit {seed}")
+    chosen = order[:limit]
+    if raw.kind == "classification":
+        chosen = _with_every_class(raw.name, order, limit, column_values(train, "label"))
+    return take_rows(train, sorted(chosen))
+
+
+def _with_every_class(name: str, order: Sequence[int], limit: int, labels: Sequence[int]) -> list[int]:
+    """The first `limit` rows of `order`; where a class is missing, its first row replaces the last of a larger one."""
+    chosen = list(order[:limit])
+    counts: dict[int, int] = {}
+    for row in chosen:
+        counts[labels[row]] = counts.get(labels[row], 0) + 1
+    missing: dict[int, int] = {}
+    for row in order[limit:]:
+        if labels[row] not in counts:
+            missing.setdefault(labels[row], row)
+    if len(counts) + len(missing) > limit:
+        raise ConfigurationError(
+            f"task {name!r}: limit is {limit}, but train has {len(counts) + len(missing)} classes and each needs "
+            "a row; give a larger limit"
+        )
+    for row in missing.values():
+        largest = max(sorted(counts), key=counts.__getitem__)
+        place = max(index for index, other in enumerate(chosen) if labels[other] == largest)
+        counts[largest] -= 1
+        counts[labels[row]] = 1
+        chosen[place] = row
+    return chosen

@@ -1,0 +1,125 @@
+"""Reading a user's split from parquet, CSV, TSV or JSON lines, with errors that name file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lr_dist.errors import TaskDataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".tsv", ".jsonl")
+
+
+def read_table(folder: Path, split: str) -> pa.Table:
+    """Reads `folder/split.SUFFIX`, where exactly one suffix exists.
+
+    CSV follows RFC 4180 (a field in double quotes may hold commas, quotes and line ends). TSV has no quoting: a line is
+    a row and a quote is a letter, as in the published GLUE files. Both need a header, and every value is read as text.
+
+    Raises:
+        TaskDataError: No file or several, a line that does not fit, a header that names a column twice.
+    """
+    paths = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
+    if len(paths) != 1:
+        found = ", ".join(path.name for path in paths) or "none of them"
+        wanted = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+        raise TaskDataError(f"{folder}: needs exactly one of {wanted}; found {found}")
+    path = paths[0]
+    try:
+        match path.suffix:
+            case ".parquet":
+                return _read_parquet(path)
+            case ".jsonl":
+                return _read_jsonl(path)
+            case _:
+                return _read_csv(path)
+    except UnicodeDecodeError as error:
+        raise TaskDataError(f"{path}: is not UTF-8 text: {error}; convert it") from error
+    except OSError as error:
+        raise TaskDataError(f"{path}: cannot be read: {error}") from error
+
+
+def named_classes(split: Any) -> pa.Table:
+    """A data set's table in which ClassLabel ids have become the classes' names (a hidden label, -1, stays empty)."""
+    import datasets
+    import pyarrow as pa
+
+    table = split.with_format("arrow")[:]
+    for column, feature in split.features.items():
+        if isinstance(feature, datasets.ClassLabel):
+            ids = table.column(column).to_pylist()
+            names = [None if value is None or value < 0 else feature.int2str(value) for value in ids]
+            table = table.set_column(table.column_names.index(column), column, pa.array(names, pa.large_string()))
+    return table
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from datasets import Dataset
+
+    try:
+        return named_classes(Dataset(pq.read_table(path)))
+    except pa.ArrowException as error:
+        raise TaskDataError(f"{path}: cannot be read as parquet: {error}") from error
+
+
+def _read_jsonl(path: Path) -> pa.Table:
+    rows: list[dict[str, Any]] = []
+    with path.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise TaskDataError(f"{path}, line {number}: is not JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise TaskDataError(f"{path}, line {number}: is {line.strip()[:80]!r}; every line is one object")
+            rows.append(row)
+    # A key that only some rows have is a missing value in the others.
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return _table(path, {column: [row.get(column) for row in rows] for column in columns})
+
+
+def _read_csv(path: Path) -> pa.Table:
+    # newline="" leaves line ends inside quotes to the csv module, as its documentation asks.
+    with path.open(encoding="utf-8-sig", newline="") as lines:
+        if path.suffix == ".tsv":
+            reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(lines, strict=True)
+        try:
+            header = next(reader, [])
+            if not header or len(set(header)) != len(header):
+                raise TaskDataError(f"{path}: the header is {header}; the first line must name each column once")
+            rows: list[list[str]] = []
+            for row in reader:
+                if not row:
+                    continue  # an empty line, as editors leave at the end
+                if len(row) != len(header):
+                    raise TaskDataError(
+                        f"{path}, line {reader.line_num}: {len(row)} fields, but the header has {len(header)} "
+                        f"({', '.join(header)})"
+                    )
+                rows.append(row)
+        except csv.Error as error:
+            raise TaskDataError(f"{path}, line {reader.line_num}: {error}") from error
+    return _table(path, {column: [row[index] for row in rows] for index, column in enumerate(header)})
+
+
+def _table(path: Path, columns: dict[str, list[Any]]) -> pa.Table:
+    import pyarrow as pa
+
+    arrays = {}
+    for column, values in columns.items():
+        try:
+            arrays[column] = pa.array(values)
+        except (pa.ArrowException, TypeError, OverflowError) as error:
+            raise TaskDataError(f"{path}: column {column!r} mixes kinds of values: {error}") from error
+    return pa.table(arrays)

@@ -1,0 +1,142 @@
+"""From what a user writes to tasks: `sst2`, `demo-sentiment`, `my=PATH`, a mapping from YAML, `sst2@length`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lr_dist.errors import ConfigurationError, UnknownTaskError
+from lr_dist.tasks.custom import load_custom, parse_custom
+from lr_dist.tasks.demo import DEMO_TASKS, load_demo
+from lr_dist.tasks.draw import draw_task
+from lr_dist.tasks.glue import GLUE_TASKS, load_glue
+from lr_dist.tasks.shifts import Encode, data_shift, embedding_shift
+from lr_dist.tasks.task import Task
+
+DATA_DIR_VARIABLE = "LR_DIST_DATA"
+SHIFTS: tuple[str, ...] = ("length", "embedding")
+
+Spec = str | Mapping[str, Any]
+
+
+def task_names() -> tuple[str, ...]:
+    """Names of the tasks that need no path: GLUE and the generated ones."""
+    return GLUE_TASKS + DEMO_TASKS
+
+
+def load_task(
+    spec: Spec,
+    *,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    dev_size: int | float | None = None,
+    seed: int = 0,
+) -> Task:
+    """Loads one task and draws its splits.
+
+    Args:
+        spec: A GLUE task (`sst2`), a generated task (`demo-sentiment`), a user's own (`my=PATH`, or a mapping with
+            `name`, `path`, and optionally `text`, `label`, `kind`, `metrics`, `subset`).
+        data_dir: Folder with the GLUE files; None takes the environment variable LR_DIST_DATA, and where that is
+            not set either, the hub.
+        limit: Rows of train to keep, drawn with `seed`; None keeps all.
+        dev_size: Rows (int) or share (float) of the source's train that become `dev`; None: min(1,000, 10%).
+        seed: Of the draw that `limit` makes; `dev` does not depend on it.
+
+    Raises:
+        UnknownTaskError: No task of that name.
+        TaskDataError: Data that cannot be loaded or used.
+        ConfigurationError: A shift (it is two tasks: use `load_tasks`), or a bad `limit` or `dev_size`.
+    """
+    base, shift = split_shift(spec)
+    if shift is not None:
+        raise ConfigurationError(f"{spec!r} is two tasks, the halves of {base!r}; load it with load_tasks")
+    if isinstance(base, Mapping) or "=" in base:
+        custom = parse_custom(base)
+        if custom.name in task_names():
+            raise ConfigurationError(f"{custom.name!r} is the name of a task that exists; call yours otherwise")
+        raw = load_custom(custom)
+    elif base in DEMO_TASKS:
+        raw = load_demo(base)
+    elif base in GLUE_TASKS:
+        raw = load_glue(base, data_dir or os.environ.get(DATA_DIR_VARIABLE) or None)
+    else:
+        raise UnknownTaskError(_unknown(base))
+    return draw_task(raw, limit=limit, dev_size=dev_size, seed=seed)
+
+
+def load_tasks(
+    specs: Sequence[Spec],
+    *,
+    data_dir: str | Path | None = None,
+    limit: int | None = None,
+    dev_size: int | float | None = None,
+    seed: int = 0,
+    encode: Encode | None = None,
+) -> list[Task]:
+    """Loads a task sequence; `TASK@length` and `TASK@embedding` become two tasks each.
+
+    Args:
+        specs: As `load_task` takes them, and shifts.
+        data_dir, limit, dev_size, seed: As in `load_task`. For a shift, `limit` counts both halves together.
+        encode: Gives texts their pre-trained vectors (see `cls_encoder`); `TASK@embedding` needs it.
+
+    Raises:
+        ConfigurationError: Two tasks of one name, an embedding shift without `encode`, no task at all, and what
+            `load_task` raises.
+    """
+    if isinstance(specs, str | Mapping) or not specs:
+        raise ConfigurationError(f"tasks is {specs!r}; give a list of at least one task")
+    tasks: list[Task] = []
+    for spec in specs:
+        base, shift = split_shift(spec)
+        if shift == "embedding" and encode is None:
+            raise ConfigurationError(
+                f"{spec!r} clusters the vectors of a pre-trained model: pass encode=cls_encoder(model, tokenizer)"
+            )
+        task = load_task(base, data_dir=data_dir, limit=limit, dev_size=dev_size, seed=seed)
+        if shift is None:
+            tasks.append(task)
+        elif shift == "length":
+            tasks += data_shift(task)
+        elif encode is not None:
+            tasks += embedding_shift(task, encode)
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigurationError(
+            f"the task sequence {', '.join(names)} names {', '.join(twice)} more than once; every task needs its "
+            "own name"
+        )
+    return tasks
+
+
+def split_shift(spec: Spec) -> tuple[Spec, str | None]:
+    """`sst2@length` -> (`sst2`, "length"); anything without a shift -> (itself, None).
+
+    Raises:
+        UnknownTaskError: A shift that does not exist.
+    """
+    if isinstance(spec, Mapping):
+        return spec, None
+    base, at, shift = spec.rpartition("@")
+    # In `my=PATH` an @ may belong to the path.
+    if not at or ("=" in spec and shift not in SHIFTS):
+        return spec, None
+    if shift not in SHIFTS:
+        raise UnknownTaskError(f"{spec!r}: no shift named {shift!r}; there are: {', '.join(SHIFTS)}")
+    return base, shift
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name.lower().replace("-", ""), GLUE_TASKS, n=1) or difflib.get_close_matches(
+        name.lower(), DEMO_TASKS, n=1
+    )
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return (
+        f"no task named {name!r}.{hint} There are: {', '.join(task_names())}; one of your own is written my=PATH, "
+        "and a shift TASK@length or TASK@embedding"
+    )

@@ -1,0 +1,159 @@
+"""Tokenised tasks: made once for (task, tokenizer, length), then mapped from disk by every later run and process."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset as TorchDataset
+
+from lr_dist.errors import ConfigurationError
+from lr_dist.tasks.task import SPLITS, Task, column_values
+from lr_dist.tasks.token_cache import FlatRows, cache_folder, load_entry, save_entry
+
+_FORMAT = 1
+_CHUNK = 2_000
+_TYPES = {"input_ids": np.int32, "token_type_ids": np.int8}
+
+
+class TokenSplit(TorchDataset[dict[str, Any]]):
+    """The tokens and labels of a split.
+
+    Attributes:
+        rows: The tokens: flat arrays and where each row starts in them.
+        labels: int64 or float32 tensor [rows].
+        lengths: Tokens of each row, int64 [rows].
+    """
+
+    def __init__(self, rows: FlatRows, labels: torch.Tensor) -> None:
+        self.rows = rows
+        self.labels = labels
+        self.lengths: NDArray[Any] = np.diff(rows.offsets)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of a split of {len(self)} rows")
+        index %= len(self)
+        start, stop = self.rows.offsets[index], self.rows.offsets[index + 1]
+        row: dict[str, Any] = {name: flat[start:stop] for name, flat in self.rows.features.items()}
+        row["label"] = self.labels[index]
+        return row
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        """The rows of a batch in one call, as PyTorch's loader asks for them."""
+        return [self[index] for index in indices]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenizedTask:
+    """A task's three splits as tokens.
+
+    Attributes:
+        task: The task.
+        train, dev, validation: Its splits.
+        pad_token_id: What a collator fills up with.
+    """
+
+    task: Task
+    train: TokenSplit
+    dev: TokenSplit
+    validation: TokenSplit
+    pad_token_id: int
+
+
+def tokenize_task(task: Task, tokenizer: Any, max_length: int, cache_dir: str | Path | None = None) -> TokenizedTask:
+    """Tokenises a task, or maps what an earlier call left in the cache; then the tokenizer is not called at all.
+
+    Several processes may ask for one task at once. An entry that is incomplete or damaged is made again.
+
+    Args:
+        task: What to tokenise.
+        tokenizer: A transformers tokenizer.
+        max_length: Tokens at most for an input, special ones included; longer inputs are cut.
+        cache_dir: Where entries lie; None: the environment variable LR_DIST_CACHE, or ~/.cache/lr-dist.
+
+    Raises:
+        ConfigurationError: A `max_length` that the tokenizer does not serve, a tokenizer without a padding token, or a
+            cache folder that cannot be written.
+    """
+    _check_length(task, tokenizer, max_length)
+    if tokenizer.pad_token_id is None:
+        raise ConfigurationError(
+            f"{type(tokenizer).__name__} has no padding token: set one first, such as tokenizer.pad_token = "
+            "tokenizer.eos_token"
+        )
+    key = json.dumps([_FORMAT, task.fingerprint, tokenizer_fingerprint(tokenizer), max_length])
+    entry = cache_folder(cache_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    counts = {split: len(getattr(task, split)) for split in SPLITS}
+    found = load_entry(entry, counts)
+    if found is None:
+        made = {split: _tokenize(getattr(task, split), tokenizer, max_length) for split in SPLITS}
+        save_entry(entry, made)
+        # Mapped from disk, memory is shared with other processes; where that fails, our own copy serves.
+        found = load_entry(entry, counts) or made
+    dtype = torch.int64 if task.kind == "classification" else torch.float32
+    splits = {}
+    for split, rows in found.items():
+        labels = torch.tensor(column_values(getattr(task, split), "label"), dtype=dtype)
+        splits[split] = TokenSplit(rows, labels)
+    return TokenizedTask(task=task, pad_token_id=int(tokenizer.pad_token_id), **splits)
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """SHA-256 (hex) of what decides a tokenizer's output: its vocabulary and rules, not where it came from."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        # Left over from the last call, not the tokenizer's own.
+        rules.pop("truncation", None)
+        rules.pop("padding", None)
+    else:
+        settings = {
+            key: value
+            for key, value in tokenizer.init_kwargs.items()
+            if isinstance(value, bool | int | float | str) and not key.endswith(("_file", "name_or_path"))
+        }
+        rules = [tokenizer.get_vocab(), settings]
+    parts = [
+        type(tokenizer).__name__,
+        rules,
+        {key: str(value) for key, value in tokenizer.special_tokens_map.items()},
+        list(tokenizer.model_input_names),
+        tokenizer.truncation_side,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _check_length(task: Task, tokenizer: Any, max_length: int) -> None:
+    special = tokenizer.num_special_tokens_to_add(pair=task.num_texts == 2)
+    least, most = special + task.num_texts, tokenizer.model_max_length
+    if isinstance(max_length, bool) or not isinstance(max_length, int) or not least <= max_length <= most:
+        # Tokenizers without a limit say so with a number like 1e30.
+        bounds = f"from {least} to {most}" if most < 10**9 else f"of at least {least}"
+        raise ConfigurationError(f"max_length is {max_length!r}; give a whole number {bounds} for this tokenizer")
+
+
+def _tokenize(split: Any, tokenizer: Any, max_length: int) -> FlatRows:
+    texts = [column_values(split, column) for column in ("text_a", "text_b") if column in split.column_names]
+    flat: dict[str, list[NDArray[Any]]] = {}
+    lengths: list[int] = [0]
+    for start in range(0, len(split), _CHUNK):
+        chunk = [column[start : start + _CHUNK] for column in texts]
+        found = tokenizer(*chunk, truncation=True, max_length=max_length, return_attention_mask=False)
+        lengths += [len(row) for row in found["input_ids"]]
+        for name, dtype in _TYPES.items():
+            if name in found:
+                values = np.fromiter(itertools.chain.from_iterable(found[name]), dtype)
+                flat.setdefault(name, []).append(values)
+    features = {name: np.concatenate(parts) for name, parts in flat.items()}
+    return FlatRows(features, np.cumsum(lengths, dtype=np.int64))
