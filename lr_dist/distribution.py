@@ -15,6 +15,7 @@ from lr_dist._distribution.edits import Edit, apply_edits
 from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
 from lr_dist.errors import InvalidDistributionError, LayerCountError, ZeroRateError, shown
+from lr_dist.names import group_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,11 +24,6 @@ if TYPE_CHECKING:
 MAX_LAYERS = 10_000
 # Every level of means within means is two levels of YAML, of which `yaml_io` reads 32.
 MAX_NESTING = 10
-
-
-def group_names(num_layers: int) -> list[str]:
-    """The N + 2 group names in the order of depth: `embeddings`, `layers.0` ... `layers.N-1`, `head`."""
-    return ["embeddings", *(f"layers.{i}" for i in range(num_layers)), "head"]
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from lr_dist.errors import MissingExtraError, ModelLoadError
+from lr_dist.extras import require_extras
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,10 +84,9 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _transformers() -> Any:
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError("Models need transformers: pip install 'lr-dist[tasks]'.") from error
+    require_extras("tasks")
+    import transformers
+
     return transformers
 
 

@@ -6,7 +6,7 @@ from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 TASKS = ("demo-sentiment", "demo-entailment")
-FLAT, FROZEN = "flat:lr=1e-3", "flat:lr=1e-3,freeze=embeddings..layers.-1"
+FLAT, FROZEN = "flat:lr=1e-3", "flat:lr=0.1,freeze=embeddings..layers.-1"
 
 
 class Listener:

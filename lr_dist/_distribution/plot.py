@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lr_dist.errors import MissingExtraError
+from lr_dist.extras import require_extras
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +17,8 @@ def plot_rates(rates: Mapping[str, float], ax: Axes | None, label: str, relative
     Raises:
         MissingExtraError: matplotlib is not installed (extra `report`).
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("Figures need matplotlib: pip install 'lr-dist[report]'.") from error
+    require_extras("report")
+    from matplotlib.figure import Figure
 
     if ax is None:
         ax = Figure(figsize=(7, 4), layout="constrained").subplots()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from lr_dist.extras import require_extras
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
@@ -72,6 +74,7 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Run or continue the comparison, print its table, write its report."""
+    require_extras("tasks", "report")
     from rich.console import Console
 
     from lr_dist.report.page import write_report

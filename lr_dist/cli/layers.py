@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.extras import require_extras
+
 
 def parser() -> ArgumentParser:
     """The command's options."""
@@ -16,6 +18,7 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print the table; only the model's configuration is read, not its weights."""
+    require_extras("tasks")
     from rich.console import Console
     from rich.table import Table
 

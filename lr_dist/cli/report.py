@@ -6,6 +6,8 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.extras import require_extras
+
 
 def parser() -> ArgumentParser:
     """The command's options."""
@@ -17,6 +19,7 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print and write."""
+    require_extras("report")
     from rich.console import Console
 
     from lr_dist.errors import InvalidResultError

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lr_dist._distribution.plot import plot_rates
-from lr_dist.errors import MissingExtraError
+from lr_dist.extras import require_extras
 from lr_dist.report.rows import number
 from lr_dist.sequence.result import ComparisonResult
 
@@ -77,10 +77,9 @@ def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:
 
 
 def _new_figure(width: float, height: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("The report's figures need matplotlib: pip install 'lr-dist[report]'.") from error
+    require_extras("report")
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -46,9 +46,14 @@ def table_rows(result: ComparisonResult) -> list[Row]:
     return [*rows, Row("majority class", "", cells, ())]
 
 
-def columns(result: ComparisonResult) -> list[str]:
-    """The metrics worth a column: with two tasks backward transfer is forgetting with the other sign."""
-    return [name for name in NAMES if not (name == "backward_transfer" and len(result.tasks) == 2)]
+def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
+    """The metrics worth a column: with two tasks backward transfer is forgetting with the other sign.
+
+    On narrow paper only the main ones; forward transfer says little where each task has a head of its own.
+    """
+    main = ["p_o", "p_s", "average_accuracy", "forgetting"]
+    rest = ["forward_transfer"] if len(result.tasks) == 2 else ["backward_transfer", "forward_transfer"]
+    return main + rest if wide else main
 
 
 def task_line(task: Mapping[str, Any]) -> str:

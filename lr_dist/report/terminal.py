@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
@@ -12,16 +13,16 @@ from lr_dist.sequence.result import ComparisonResult
 
 def print_comparison(result: ComparisonResult, console: Console) -> None:
     """Print the tasks, the table and how to read it."""
-    console.print(comparison_view(result))
+    console.print(comparison_view(result, wide=console.width >= 110))
 
 
-def comparison_view(result: ComparisonResult) -> RenderableType:
+def comparison_view(result: ComparisonResult, *, wide: bool = True) -> RenderableType:
     """The tasks, the table and how to read it, as one rich renderable."""
-    names = [task["name"] for task in result.tasks]
-    table = Table(title=f"{' > '.join(names)} with {result.model['name']}", caption=_caption(result))
+    title = f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}"
+    table = Table(title=title, caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("distribution", overflow="fold")
     table.add_column("runs", justify="right")
-    for name in columns(result):
+    for name in columns(result, wide=wide):
         table.add_column(NAMES[name], justify="right")
     rows = table_rows(result)
     for row in rows:
@@ -29,7 +30,7 @@ def comparison_view(result: ComparisonResult) -> RenderableType:
         table.add_row(
             "\n".join([escape(row.label), *missed]),
             row.runs,
-            *(f"{row.cells[name][0]}\n[dim]{row.cells[name][1]}[/dim]" for name in columns(result)),
+            *(f"{row.cells[name][0]}\n[dim]{row.cells[name][1]}[/dim]" for name in columns(result, wide=wide)),
             end_section=row is rows[-2],
         )
     return Group(*(f"[dim]{escape(task_line(task))}[/dim]" for task in result.tasks), table)

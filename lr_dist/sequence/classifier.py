@@ -49,10 +49,7 @@ class SequenceClassifier(L.LightningModule):
                 f"{type(backbone).__name__} is an encoder-decoder; the sequence needs an encoder or a decoder."
             )
         self.backbone = backbone
-        self.heads = nn.ModuleDict({key_of(name): nn.Linear(config.hidden_size, n) for name, n in heads.items()})
-        for head in self.heads.values():
-            nn.init.normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+        self.heads = nn.ModuleDict({key_of(name): _new_head(config.hidden_size, n) for name, n in heads.items()})
         self.dropout = nn.Dropout(0.1)
         self.reads_first_token = reads_first_token
         self.settings = settings
@@ -123,3 +120,11 @@ class SequenceClassifier(L.LightningModule):
 def key_of(head: str) -> str:
     """A head's name as a module's name, which may hold no dot."""
     return head.replace(".", "_")
+
+
+def _new_head(hidden_size: int, outputs: int) -> nn.Linear:
+    """A linear layer with BERT's initialisation."""
+    head = nn.Linear(hidden_size, outputs)
+    nn.init.normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    return head

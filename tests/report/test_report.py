@@ -66,7 +66,7 @@ class _Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.count[tag] = self.count.get(tag, 0) + 1
         for name, value in attrs:
-            if name in ("src", "href", "xlink:href") and value and not value.startswith("#"):
+            if name in ("src", "href", "xlink:href") and value and not value.startswith(("#", "data:")):
                 self.fetched.append(value)
 
 

@@ -1,0 +1,412 @@
+"""Which submodule of a module feeds which, read from the source of its `forward`.
+
+The order in which a module registers its children says nothing about the order in which data passes through them,
+and a name such as `layer_norm` is a final norm in one model and an embedding norm in the next (Wav2Vec2 has both).
+The source of `forward` says it. This is an abstract interpretation of that source: every local variable carries the
+set of children whose outputs flowed into it, and each call of a child on such a variable is a flow into that child.
+Nothing is executed, so it needs no inputs and works on the meta device. What it cannot follow leaves no flow, never
+an error: the caller then falls back on names, or refuses.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+import types
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+# Reading these from a module is not using it.
+_METADATA = {"device", "dtype", "shape", "ndim", "config", "training", "in_features", "out_features"}
+_METADATA |= {"embedding_dim", "num_embeddings", "padding_idx", "normalized_shape", "is_cuda", "requires_grad"}
+# Calls that hand on the modules they were given instead of applying them.
+_TRANSPARENT = {"enumerate", "zip", "reversed", "list", "tuple", "iter", "next", "sorted", "islice", "chain"}
+_TRANSPARENT_METHODS = {"values", "items", "children", "named_children", "get"}
+_MUTATORS = {"append", "extend", "insert", "add", "update", "setdefault"}
+_MAX_INLINE_DEPTH = 6
+_MAX_STEPS = 200_000
+
+
+class Flows(NamedTuple):
+    """What the source of one class says about its children, as dotted paths relative to an instance.
+
+    Attributes:
+        edges: (source, target) -> rank; data from `source` entered `target`, first at that point in time.
+        used: every child path that the source reads. `*` stands for a child chosen at run time.
+    """
+
+    edges: dict[tuple[str, str], int]
+    used: frozenset[str]
+
+
+class _Value(NamedTuple):
+    """An expression: children whose output is in it, and children that it *is* (not yet applied)."""
+
+    taint: frozenset[str] = frozenset()
+    direct: frozenset[str] = frozenset()
+
+
+_NOTHING = _Value()
+_Env = dict[str, _Value]
+
+
+_CACHE: WeakKeyDictionary[type[nn.Module], Flows] = WeakKeyDictionary()
+
+
+def flows_of(cls: type[nn.Module]) -> Flows:
+    """Flows between the children of `cls`, from `forward` and any `*_step` (LightningModule).
+
+    Args:
+        cls: A module class.
+
+    Returns:
+        The flows; empty where the source cannot be read (built at run time, TorchScript).
+    """
+    if cls not in _CACHE:
+        _CACHE[cls] = _read_flows(cls)
+    return _CACHE[cls]
+
+
+def _read_flows(cls: type[nn.Module]) -> Flows:
+    names = [name for name in dir(cls) if name == "forward" or name.endswith("_step")]
+    entries = [name for name in sorted(names, key=lambda n: n != "forward") if _method(cls, name) is not None]
+    flows = _Interpreter(cls).run(entries)
+    if flows.edges:
+        return flows
+    # A module driven from outside, through methods of its own (`encode`, `features`).
+    own = [name for name, value in vars(cls).items() if isinstance(value, types.FunctionType)]
+    return _Interpreter(cls).run([name for name in own if not name.startswith("__")])
+
+
+class _OutOfSteps(Exception):
+    """The source is too large to follow to its end."""
+
+
+class _Interpreter:
+    def __init__(self, cls: type[nn.Module]) -> None:
+        self.cls = cls
+        self.edges: dict[tuple[str, str], int] = {}
+        self.used: set[str] = set()
+        self.active: list[Callable[..., object]] = []
+        self.owner: list[type] = []
+        self.returned: list[_Value] = []
+        self.steps = 0
+
+    def run(self, entries: Iterable[str]) -> Flows:
+        try:
+            for name in entries:
+                self._inline(name, [], {}, _NOTHING)
+        except (_OutOfSteps, RecursionError):
+            return Flows({}, frozenset())
+        return Flows(self.edges, frozenset(self.used))
+
+    # Functions ---------------------------------------------------------------------------------------------
+
+    def _inline(
+        self, name: str, args: list[_Value], keywords: dict[str, _Value], rest: _Value, after: type | None = None
+    ) -> _Value | None:
+        """Interprets the method `name` on these arguments; None if there is no source to follow."""
+        found = _method(self.cls, name, after)
+        if found is None:
+            return None
+        owner, function = found
+        tree = _parse(function)
+        if tree is None or function in self.active or len(self.active) >= _MAX_INLINE_DEPTH:
+            return None
+        env = _bind(tree.args, args, keywords, rest, static=isinstance(owner.__dict__.get(name), staticmethod))
+        self.active.append(function)
+        self.owner.append(owner)
+        outer, self.returned = self.returned, []
+        try:
+            self._body(tree.body, env)
+            return _union(self.returned, keep_direct=True)
+        finally:
+            self.returned = outer
+            self.active.pop()
+            self.owner.pop()
+
+    # Statements --------------------------------------------------------------------------------------------
+
+    def _body(self, statements: Iterable[ast.stmt], env: _Env) -> None:
+        for statement in statements:
+            self._statement(statement, env)
+
+    def _statement(self, node: ast.stmt, env: _Env) -> None:
+        match node:
+            case ast.Assign(targets=targets, value=value):
+                if len(targets) == 1 and isinstance(targets[0], ast.Tuple) and isinstance(value, ast.Tuple):
+                    values = [self._eval(item, env) for item in value.elts]
+                    if len(values) == len(targets[0].elts):
+                        for target, item in zip(targets[0].elts, values, strict=True):
+                            _assign(target, item, env)
+                        return
+                    result = _union(values)
+                else:
+                    result = self._eval(value, env)
+                for target in targets:
+                    _assign(target, result, env)
+            case ast.AnnAssign(target=target, value=ast.expr() as value):
+                _assign(target, self._eval(value, env), env)
+            case ast.AugAssign(target=target, value=value):
+                _assign(target, self._combine([self._eval(target, env), self._eval(value, env)]), env)
+            case ast.Expr(value=value):
+                self._eval(value, env)
+            case ast.Return(value=ast.expr() as value):
+                self.returned.append(self._eval(value, env))
+            case ast.If(test=test, body=body, orelse=orelse):
+                self._eval(test, env)
+                self._branches([body, orelse], env)
+            case ast.For() | ast.AsyncFor() | ast.While():
+                # Twice, so that what the body leaves behind enters it again.
+                for _ in range(2):
+                    before = dict(env)
+                    if isinstance(node, ast.While):
+                        self._eval(node.test, env)
+                    else:
+                        self._bind_loop(node.target, node.iter, env)
+                    self._body(node.body, env)
+                    _merge(env, [before])
+                self._body(node.orelse, env)
+            case ast.With(items=items, body=body) | ast.AsyncWith(items=items, body=body):
+                for context in items:
+                    opened = self._eval(context.context_expr, env)
+                    if context.optional_vars is not None:
+                        _assign(context.optional_vars, opened, env)
+                self._body(body, env)
+            case ast.Try():
+                self._body(node.body, env)
+                self._branches([handler.body for handler in node.handlers] + [[]], env)
+                self._body([*node.orelse, *node.finalbody], env)
+            case ast.Match(subject=subject, cases=cases):
+                self._eval(subject, env)
+                self._branches([case.body for case in cases] + [[]], env)
+            case ast.FunctionDef(name=name, body=body):
+                outer, self.returned = self.returned, []
+                self._body(body, dict(env))
+                env[name] = _Value(_union(self.returned).taint)
+                self.returned = outer
+
+    def _branches(self, bodies: list[list[ast.stmt]], env: _Env) -> None:
+        results = []
+        for body in bodies:
+            branch = dict(env)
+            self._body(body, branch)
+            results.append(branch)
+        env.clear()
+        _merge(env, results)
+
+    def _bind_loop(self, target: ast.expr, iterated: ast.expr, env: _Env) -> None:
+        """Binds a loop's target; `enumerate` and `zip` element by element, so that an index stays clean."""
+        if isinstance(iterated, ast.Call) and isinstance(iterated.func, ast.Name) and isinstance(target, ast.Tuple):
+            if iterated.func.id == "enumerate" and len(target.elts) == 2 and iterated.args:
+                _assign(target.elts[0], _NOTHING, env)
+                self._bind_loop(target.elts[1], iterated.args[0], env)
+                return
+            if iterated.func.id == "zip" and len(target.elts) == len(iterated.args):
+                for part, source in zip(target.elts, iterated.args, strict=True):
+                    self._bind_loop(part, source, env)
+                return
+        _assign(target, self._eval(iterated, env), env)
+
+    # Expressions -------------------------------------------------------------------------------------------
+
+    def _eval(self, node: ast.expr | None, env: _Env) -> _Value:
+        self.steps += 1
+        if self.steps > _MAX_STEPS:
+            raise _OutOfSteps
+        match node:
+            case None | ast.Constant() | ast.JoinedStr():
+                return _NOTHING
+            case ast.Name(id=name):
+                return env.get(name, _NOTHING)
+            case ast.Attribute(value=value, attr=attr):
+                return self._attribute(self._eval(value, env), attr)
+            case ast.Subscript(value=value, slice=index):
+                return self._subscript(self._eval(value, env), index, env)
+            case ast.Call():
+                return self._call(node, env)
+            case ast.BinOp(left=left, right=right):
+                return self._combine([self._eval(left, env), self._eval(right, env)])
+            case ast.Compare(left=left, ops=ops, comparators=comparators):
+                values = [self._eval(item, env) for item in (left, *comparators)]
+                if all(isinstance(op, ast.Is | ast.IsNot) for op in ops):
+                    return _NOTHING
+                return _union(values)
+            case ast.IfExp(test=test, body=body, orelse=orelse):
+                self._eval(test, env)
+                return _union([self._eval(body, env), self._eval(orelse, env)], keep_direct=True)
+            case ast.NamedExpr(target=target, value=value):
+                result = self._eval(value, env)
+                _assign(target, result, env)
+                return result
+            case ast.Lambda(body=body):
+                return _Value(self._eval(body, dict(env)).taint)
+            case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
+                inner = dict(env)
+                for generator in node.generators:
+                    self._bind_loop(generator.target, generator.iter, inner)
+                    for test in generator.ifs:
+                        self._eval(test, inner)
+                element = node.value if isinstance(node, ast.DictComp) else node.elt
+                return self._eval(element, inner)
+        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        return _union([self._eval(child, env) for child in children], keep_direct=True)
+
+    def _attribute(self, base: _Value, attr: str) -> _Value:
+        if attr in _METADATA:
+            return _NOTHING
+        if not base.direct:
+            return base
+        if "" in base.direct:
+            member = inspect.getattr_static(self.cls, attr, None)
+            if isinstance(member, property) and member.fget is not None:
+                return self._inline(attr, [], {}, _NOTHING) or _NOTHING
+            if callable(member) or isinstance(member, staticmethod | classmethod):
+                return _NOTHING
+        return self._extend(base, attr)
+
+    def _subscript(self, base: _Value, index: ast.expr, env: _Env) -> _Value:
+        taint = self._eval(index, env).taint
+        if base.direct and isinstance(index, ast.Constant) and isinstance(index.value, str | int):
+            base = self._extend(base, str(index.value))
+        return _Value(base.taint | taint, base.direct)
+
+    def _extend(self, base: _Value, part: str) -> _Value:
+        direct = frozenset(f"{path}.{part}" if path else part for path in base.direct)
+        self.used |= direct
+        return _Value((base.taint - base.direct) | direct, direct)
+
+    def _call(self, node: ast.Call, env: _Env) -> _Value:
+        args = [self._eval(arg, env) for arg in node.args if not isinstance(arg, ast.Starred)]
+        keywords = {word.arg: self._eval(word.value, env) for word in node.keywords if word.arg is not None}
+        starred = [arg.value for arg in node.args if isinstance(arg, ast.Starred)]
+        starred += [word.value for word in node.keywords if word.arg is None]
+        rest = _union([self._eval(item, env) for item in starred])
+        given = [*args, *keywords.values(), rest]
+
+        inlined = self._inlined_call(node.func, args, keywords, rest, env)
+        if inlined is not None:
+            return inlined
+        match node.func:
+            case ast.Name(id="getattr") if len(args) >= 2:
+                key = node.args[1]
+                constant = isinstance(key, ast.Constant) and isinstance(key.value, str)
+                return self._extend(args[0], key.value if constant else "*") if args[0].direct else args[0]  # type: ignore[attr-defined]
+            case ast.Name(id="len" | "isinstance" | "hasattr" | "type" | "id"):
+                return _NOTHING
+            case ast.Name(id=name) | ast.Attribute(attr=name) if name in _TRANSPARENT and name not in env:
+                return _union(given, keep_direct=True)
+            case ast.Attribute(value=receiver, attr=method) if method in _TRANSPARENT_METHODS:
+                return _union([self._eval(receiver, env), *given], keep_direct=True)
+            case ast.Attribute(value=ast.Name(id=name), attr=method) if method in _MUTATORS and name in env:
+                env[name] = _union([env[name], *given], keep_direct=True)
+                return _NOTHING
+        function = self._eval(node.func, env)
+        if not function.direct:
+            # `F.layer_norm(x, shape, self.weight)`, `checkpoint(layer, x)`: what is handed over is applied.
+            return _union([function, self._combine(given)])
+        for source in _union(given).taint:
+            for target in function.direct:
+                self._flow(source, target)
+        return _union([function, *given])
+
+    def _inlined_call(
+        self, func: ast.expr, args: list[_Value], keywords: dict[str, _Value], rest: _Value, env: _Env
+    ) -> _Value | None:
+        """A call of one of the module's own methods, of itself, or of its parent class's method."""
+        match func:
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name):
+                return self._inline(name, args, keywords, rest, after=self.owner[-1] if self.owner else None)
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if "" in env.get(owner, _NOTHING).direct:
+                return self._inline(name, args, keywords, rest)
+            case ast.Name(id=name) if "" in env.get(name, _NOTHING).direct:
+                return self._inline("forward", args, keywords, rest)
+        return None
+
+    def _combine(self, values: list[_Value]) -> _Value:
+        """Values that meet in one operation: a parameter among them receives the data of the others."""
+        for position, value in enumerate(values):
+            others = _union([other for k, other in enumerate(values) if k != position]).taint
+            for target in value.direct:
+                for source in others:
+                    self._flow(source, target)
+        return _union(values)
+
+    def _flow(self, source: str, target: str) -> None:
+        if source and target:
+            self.edges.setdefault((source, target), len(self.edges))
+
+
+def _union(values: Iterable[_Value], keep_direct: bool = False) -> _Value:
+    values = list(values)
+    taint = frozenset[str]().union(*(value.taint for value in values))
+    return _Value(taint, frozenset[str]().union(*(v.direct for v in values)) if keep_direct else frozenset())
+
+
+def _merge(env: _Env, others: Iterable[_Env]) -> None:
+    for other in others:
+        for name, value in other.items():
+            env[name] = _union([env.get(name, _NOTHING), value], keep_direct=True)
+
+
+def _assign(target: ast.expr, value: _Value, env: _Env) -> None:
+    match target:
+        case ast.Name(id=name):
+            env[name] = value
+        case ast.Tuple(elts=elements) | ast.List(elts=elements):
+            for element in elements:
+                _assign(element, value, env)
+        case ast.Starred(value=inner):
+            _assign(inner, value, env)
+        case ast.Subscript(value=ast.Name(id=name)) | ast.Attribute(value=ast.Name(id=name)) if name != "self":
+            env[name] = _union([env.get(name, _NOTHING), value], keep_direct=True)
+
+
+def _bind(spec: ast.arguments, args: list[_Value], keywords: dict[str, _Value], rest: _Value, static: bool) -> _Env:
+    names = [arg.arg for arg in (*spec.posonlyargs, *spec.args)]
+    env: _Env = {}
+    if names and not static:
+        env[names.pop(0)] = _Value(frozenset(), frozenset({""}))
+    env |= dict(zip(names, args, strict=False))
+    allowed = {*names, *(arg.arg for arg in spec.kwonlyargs)}
+    env |= {name: value for name, value in keywords.items() if name in allowed}
+    for name in allowed - env.keys():
+        env[name] = rest
+    if spec.vararg is not None:
+        env[spec.vararg.arg] = _union([*args[len(names) :], rest], keep_direct=True)
+    if spec.kwarg is not None:
+        extra = [value for name, value in keywords.items() if name not in allowed]
+        env[spec.kwarg.arg] = _union([*extra, rest], keep_direct=True)
+    return env
+
+
+def _method(cls: type, name: str, after: type | None = None) -> tuple[type, Callable[..., object]] | None:
+    """The class that defines `name` and the function, along the MRO (behind `after`, for `super()`)."""
+    mro = list(cls.__mro__)
+    for owner in mro[mro.index(after) + 1 if after in mro else 0 :]:
+        if name in owner.__dict__:
+            member = owner.__dict__[name]
+            if isinstance(member, property):
+                member = member.fget
+            elif isinstance(member, staticmethod | classmethod):
+                member = member.__func__
+            # nn.Module's own methods (register_buffer, apply, ...) move no data.
+            if owner in (nn.Module, object) or not isinstance(member, types.FunctionType):
+                return None
+            return owner, inspect.unwrap(member)
+    return None
+
+
+@lru_cache(maxsize=8192)
+def _parse(function: Callable[..., object]) -> ast.FunctionDef | None:
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    except (OSError, TypeError, SyntaxError, ValueError):
+        return None
+    first = tree.body[0] if tree.body else None
+    return first if isinstance(first, ast.FunctionDef) else None

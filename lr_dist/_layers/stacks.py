@@ -1,0 +1,338 @@
+"""Finds the stack of transformer layers in a module tree, and on which side of it a parameter acts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from lr_dist._layers.dataflow import flows_of
+from lr_dist.errors import LayersNotFoundError
+
+_WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
+# What configurations call the depth. ALBERT's layers share the weights of `num_hidden_groups` groups.
+_DEPTH_KEYS = [
+    *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups", "depth"),
+    *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
+]
+_ATTENTION = re.compile(r"attn|attention|(^|_)mha($|_)|qkv|q_proj", re.IGNORECASE)
+
+Side = Literal["before", "after", "reused", "between", "unrelated"]
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without what torch.compile, FSDP and activation checkpointing put into it.
+
+    Args:
+        name: A dotted name, as `_orig_mod.layers.0._fsdp_wrapped_module.weight`.
+
+    Returns:
+        The name in the unwrapped model, here `layers.0.weight`.
+    """
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter: its name in `named_parameters()`, all its clean names (several if tied)."""
+
+    name: str
+    aliases: tuple[str, ...]
+    value: nn.Parameter
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One list of layers: where it is (several paths if registered twice) and how many layers it has."""
+
+    paths: tuple[str, ...]
+    module: nn.Module
+    keys: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kinds = sorted({type(unwrap(layer)).__name__ for layer in self.module.children()})
+        return f"`{self.paths[0] or '(the model itself)'}` ({len(self.keys)} x {'/'.join(kinds)})"
+
+
+class Tree:
+    """A model's modules and parameters by clean name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        # Parents come first, so what a wrapper wraps replaces it under their common clean name.
+        self.modules = {clean_name(path): m for path, m in model.named_modules(remove_duplicate=False)}
+        aliases: dict[int, list[str]] = {}
+        for name, value in model.named_parameters(remove_duplicate=False):
+            aliases.setdefault(id(value), []).append(clean_name(name))
+        self.parameters = [
+            Parameter(name, tuple(dict.fromkeys(aliases[id(value)])), value) for name, value in model.named_parameters()
+        ]
+        self.paths = {*self.modules, *(alias for p in self.parameters for alias in p.aliases)}
+
+    def below(self, path: str) -> Iterator[Parameter]:
+        """Parameters that have a name below `path`."""
+        prefix = path + "." if path else ""
+        return (p for p in self.parameters if any(alias.startswith(prefix) for alias in p.aliases))
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module inside any torch.compile, FSDP or activation-checkpointing wrapper."""
+    while inner := next((module._modules[key] for key in _WRAPPERS if key in module._modules), None):
+        module = inner
+    return module
+
+
+# Stacks --------------------------------------------------------------------------------------------------
+
+
+def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple[list[Stack], list[Stack]]:
+    """The model's stack of layers, or its encoder's and its decoder's.
+
+    Args:
+        tree: The model.
+        is_overridden: Whether an override places this parameter; a stack of nothing else is no stack.
+
+    Returns:
+        One stack, or two that follow each other in depth; and the frozen ones that were passed over (a teacher, a
+        frozen image tower), whose parameters have no depth here.
+
+    Raises:
+        LayersNotFoundError: There is none, or several whose order in depth is not known.
+    """
+    found = _drop_nested(tree, _candidates(tree, needs_attention=True))
+    found = found or _drop_nested(tree, _candidates(tree, needs_attention=False))
+    stacks = [s for s in found if not all(is_overridden(p) for p in tree.below(s.paths[0]))]
+    ignored = _bystanders(tree, stacks)
+    stacks = [s for s in stacks if s not in ignored]
+    if len(stacks) == 1 and _is_layered(tree, stacks[0]):
+        return stacks, ignored
+    if len(stacks) < 2:
+        beside = [s for s in found if s not in stacks]
+        raise LayersNotFoundError(
+            f"no stack of transformer layers found in {type(tree.modules['']).__name__}: there is no nn.ModuleList or "
+            "nn.Sequential, applied layer after layer, of layers of one class that hold attention, nor one as long "
+            "as its config's depth"
+            + (f"; {stacks[0]} is a list of other modules" if stacks else "")
+            + (f" (beside the overridden {', '.join(map(str, beside))})" if beside else "")
+            + ". Pass the transformer itself."
+        )
+    if len(stacks) == 2:
+        for encoder, decoder in (stacks, stacks[::-1]):
+            if _is_encoder_decoder(tree, encoder, decoder):
+                return [encoder, decoder], ignored
+    raise LayersNotFoundError(_several(stacks))
+
+
+def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
+    """Frozen stacks that are no part of the depth of what learns: a teacher, averaged weights, an image tower."""
+    trained = [s for s in stacks if any(p.value.requires_grad for p in tree.below(s.paths[0]))]
+
+    def stands_by(frozen: Stack, learner: Stack) -> bool:
+        if any(_is_encoder_decoder(tree, *pair) for pair in ((frozen, learner), (learner, frozen))):
+            return False
+        # Idefics' frozen layers alternate with its trained ones, and then they are its depth too.
+        return side_of(tree, frozen.paths[0], learner.paths[0]) in ("before", "unrelated", None)
+
+    return [s for s in stacks if trained and s not in trained and all(stands_by(s, other) for other in trained)]
+
+
+def _several(stacks: list[Stack]) -> str:
+    listed = ", ".join(map(str, stacks[:8])) + (f" and {len(stacks) - 8} more" if len(stacks) > 8 else "")
+    parts = [stack.paths[0].split(".") for stack in stacks]
+    shared = min(common_prefix(parts[0], other) for other in parts[1:])
+    branches = list(dict.fromkeys(".".join(path[: shared + 1]) for path in parts))
+    rules = ", ".join(f'r"^{re.escape(branch)}\\.": "embeddings"' for branch in branches[1:4])
+    submodule = f'pass the submodule whose depth counts, such as model.get_submodule("{branches[0]}"), or '
+    return (
+        f"{len(stacks)} stacks of layers, and no known order of depth between them: {listed}. Please "
+        f"{submodule if any(len(path) > shared + 1 for path in parts) else ''}say where the others belong, "
+        f"before the layers (embeddings) or after them (head): overrides={{{rules}}}"
+    )
+
+
+def _candidates(tree: Tree, needs_attention: bool) -> list[Stack]:
+    by_module: dict[int, list[str]] = {}
+    for path, module in tree.modules.items():
+        if isinstance(module, nn.ModuleList | nn.Sequential):
+            by_module.setdefault(id(module), []).append(path)
+    stacks = []
+    for paths in by_module.values():
+        module = tree.modules[paths[0]]
+        stack = Stack(tuple(paths), module, tuple(module._modules))
+        if _is_stack(tree, stack, needs_attention):
+            stacks.append(stack)
+    return stacks
+
+
+def _is_stack(tree: Tree, stack: Stack, needs_attention: bool) -> bool:
+    layers = [unwrap(layer) for layer in stack.module.children()]
+    if not layers or not all(any(True for _ in x.children()) and any(True for _ in x.parameters()) for x in layers):
+        return False
+    if not needs_attention:
+        return _is_layered(tree, stack)
+    attention = [_has_attention(layer) for layer in layers]
+    # Several modules with attention in one list are suspect even if they turn out to be no layers.
+    return sum(attention) > 1 or (any(attention) and (len(layers) == 1 or _matches_config(tree, stack)))
+
+
+def _is_layered(tree: Tree, stack: Stack) -> bool:
+    """Whether the list is a stack of layers: as long as the config says, or alike, with attention, and chained."""
+    return _matches_config(tree, stack) or (_is_alike(stack) and _is_chained(tree, stack) is not False)
+
+
+def _is_alike(stack: Stack) -> bool:
+    layers = [unwrap(layer) for layer in stack.module.children()]
+    return len({type(layer) for layer in layers}) == 1 and all(_has_attention(layer) for layer in layers)
+
+
+def _has_attention(layer: nn.Module) -> bool:
+    return any(
+        _ATTENTION.search(name.rpartition(".")[2]) or _ATTENTION.search(type(module).__name__)
+        for name, module in layer.named_modules()
+    )
+
+
+def _matches_config(tree: Tree, stack: Stack) -> bool:
+    """Whether the configuration of the nearest module around the stack names its length as the depth."""
+    for path in stack.paths:
+        parts = path.split(".")
+        for end in range(len(parts) - 1, -1, -1):
+            config = getattr(tree.modules[".".join(parts[:end])], "config", None)
+            depths = _depths(config)
+            if depths:
+                if len(stack.keys) in depths:
+                    return True
+                break
+    return False
+
+
+def _depths(config: object) -> set[int]:
+    read = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
+    values = [read(key) for key in _DEPTH_KEYS] if config is not None else []
+    return {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
+
+
+def _is_chained(tree: Tree, stack: Stack) -> bool | None:
+    """Whether one layer's output enters the next; None if the source does not say."""
+    if type(stack.module).forward is nn.Sequential.forward:
+        return True
+    used = False
+    for path in stack.paths:
+        parts = path.split(".")
+        for end in range(len(parts) - 1, -1, -1):
+            parent, rest = ".".join(parts[:end]), parts[end:]
+            flows = flows_of(type(tree.modules[parent]))
+            inside = {t for t in flows.used if t.split(".")[: len(rest)] == rest}
+            if any(source in inside and target in inside for source, target in flows.edges):
+                return True
+            used = used or bool(inside)
+    return False if used else None
+
+
+def _drop_nested(tree: Tree, stacks: list[Stack]) -> list[Stack]:
+    """Of stacks inside each other: the outer one, unless it is a list of whole models (an ensemble, a cascade)."""
+
+    def inner_of(outer: Stack) -> list[Stack]:
+        prefixes = tuple(path + "." if path else "" for path in outer.paths)
+        return [s for s in stacks if s is not outer and s.paths[0].startswith(prefixes)]
+
+    def is_wrapper(outer: Stack) -> bool:
+        if _matches_config(tree, outer):
+            return False
+        inner = inner_of(outer)
+        if len(outer.keys) == 1:
+            return bool(inner)
+        return any(_matches_config(tree, s) or (len(s.keys) > 1 and _is_alike(s)) for s in inner)
+
+    kept = [s for s in stacks if not is_wrapper(s)]
+    nested = [s for outer in kept for s in inner_of(outer)]
+    return [s for s in kept if s not in nested]
+
+
+def _is_encoder_decoder(tree: Tree, encoder: Stack, decoder: Stack) -> bool:
+    first, second = encoder.paths[0].split("."), decoder.paths[0].split(".")
+    depth = common_prefix(first, second)
+    if depth >= min(len(first), len(second)):
+        return False
+    # The same name but for the one word: an image encoder and a mask decoder are two models, not one.
+    if "enc" not in first[depth] or first[depth].replace("enc", "dec") != second[depth]:
+        return False
+    return side_of(tree, encoder.paths[0], decoder.paths[0]) in ("before", None)
+
+
+# Sides ---------------------------------------------------------------------------------------------------
+
+
+def side_of(tree: Tree, path: str, stack: str) -> Side | None:
+    """On which side of a stack a module or parameter acts, after the order of nn.Sequential and the data flow.
+
+    Args:
+        tree: The model.
+        path: Clean name of the module or parameter, outside the stack.
+        stack: Clean name of the stack.
+
+    Returns:
+        `before`: its output enters the stack. `after`: the stack's output enters it. `reused`: first the one,
+        then the other. `between`: first the other, so it acts between two layers. `unrelated`: both are used,
+        and neither feeds the other. None: the source does not say.
+    """
+    parts, stack_parts = path.split("."), stack.split(".") if stack else []
+    shared = common_prefix(parts, stack_parts)
+    if shared == len(stack_parts):
+        return None
+    unrelated = False
+    for end in range(shared, -1, -1):
+        parent = ".".join(parts[:end])
+        module, rest, stack_rest = tree.modules[parent], parts[end:], stack_parts[end:]
+        if type(module).forward is nn.Sequential.forward:
+            if rest[0] != stack_rest[0]:
+                keys = list(module._modules)
+                return "before" if keys.index(rest[0]) < keys.index(stack_rest[0]) else "after"
+            continue
+        flows = flows_of(type(module))
+        kinds = {token: _kind(tree, parent, token, rest, stack_rest) for token in flows.used}
+        if "stack" not in kinds.values() and "*" in kinds:
+            # `getattr(self, self.base_model_prefix)`: the backbone, under whatever name.
+            kinds["*"] = "stack"
+        first = {"before": -1, "after": -1}
+        for (source, target), rank in sorted(flows.edges.items(), key=lambda edge: -edge[1]):
+            pair = kinds.get(source), kinds.get(target)
+            if pair == ("path", "stack"):
+                first["before"] = rank
+            elif pair == ("stack", "path"):
+                first["after"] = rank
+        before, after = first["before"], first["after"]
+        if before >= 0 and after >= 0:
+            return "reused" if before < after else "between"
+        if before >= 0 or after >= 0:
+            return "before" if before >= 0 else "after"
+        unrelated = unrelated or {"path", "stack"} <= set(kinds.values())
+    return "unrelated" if unrelated else None
+
+
+def _kind(tree: Tree, parent: str, token: str, rest: list[str], stack_rest: list[str]) -> str | None:
+    """Whether a child path that the source names leads to the parameter or to the stack, and not to both."""
+    parts = token.split(".")
+    known = len(parts)
+    while known and ".".join([parent, *parts[:known]] if parent else parts[:known]) not in tree.paths:
+        known -= 1
+    if known == 0:
+        return None
+    owner = tree.modules.get(".".join([parent, *parts[:known]] if parent else parts[:known]))
+    if owner is not None and known < len(parts) and not hasattr(type(owner), parts[known]):
+        return None  # a setting that it keeps (`self.bert.num_labels`), no data that went through it
+    parts = parts[:known]
+    to_path = common_prefix(parts, rest) == min(len(parts), len(rest))
+    to_stack = common_prefix(parts, stack_rest) == min(len(parts), len(stack_rest))
+    if to_path == to_stack:
+        return None
+    return "path" if to_path else "stack"
+
+
+def common_prefix(first: list[str], second: list[str]) -> int:
+    """The number of leading parts that two dotted names share."""
+    return next(
+        (k for k, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )

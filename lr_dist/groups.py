@@ -1,0 +1,140 @@
+"""Optimizer parameter groups with a learning rate for each layer, for plain PyTorch and for Hugging Face's Trainer."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import InvalidNoDecayError, InvalidRateError, NothingToTrainError
+from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
+from lr_dist.presets import resolve_distribution
+
+NO_DECAY = "/no_decay"
+_FROZEN_BY_US = "_lr_dist_frozen"
+
+
+def param_groups(
+    model: nn.Module,
+    distribution: str | Path | Mapping[str, Any] | LRDistribution,
+    *,
+    lr: float | None = None,
+    weight_decay: float = 0.0,
+    no_decay: Sequence[str] | None = None,
+    overrides: Overrides | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups for any torch optimizer, one for each layer, in the order of depth.
+
+    Parameters of layers with rate 0 are frozen (`requires_grad_(False)`) and left out, like those that were frozen
+    before; a layer without trainable parameters has no group.
+
+        optimizer = torch.optim.AdamW(param_groups(model, "decay:lr=4e-4,factor=0.7", weight_decay=0.01))
+
+    Args:
+        model: a transformer, or a module that contains one.
+        distribution: a preset's name, a YAML path, `family:key=value,...`, or a distribution.
+        lr: the optimizer's own rate; a relative distribution multiplies it, an absolute one does not read it.
+        weight_decay: of the decayed parameters. Where it is above 0, each layer has a second group `NAME/no_decay`
+            with weight decay 0.
+        no_decay: regexes (`re.search` on the parameter's name, without prefixes of wrappers) of the parameters that
+            are not decayed. By default those with fewer than two dimensions: biases and the weights of norms.
+        overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
+
+    Returns:
+        Dicts with `name` (`embeddings`, `layers.0`, ..., `head`), `params`, `lr` and `weight_decay`.
+
+    Raises:
+        InvalidRateError: a relative distribution without `lr`, or a rate or weight decay that is no number >= 0.
+        InvalidNoDecayError: a `no_decay` regex that is malformed or matches no parameter.
+        NothingToTrainError: no trainable parameter is left.
+        LRDistError: what `assign_layers` and `resolve_distribution` raise.
+    """
+    resolved = resolve_distribution(distribution)
+    _check_number("weight_decay", weight_decay)
+    if resolved.relative:
+        if lr is None:
+            raise InvalidRateError(
+                f"The distribution {resolved} is relative, so it multiplies the optimizer's own rate: give that rate, "
+                "param_groups(model, distribution, lr=...)."
+            )
+        resolved = resolved.absolute(_check_number("lr", lr))
+    layer_map = assign_layers(model, overrides)
+    rates = resolved.rates(layer_map.num_layers)
+    parameters = dict(model.named_parameters())
+    undecayed = _undecayed(parameters, no_decay)
+
+    freeze_layers(model, layer_map, rates)
+    groups: list[dict[str, Any]] = []
+    for layer, names in layer_map.groups.items():
+        trainable = [name for name in names if parameters[name].requires_grad]
+        # Without weight decay the halves would be the same.
+        rest = [name for name in trainable if weight_decay and name in undecayed]
+        decayed = [name for name in trainable if name not in set(rest)]
+        for title, members, decay in ((layer, decayed, weight_decay), (layer + NO_DECAY, rest, 0.0)):
+            if members:
+                params = [parameters[name] for name in members]
+                groups.append({"name": title, "params": params, "lr": rates[layer], "weight_decay": decay})
+    if not groups:
+        raise NothingToTrainError(
+            f"No parameter of {type(model).__name__} is left to train: the distribution {resolved} and the "
+            "requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
+        )
+    return groups
+
+
+def freeze_layers(model: nn.Module, layer_map: LayerMap, rates: Mapping[str, float]) -> None:
+    """Set requires_grad to False in the layers with rate 0.
+
+    A layer with another rate that an earlier call froze is trainable again; what the user froze stays frozen.
+
+    Args:
+        model: the module that `layer_map` was made from.
+        layer_map: which parameter sits in which layer.
+        rates: the rate of each layer.
+    """
+    layer_of = layer_map.group_of
+    for name, parameter in model.named_parameters():
+        layer = layer_of.get(name)
+        if layer is None:
+            continue
+        if rates[layer] == 0 and parameter.requires_grad:
+            parameter.requires_grad_(False)
+            setattr(parameter, _FROZEN_BY_US, True)
+        elif rates[layer] != 0 and getattr(parameter, _FROZEN_BY_US, False):
+            parameter.requires_grad_(True)
+            delattr(parameter, _FROZEN_BY_US)
+
+
+def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] | None) -> set[str]:
+    """Names of the parameters without weight decay."""
+    if patterns is None:
+        return {name for name, parameter in parameters.items() if parameter.ndim < 2}
+    if isinstance(patterns, str):
+        raise InvalidNoDecayError(
+            f"no_decay takes a list of regexes, not the single text {patterns!r}: [{patterns!r}]."
+        )
+    found: set[str] = set()
+    for pattern in patterns:
+        try:
+            matches = {name for name in parameters if re.search(pattern, clean_name(name))}
+        except (re.error, TypeError) as error:
+            raise InvalidNoDecayError(f"no_decay holds {pattern!r}, which is not a regex: {error}.") from error
+        if not matches:
+            raise InvalidNoDecayError(
+                f"The no_decay regex {pattern!r} matches no parameter of the model. Its parameters are named like "
+                f"{', '.join(list(parameters)[:3])}, ..."
+            )
+        found |= matches
+    return found
+
+
+def _check_number(name: str, value: Any) -> float:
+    """`value` as a finite float >= 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise InvalidRateError(f"{name} must be a finite number of at least 0, not {value!r}.")
+    return float(value)

@@ -1,0 +1,242 @@
+"""Which parameter of a model sits at which depth.
+
+Depth 0 is the input end: `embeddings`, `layers.0` ... `layers.N-1`, `head`. The layers are found in the module tree
+and checked against the config; what lies outside them is placed by the flow of data in the source of `forward`
+(before the first layer: embeddings, after the last: head), and by its name only where the source is silent. What
+stays in doubt is an error that shows the override.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lr_dist._layers.stacks import Parameter, Stack, Tree, clean_name, common_prefix, find_stacks, side_of
+from lr_dist.errors import InvalidOverrideError, LayersNotFoundError, UnplacedParametersError
+from lr_dist.names import group_names
+
+__all__ = ["LayerMap", "Overrides", "assign_layers", "clean_name", "group_names"]
+
+Overrides = Mapping[str, str] | Sequence[tuple[str, str]]
+
+_MAX_NAMED = 10
+# Names that mean one thing in every model that we know. `norm` and `layer_norm` are not among them.
+_EMBEDDING_NAME = re.compile(
+    r"embed(?!_out)|(^|_)(wte|wpe|emb|shared|(cls|dist|mask|register)_tokens?|pos_enc\w*)$"
+    r"|^(relative_attention_bias|prompt_encoder|feature_extractor|feature_projection)$"
+)
+_HEAD_NAME = re.compile(
+    r"^(lm_head|classifier|score|pooler|heads?|qa_outputs|cls|fc_norm|ln_f|norm_f|ln_post|vocab_\w+|logit_scale"
+    r"|final_(layer_?)?norm|post_layernorm|embed_out|lm_loss|\w+_head)$"
+)
+# What the source calls between two layers, by class and attribute: it takes part in the first layer's output.
+_IN_FIRST_LAYER = {("DebertaV2Encoder", "conv")}
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """The parameters of a model by depth.
+
+    Attributes:
+        num_layers: N; an encoder-decoder counts its encoder's layers, then its decoder's.
+        groups: All N+2 groups from the input to the output -> names as in `model.named_parameters()`. A tied
+            weight is in the shallowest of its places, once. A group may be empty.
+    """
+
+    num_layers: int
+    groups: dict[str, tuple[str, ...]]
+
+    @property
+    def group_of(self) -> dict[str, str]:
+        """Name of a parameter -> its group."""
+        return {name: group for group, names in self.groups.items() for name in names}
+
+
+def assign_layers(model: nn.Module, overrides: Overrides | None = None) -> LayerMap:
+    """Finds the depth of every parameter of a transformer.
+
+    Works for any module that holds one stack of layers, or an encoder's and a decoder's, wherever it is: bare, with
+    a task head, in a LightningModule, compiled, with PEFT adapters. Nothing is run, so meta tensors are fine.
+
+    Args:
+        model: The model.
+        overrides: Ordered map of regular expression -> group (`embeddings`, `layers.K`, `head`; a negative K counts
+            from the last layer). Searched in the clean names (`clean_name`); the first that matches decides, before
+            everything else. A stack of layers that overrides cover is no longer one.
+
+    Returns:
+        The map. Every trainable parameter is in exactly one group; a frozen one that cannot be placed is left out.
+
+    Raises:
+        LayersNotFoundError: No stack of layers, or several that do not follow each other (CLIP's two towers).
+        UnplacedParametersError: Trainable parameters whose depth is in doubt.
+        InvalidOverrideError: An override that is malformed, names no group of the model, or matches nothing.
+
+    Example:
+        >>> layers = assign_layers(BertForSequenceClassification(config))
+        >>> layers.group_of["bert.pooler.dense.weight"]
+        'head'
+    """
+    if not isinstance(model, nn.Module):
+        raise LayersNotFoundError(f"expected a torch.nn.Module, got {type(model).__name__}: {model!r:.80}")
+    rules = _compile(overrides)
+    tree = Tree(model)
+    stacks, ignored = find_stacks(tree, lambda parameter: _overriding(parameter, rules) is not None)
+    num_layers = sum(len(stack.keys) for stack in stacks)
+    names = group_names(num_layers)
+    targets = [_resolve(group, num_layers, pattern.pattern) for pattern, group in rules]
+    _check_all_match(tree, rules)
+
+    groups: dict[str, list[str]] = {name: [] for name in names}
+    unplaced = []
+    for parameter in tree.parameters:
+        rule = _overriding(parameter, rules)
+        depth = targets[rule] if rule is not None else _depth(tree, parameter, stacks, ignored)
+        if depth is not None:
+            groups[names[depth]].append(parameter.name)
+        elif parameter.value.requires_grad:
+            unplaced.append(parameter)
+    if unplaced:
+        raise UnplacedParametersError(_unplaced(unplaced, stacks))
+    return LayerMap(num_layers, {name: tuple(members) for name, members in groups.items()})
+
+
+# Places --------------------------------------------------------------------------------------------------
+
+
+def _depth(tree: Tree, parameter: Parameter, stacks: list[Stack], ignored: list[Stack]) -> int | None:
+    """The shallowest of the depths of a parameter's names; None if all are in doubt."""
+    depths = [
+        _depth_of_name(tree, alias, stacks)
+        for alias in parameter.aliases
+        if _nearness(alias, ignored) <= _nearness(alias, stacks)
+    ]
+    return min((depth for depth in depths if depth is not None), default=None)
+
+
+def _nearness(name: str, stacks: list[Stack]) -> int:
+    """How many leading parts a name shares with the nearest of the stacks."""
+    paths = [path for stack in stacks for path in stack.paths]
+    return max((common_prefix(name.split("."), path.split(".")) for path in paths), default=0)
+
+
+def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
+    head = 1 + sum(len(stack.keys) for stack in stacks)
+    parts = name.split(".")
+    first, shared = 1, -1
+    nearest: list[tuple[Stack, str, int]] = []
+    for stack in stacks:
+        for path in stack.paths:
+            stack_parts = path.split(".") if path else []
+            prefix = common_prefix(parts, stack_parts)
+            if prefix == len(stack_parts) and parts[prefix] in stack.keys:
+                return first + stack.keys.index(parts[prefix])
+            if prefix > shared:
+                nearest, shared = [], prefix
+            if prefix == shared and stack not in [near for near, *_ in nearest]:
+                nearest.append((stack, path, first))
+        first += len(stack.keys)
+
+    sides = [side_of(tree, name, path) for _, path, _ in nearest]
+    last = [first + len(stack.keys) - 1 for stack, _, first in nearest]
+    # What closes the encoder of an encoder-decoder comes before the decoder's first layer: a norm or a projection.
+    # A whole network there (FastSpeech's duration predictors) has a depth of its own.
+    closes_encoder = last[0] if len(parts) == shared + 2 else None
+    if len(nearest) == 2:  # beside an encoder and a decoder
+        if sides[0] == "before" or (sides[0] in (None, "unrelated") and sides[1] == "before"):
+            return 0
+        if sides[1] == "after":
+            return head
+        if sides == ["after", "before"]:
+            return closes_encoder
+        return _by_name(tree, name, shared, head) if sides == [None, None] else None
+    side = sides[0]
+    if side == "before":
+        return 0
+    if side == "after":
+        return closes_encoder if len(stacks) == 2 and nearest[0][0] is stacks[0] else head
+    if side == "reused":
+        # An output projection that is the embedding matrix, a position added again; anything else is in doubt.
+        return 0 if _by_name(tree, name, shared, head) == 0 else None
+    if side == "between":
+        owner = tree.modules[".".join(parts[:shared])]
+        return nearest[0][2] if (type(owner).__name__, parts[shared]) in _IN_FIRST_LAYER else None
+    return _by_name(tree, name, shared, head) if side is None else None
+
+
+def _by_name(tree: Tree, name: str, shared: int, head: int) -> int | None:
+    """What the name says, from the outermost part on that is not shared with the stack."""
+    parts = name.split(".")
+    for part in parts[shared:]:
+        if _EMBEDDING_NAME.search(part):
+            return 0
+        if _HEAD_NAME.search(part):
+            return head
+    return 0 if isinstance(tree.modules[".".join(parts[:-1])], nn.Embedding) else None
+
+
+def _unplaced(parameters: list[Parameter], stacks: list[Stack]) -> str:
+    names = [clean_name(parameter.name) for parameter in parameters]
+    listed = ", ".join(names[:_MAX_NAMED])
+    if len(names) > _MAX_NAMED:
+        listed += f" and {len(names) - _MAX_NAMED} more"
+    rules: dict[str, None] = {}
+    for name in names:
+        path = ".".join(name.split(".")[: _nearness(name, stacks) + 1])
+        rules[f"^{re.escape(path)}{'$' if path == name else chr(92) + '.'}"] = None
+    shown = ", ".join(f'r"{rule}": "head"' for rule in list(rules)[:_MAX_NAMED])
+    return (
+        f"no depth is known for {len(names)} trainable parameter(s): {listed}. Say where they belong "
+        f'("embeddings", "layers.K" or "head"), for example overrides={{{shown}}}'
+    )
+
+
+# Overrides -----------------------------------------------------------------------------------------------
+
+
+def _compile(overrides: Overrides | None) -> list[tuple[re.Pattern[str], str]]:
+    if overrides is None:
+        return []
+    if isinstance(overrides, str) or not isinstance(overrides, Mapping | Sequence):
+        raise InvalidOverrideError(f"overrides must map a regular expression to a group, got {overrides!r:.120}")
+    rules = []
+    for item in overrides.items() if isinstance(overrides, Mapping) else overrides:
+        if not isinstance(item, list | tuple) or len(item) != 2 or not all(isinstance(x, str) for x in item):
+            raise InvalidOverrideError(f"an override is a pair (regular expression, group), got {item!r:.120}")
+        try:
+            rules.append((re.compile(item[0]), item[1]))
+        except (re.error, OverflowError, RecursionError) as error:
+            raise InvalidOverrideError(f"override {item[0]!r} is no regular expression: {error}") from None
+    return rules
+
+
+def _overriding(parameter: Parameter, rules: list[tuple[re.Pattern[str], str]]) -> int | None:
+    for index, (pattern, _) in enumerate(rules):
+        if any(pattern.search(alias) for alias in parameter.aliases):
+            return index
+    return None
+
+
+def _resolve(group: str, num_layers: int, pattern: str) -> int:
+    """Depth of a group's name: 0 for embeddings, 1 + K for `layers.K`, N + 1 for the head."""
+    if group in ("embeddings", "head"):
+        return 0 if group == "embeddings" else num_layers + 1
+    match = re.fullmatch(r"layers\.(-?\d{1,9})", group, re.ASCII)
+    if match is not None and -num_layers <= int(match[1]) < num_layers:
+        return 1 + int(match[1]) % num_layers
+    raise InvalidOverrideError(
+        f"override {pattern!r} names the group {group!r}; this model has embeddings, layers.0 to "
+        f"layers.{num_layers - 1} (layers.-1 is the last) and head"
+    )
+
+
+def _check_all_match(tree: Tree, rules: list[tuple[re.Pattern[str], str]]) -> None:
+    aliases = [alias for parameter in tree.parameters for alias in parameter.aliases]
+    for pattern, _ in rules:
+        if not any(pattern.search(alias) for alias in aliases):
+            raise InvalidOverrideError(
+                f"override {pattern.pattern!r} matches no parameter; the names look like {', '.join(aliases[:3])}"
+            )

@@ -1,0 +1,230 @@
+"""Split the parameter groups of an existing optimizer by layer, in place, schedulers included (pure torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import OptimizerCoverageError, UnsupportedOptimizerError, ZeroRateError
+from lr_dist.groups import NO_DECAY
+from lr_dist.layers import LayerMap
+from lr_dist.schedulers import Split, anchor_rates, check_schedulers, rewrite_schedulers, scaled_group_keys
+
+_MAX_NAMES = 5
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each parameter object of a module sits.
+
+    Attributes:
+        layer: `id(parameter)` -> group name.
+        name: `id(parameter)` -> the parameter's name.
+        order: the group names in the order of depth.
+    """
+
+    layer: dict[int, str]
+    name: dict[int, str]
+    order: tuple[str, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, layer_map: LayerMap) -> Placement:
+        """The placement of `module`'s parameters, `layer_map` being made from the same module."""
+        # Without removing duplicates: a tied weight has several names, and the map knows one of them.
+        names = [(name, id(p)) for name, p in module.named_parameters(remove_duplicate=False)]
+        layer_of = layer_map.group_of
+        layer = {key: layer_of[name] for name, key in names if name in layer_of}
+        return cls(layer, {key: name for name, key in reversed(names)}, tuple(layer_map.groups))
+
+
+def layer_optimizer(optimizers: Sequence[Optimizer], placement: Placement) -> Optimizer:
+    """The one optimizer that holds the parameters of the transformer's layers.
+
+    Where none does, because every layer is frozen, it is the one that holds the embeddings or the head.
+
+    Raises:
+        UnsupportedOptimizerError: no optimizer at all.
+        OptimizerCoverageError: no optimizer holds the transformer, or several do.
+    """
+    if not any(optimizer.param_groups for optimizer in optimizers):
+        raise UnsupportedOptimizerError(
+            "The module has no optimizer (`configure_optimizers` returned None), so no layer can get a rate. Return an "
+            "optimizer, or remove the LayerwiseLR callback."
+        )
+    holders = [o for o in optimizers if any(_is_layer(placement.layer.get(id(p), "")) for p in _parameters(o))]
+    holders = holders or [o for o in optimizers if any(id(p) in placement.layer for p in _parameters(o))]
+    if len(holders) == 1:
+        return holders[0]
+    kinds = ", ".join(type(optimizer).__name__ for optimizer in holders or optimizers)
+    if not holders:
+        raise OptimizerCoverageError(
+            f"None of the optimizers ({kinds}) holds a parameter of the transformer's layers. Pass the model's "
+            "parameters to an optimizer in `configure_optimizers`; to freeze layers, give them the rate 0 in the "
+            "distribution."
+        )
+    raise OptimizerCoverageError(
+        f"{len(holders)} optimizers ({kinds}) each hold a part of the transformer's layers, so it is not clear whose "
+        "rates the distribution stands for. Put all layers into one optimizer; other modules may have their own."
+    )
+
+
+def uncovered(optimizers: Sequence[Optimizer], placement: Placement, module: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of trainable parameters that no optimizer holds: those in layers, and those in embeddings and head."""
+    held = {id(p) for optimizer in optimizers for p in _parameters(optimizer)}
+    free = [
+        (name, placement.layer[id(p)])
+        for name, p in module.named_parameters()
+        if p.requires_grad and id(p) not in held and id(p) in placement.layer
+    ]
+    return [n for n, layer in free if _is_layer(layer)], [n for n, layer in free if not _is_layer(layer)]
+
+
+def regroup(
+    optimizer: Optimizer,
+    schedulers: Iterable[Any],
+    placement: Placement,
+    distribution: LRDistribution,
+    *,
+    allow_schedulers: Sequence[type] = (),
+) -> None:
+    """Split every group of `optimizer` by layer and set the rates; its state and its other options stay.
+
+    Both `optimizer.param_groups` and the schedulers change in place, and nothing changes if an error is raised. The
+    new groups are in the order of depth. Each keeps its parent's options and gets
+
+    - `name`: the layer; `NAME/no_decay` for a group with weight decay 0 where another has more; any further group
+      of the layer a number (`layers.0/2`);
+    - `layer_lr`, the layer's rate, and `user_lr`, its parent's rate, by which a second call knows the first.
+
+    Args:
+        optimizer: holds the layers' parameters.
+        schedulers: all schedulers of this optimizer.
+        placement: which parameter sits at which depth.
+        distribution: absolute rates take the place of the groups' anchors (`anchor_rates`: the rate where the
+            schedule's factor is 1); relative ones multiply them.
+        allow_schedulers: further scheduler types (see `check_schedulers`).
+
+    Raises:
+        UnsupportedOptimizerError: an optimizer that knows one group only, shards its groups, or has no rate.
+        UnsupportedSchedulerError: a scheduler of a type that was not tested.
+        OptimizerCoverageError: the optimizer holds parameters that are not in `placement`.
+        ZeroRateError: the optimizer's own rate is 0.
+    """
+    schedulers = list(schedulers)
+    _check_optimizer(optimizer, placement)
+    check_schedulers(schedulers, allow_schedulers)
+    parents, groups = _split_groups(optimizer, placement)
+    anchors = anchor_rates(optimizer, schedulers)
+    users = [_user_rate(group, anchor) for group, anchor in zip(optimizer.param_groups, anchors, strict=True)]
+    rates = distribution.rates(len(placement.order) - 2)
+    split = Split(
+        parents=tuple(parents),
+        anchors=tuple(anchors[parent] for parent in parents),
+        rates=tuple(
+            rates[group["layer"]] * (users[parent] if distribution.relative else 1.0)
+            for parent, group in zip(parents, groups, strict=True)
+        ),
+        user_rates=tuple(users[parent] for parent in parents),
+    )
+    if distribution.relative and 0 in users:
+        raise ZeroRateError(
+            f"The distribution {distribution} is relative, and the optimizer's own rate, which it multiplies, is 0 in "
+            f"parameter group {users.index(0)}. Give the optimizer a rate above 0."
+        )
+    names = _group_names(groups)
+    keys = scaled_group_keys(schedulers)
+    for index, group in enumerate(groups):
+        for key in keys:
+            if key in group:
+                group[key] = split.scale(index, group[key])
+        del group["layer"]
+        group.update(name=names[index], layer_lr=split.rates[index], user_lr=split.user_rates[index])
+    # The optimizer and its list of groups stay the same objects: schedulers, Lightning and the user may hold either.
+    optimizer.param_groups[:] = groups
+    rewrite_schedulers(schedulers, split)
+
+
+def _check_optimizer(optimizer: Optimizer, placement: Placement) -> None:
+    kind = type(optimizer).__name__
+    if isinstance(optimizer, LBFGS):
+        raise UnsupportedOptimizerError(
+            "LBFGS knows one parameter group only, so its layers cannot have a rate each. Use another optimizer, e.g. "
+            "torch.optim.AdamW."
+        )
+    # By name: importing it needs torch.distributed, which not every build of torch has.
+    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
+        raise UnsupportedOptimizerError(
+            "ZeroRedundancyOptimizer shards its parameter groups when it is built, so they cannot be split by layer "
+            "afterwards. Use FSDP to shard the optimizer's state, or a plain optimizer."
+        )
+    if any(group.get("lr") is None for group in optimizer.param_groups):
+        raise UnsupportedOptimizerError(
+            f"{kind} has a parameter group without a learning rate (`lr` is missing or None), so it cannot have one "
+            "for each layer. Give it a rate (Adafactor: lr=..., relative_step=False)."
+        )
+    strangers = [p for p in _parameters(optimizer) if id(p) not in placement.layer]
+    if strangers:
+        titles = [placement.name.get(id(p), f"(not in the module, shape {tuple(p.shape)})") for p in strangers]
+        more = f" and {len(titles) - _MAX_NAMES} more" if len(titles) > _MAX_NAMES else ""
+        raise OptimizerCoverageError(
+            f"{kind}, which holds the transformer's layers, also holds parameters that sit at no depth: "
+            f"{', '.join(titles[:_MAX_NAMES])}{more}. Give them an optimizer of their own, or place them: "
+            'overrides={"regex": "head"}.'
+        )
+
+
+def _split_groups(optimizer: Optimizer, placement: Placement) -> tuple[list[int], list[dict[str, Any]]]:
+    """New groups in the order of depth, each with its `layer`, and the index of the group each came from."""
+    parts: dict[tuple[str, int], list[int]] = {}
+    for parent, group in enumerate(optimizer.param_groups):
+        for position, parameter in enumerate(group["params"]):
+            parts.setdefault((placement.layer[id(parameter)], parent), []).append(position)
+    depth = {layer: i for i, layer in enumerate(placement.order)}
+    parents, groups = [], []
+    for layer, parent in sorted(parts, key=lambda key: (depth[key[0]], key[1])):
+        old = optimizer.param_groups[parent]
+        new = {**old, "layer": layer}
+        # Optimizers built from named parameters keep the names beside the tensors.
+        for key in ("params", "param_names"):
+            if key in old:
+                new[key] = [old[key][position] for position in parts[layer, parent]]
+        parents.append(parent)
+        groups.append(new)
+    return parents, groups
+
+
+def _user_rate(group: Mapping[str, Any], anchor: float) -> float:
+    """The rate that the user gave the group; where an earlier call set `anchor`, the rate from before that."""
+    # isclose, because a rate in a float32 tensor has lost digits.
+    if "user_lr" in group and "layer_lr" in group and math.isclose(group["layer_lr"], anchor, rel_tol=1e-6):
+        return float(group["user_lr"])
+    return anchor
+
+
+def _group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    some_decay = any(group.get("weight_decay", 0) for group in groups)
+    names: list[str] = []
+    for group in groups:
+        plain = group["layer"]
+        if some_decay and not group.get("weight_decay", 0):
+            plain += NO_DECAY
+        name, count = plain, 1
+        while name in names:
+            count += 1
+            name = f"{plain}/{count}"
+        names.append(name)
+    return names
+
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _is_layer(group: str) -> bool:
+    return group.startswith("layers.")
