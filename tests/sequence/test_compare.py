@@ -141,6 +141,16 @@ def test_a_shift_of_one_task_shares_one_head(tiny_model, tmp_path):
     assert len(result.runs[0]["matrix"]) == 3
 
 
+@pytest.mark.data
+def test_real_glue_is_learned_with_its_own_scores(tiny_model, glue_dir, tmp_path):
+    config = config_of(tiny_model, tasks=("stsb", "cola"), seeds=(0,), distributions=(FLAT,), data_dir=str(glue_dir))
+    result = compare(config, tmp_path, listener=Listener(), command="test")
+    assert [task["metric"] for task in result.tasks] == ["pearson", "matthews"]
+    assert [task["baseline"] for task in result.tasks] == [0.0, 0.0]
+    assert [task["examples"]["validation"] for task in result.tasks] == [1500, 1043]
+    assert set(result.runs[0]["scores"][2][0]) == {"pearson", "spearman"}
+
+
 def command_line(model: str, output: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "lr_dist.cli", "compare", "--model", model, "--tasks", *TASKS),

