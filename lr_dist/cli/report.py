@@ -14,6 +14,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(description="Print the table of a result file and write its HTML report.")
     p.add_argument("result", type=str, help="a result.json")
     p.add_argument("--output", type=str | None, help="the page (default: report.html beside it)")
+    p.add_argument("--markdown", type=bool, default=False, help="print the table as Markdown instead, write no page")
     return p
 
 
@@ -23,6 +24,7 @@ def run(settings: Namespace) -> int:
     from rich.console import Console
 
     from lr_dist.errors import InvalidResultError
+    from lr_dist.report.markdown import markdown_table
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
     from lr_dist.sequence.result import ComparisonResult
@@ -31,6 +33,9 @@ def run(settings: Namespace) -> int:
     if not path.is_file():
         raise InvalidResultError(f"There is no file {path}. Give the result.json that `lr-dist compare` wrote.")
     result = ComparisonResult.load(path)
+    if settings.markdown:
+        print(markdown_table(result))
+        return 0
     console = Console()
     print_comparison(result, console)
     page = write_report(result, settings.output or path.with_name("report.html"))

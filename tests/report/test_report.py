@@ -12,6 +12,7 @@ from comparison import FLAT, FROZEN
 from rich.console import Console
 
 from lr_dist.errors import InvalidResultError
+from lr_dist.report.markdown import markdown_table
 from lr_dist.report.page import render_report, write_report
 from lr_dist.report.rows import number, table_rows
 from lr_dist.report.terminal import print_comparison
@@ -55,6 +56,15 @@ def test_a_task_that_was_not_learned_is_marked(result):
     assert table_rows(changed)[0].not_learned == ("demo-entailment",)
     assert "demo-entailment not learned" in printed(changed)
     assert "demo-entailment not learned" in render_report(changed)
+
+
+def test_the_markdown_table_has_a_line_for_each_distribution_and_the_majority_class(result):
+    lines = markdown_table(result).splitlines()
+    table = [line for line in lines if line.startswith("|")]
+    assert len(table) == 2 + 2 + 1
+    assert len({line.count("|") for line in table}) == 1
+    p_o = next(row for row in table_rows(result) if row.label == FLAT).cells["p_o"]
+    assert f"{p_o[0]} ({p_o[1]})" in next(line for line in table if FLAT in line and FROZEN not in line)
 
 
 class _Page(HTMLParser):
