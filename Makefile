@@ -28,7 +28,7 @@ bench: $(VENV)/.dev ## the measurements in the README, JSON in runs/bench
 	$(OFFLINE) $(BIN)/python tests/benchmarks/import_time.py --output runs/bench/import_time.json
 	$(OFFLINE) $(BIN)/python tests/benchmarks/two_tasks.py --output runs/bench/two_tasks.json
 
-glue: $(VENV)/.demo ## the README's first result; needs GLUE in LR_DIST_DATA or ../shared/data
+glue: $(VENV)/.demo ## the README's first result (half an hour on 2 cores); needs GLUE in LR_DIST_DATA or ../shared/data
 	$(OFFLINE) $(BIN)/lr-dist compare --config configs/glue-first-result.yaml
 
 $(VENV)/.demo: pyproject.toml constraints.txt
