@@ -21,15 +21,18 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
     title = f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}"
     table = Table(title=title, caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("distribution", overflow="fold")
-    table.add_column("runs", justify="right")
+    rows = table_rows(result)
+    # Only where there is something to see: on 80 columns the names of distributions need the room.
+    uneven = any(row.runs != str(len(result.config["seeds"])) for row in rows[:-1])
+    if uneven:
+        table.add_column("runs", justify="right")
     for name in columns(result, wide=wide):
         table.add_column(NAMES[name], justify="right")
-    rows = table_rows(result)
     for row in rows:
         missed = [f"[red]{escape(name)} not learned[/red]" for name in row.not_learned]
         table.add_row(
             "\n".join([escape(row.label), *missed]),
-            row.runs,
+            *([row.runs] if uneven else []),
             *(f"{row.cells[name][0]}\n[dim]{row.cells[name][1]}[/dim]" for name in columns(result, wide=wide)),
             end_section=row is rows[-2],
         )
@@ -39,7 +42,8 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
 def _caption(result: ComparisonResult) -> str:
     first, last = result.tasks[0]["name"], result.tasks[-1]["name"]
     old = first if len(result.tasks) == 2 else "the earlier tasks"
+    seeds = len(result.config["seeds"])
     return (
         f"p_o: score on {old} after learning {last}; p_s: score on {last}. "
-        "Second line: 0 = majority class, 1 = perfect. Mean ± standard deviation over seeds."
+        f"Second line: 0 = majority class, 1 = perfect. Mean ± standard deviation over {seeds} seed(s)."
     )
