@@ -72,8 +72,9 @@ class Scorer:
             with warnings.catch_warnings():
                 # Nearly constant answers are a result, not the user's mistake.
                 warnings.simplefilter("ignore", UserWarning)
-                # float32 carries seven digits; .475 rather than .4749999940395355
-                value = round(float(_score(name, len(self.task.classes), answers, labels)), 6)
+                score = _score(name, len(self.task.classes), answers, labels)
+            # float32 carries seven digits: .475 rather than .4749999940395355
+            value = round(score.item(), 7) if score.dtype == torch.float32 else score.item()
             scores[name] = value if math.isfinite(value) else 0.0
         return scores
 
