@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 def rates_figure(result: ComparisonResult) -> str:
     """The learning rate of every group under each distribution."""
-    figure = _new_figure(8, 4.2)
+    figure = _new_figure(9.5, 4.2)
     axes = figure.subplots()
     for entry in result.distributions:
         plot_rates(entry["rates"], axes, _short(entry["label"]), relative=False)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return _svg(figure)
 
 
 def tradeoff_figure(result: ComparisonResult) -> str:
     """p_o against p_s: a point a distribution, bars of one standard deviation, lines at the majority class."""
-    figure = _new_figure(7, 4.6)
+    figure = _new_figure(9.5, 4.6)
     axes = figure.subplots()
     for position, summary in enumerate(result.summary):
         if not summary["runs"]:
@@ -51,7 +51,7 @@ def tradeoff_figure(result: ComparisonResult) -> str:
     axes.set_xlabel(f"p_s: score on {result.tasks[-1]['name']}, learned last")
     axes.set_ylabel("p_o: score on what was learned before")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside right upper", fontsize=8)
     return _svg(figure)
 
 
