@@ -74,7 +74,7 @@ class Scorer:
                 warnings.simplefilter("ignore", UserWarning)
                 score = _score(name, len(self.task.classes), answers, labels)
             # float32 carries seven digits: .475 rather than .4749999940395355
-            value = round(score.item(), 7) if score.dtype == torch.float32 else score.item()
+            value = round(float(score), 7) if score.dtype == torch.float32 else float(score)
             scores[name] = value if math.isfinite(value) else 0.0
         return scores
 
