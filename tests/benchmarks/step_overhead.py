@@ -105,6 +105,8 @@ def optimizer_alone(optimizer: torch.optim.Optimizer, groups: dict[str, list[dic
 def main() -> None:
     p = parser(__doc__ or "")
     p.add_argument("--steps", type=int, default=100, help="timed steps of each kind")
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--tokens", type=int, default=64)
     p.add_argument("--model", default="minilm")
     p.add_argument("--distribution", default="decay:lr=2e-5,factor=0.9")
     arguments = p.parse_args()
@@ -113,8 +115,8 @@ def main() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     L.seed_everything(0, verbose=False)
     steps = 2 * arguments.steps + WARMUP_STEPS
-    tokens = torch.randint(1000, 20000, (32 * steps, 64))
-    loader = DataLoader(TensorDataset(tokens, torch.randint(0, 2, (len(tokens),))), batch_size=32)
+    tokens = torch.randint(1000, 20000, (arguments.batch * steps, arguments.tokens))
+    loader = DataLoader(TensorDataset(tokens, torch.randint(0, 2, (len(tokens),))), batch_size=arguments.batch)
     alternate = Alternate()
     trainer = L.Trainer(
         max_steps=steps,
@@ -133,8 +135,8 @@ def main() -> None:
         "step_overhead",
         {
             "model": arguments.model,
-            "batch": 32,
-            "tokens": 64,
+            "batch": arguments.batch,
+            "tokens": arguments.tokens,
             "groups": {name: len(groups) for name, groups in alternate.groups.items()},
             "timed_steps": {"flat": len(flat), "layerwise": len(layerwise)},
             "median_step_ms": {name: round(1000 * value, 2) for name, value in median.items()},
