@@ -40,9 +40,11 @@ def test_freezing_the_encoder_forgets_nothing(tiny_comparison):
             # Only the second task's own head was trained after the first task was learned.
             assert matrix[2][0] == matrix[1][0]
             assert run["metrics"]["forgetting"] == 0.0
-        assert matrix[1][0] != matrix[0][0]  # while the first task's head did learn something
         assert len(matrix) == 3
         assert [len(row) for row in matrix] == [2, 2, 2]
+    # ... while the first task's head was trained. One accuracy may come out the same by chance, not those of all seeds.
+    frozen = [run["matrix"] for run in result.runs if run["distribution"] == FROZEN]
+    assert any(matrix[1][0] != matrix[0][0] for matrix in frozen)
     flat = [run["metrics"]["forgetting"] for run in result.runs if run["distribution"] == FLAT]
     assert any(value != 0.0 for value in flat)
 
