@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +19,6 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from lr_dist.sequence.runner import Progress
-
-SETTINGS = (
-    "epochs",
-    "batch_size",
-    "max_length",
-    "lr",
-    "weight_decay",
-    "warmup",
-    "schedule",
-    "precision",
-    "evaluate_on",
-    "method",
-)
 
 
 def parser() -> ArgumentParser:
@@ -93,7 +81,7 @@ def run(settings: Namespace) -> int:
         dev_size=settings.dev_size,
         data_dir=settings.data_dir,
         data_seed=settings.data_seed,
-        settings=SequenceSettings(**{name: settings[name] for name in SETTINGS}),
+        settings=SequenceSettings(**{field.name: settings[field.name] for field in fields(SequenceSettings)}),
     )
     console.print("[dim]Checking model, tasks, distributions and output ...[/dim]")
     with _View(console) as view:

@@ -105,7 +105,7 @@ class Comparison:
             },
             tasks=tasks,
             tokens=[tokenize_task(task, tokenizer, length) for task in tasks],
-            baseline=[baseline_scores(task, split)[task.metrics[0]] for task in tasks],
+            baseline=[baseline_scores(task, split)[task.primary] for task in tasks],
             distributions=distributions,
         )
 
@@ -199,23 +199,15 @@ class Comparison:
                 found.append(((label, seed), {**run, "distribution": label}))
         return found
 
-    def _same(self) -> dict[str, Any]:
-        """What must not change between two starts in one folder; distributions and seeds may be added."""
-        config = self.config.to_dict()
-        kept = {key: value for key, value in config.items() if key not in ("distributions", "seeds")}
-        return {**kept, "weights": self.model_info["fingerprint"], "data": [task.fingerprint for task in self.tasks]}
-
     def _refuse_another(self, output: Path) -> None:
         path = output / "result.json"
         if not path.exists():
             return
         old = ComparisonResult.load(path)
-        before = {
-            **{key: value for key, value in old.config.items() if key not in ("distributions", "seeds")},
-            "weights": old.model["fingerprint"],
-            "data": [task["fingerprint"] for task in old.tasks],
-        }
-        now = json.loads(json.dumps(self._same()))
+        before = _fixed(old.config, old.model["fingerprint"], [task["fingerprint"] for task in old.tasks])
+        # As it would come back from a file: tuples are lists there.
+        config = json.loads(json.dumps(self.config.to_dict()))
+        now = _fixed(config, self.model_info["fingerprint"], [task.fingerprint for task in self.tasks])
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             detail = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
@@ -257,7 +249,7 @@ class Comparison:
         return {
             "name": task.name,
             "kind": task.kind,
-            "metric": task.metrics[0],
+            "metric": task.primary,
             "classes": list(task.classes),
             "examples": {name: len(getattr(task, name)) for name in ("train", "dev", "validation")},
             "scored_on": self.config.settings.evaluate_on,
@@ -283,6 +275,12 @@ def _resolve(specs: Sequence[str | Mapping[str, Any]]) -> dict[str, LRDistributi
             raise ConfigurationError(f"{label} is the same distribution as {twin or label}; list each one once.")
         resolved[label] = distribution
     return resolved
+
+
+def _fixed(config: Mapping[str, Any], weights: str, data: Sequence[str]) -> dict[str, Any]:
+    """What must not change between two starts in one folder; distributions and seeds may be added."""
+    kept = {key: value for key, value in config.items() if key not in ("distributions", "seeds")}
+    return {**kept, "weights": weights, "data": list(data)}
 
 
 def _now() -> str:

@@ -118,7 +118,7 @@ def run_sequence(
         module.method.after_task(module, index, split.train)
         scores.append(test_all())
     return SequenceRun(
-        matrix=[[entry[task.metrics[0]] for entry, task in zip(row, tasks, strict=True)] for row in scores],
+        matrix=[[entry[task.primary] for entry, task in zip(row, tasks, strict=True)] for row in scores],
         scores=scores,
         seconds=time.perf_counter() - start,
         train_seconds=train_seconds,
