@@ -14,13 +14,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lr_dist._callback.company import check_strategy, check_trainer
+from lr_dist._callback.identity import check_present, check_same, identity
+from lr_dist._callback.table import print_table
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import (
-    OptimizerCoverageError,
-    ResumeMismatchError,
-    UnsupportedStrategyError,
-    UnsupportedTrainerError,
-)
+from lr_dist.errors import OptimizerCoverageError
 from lr_dist.groups import freeze_layers
 from lr_dist.layers import LayerMap, Overrides, assign_layers
 from lr_dist.presets import resolve_distribution
@@ -78,21 +76,10 @@ class LayerwiseLR(L.Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and freeze the layers with rate 0 before the strategy wraps the model."""
-        if not isinstance(trainer, L.Trainer):
-            raise UnsupportedTrainerError(
-                f"LayerwiseLR works with lightning.pytorch.Trainer, not with {type(trainer).__module__}."
-                f"{type(trainer).__qualname__}. Import Lightning as `import lightning.pytorch as L`."
-            )
+        check_trainer(trainer)
         if stage != "fit":
             return
-        from lightning.pytorch.strategies import DeepSpeedStrategy
-
-        if isinstance(trainer.strategy, DeepSpeedStrategy):
-            raise UnsupportedStrategyError(
-                "DeepSpeedStrategy builds its optimizer before a callback can split the parameter groups. Build them "
-                "in `configure_optimizers` instead, Adam(lr_dist.param_groups(self, distribution)), and remove the "
-                "LayerwiseLR callback; or use FSDP or DDP."
-            )
+        check_strategy(trainer)
         # Nothing of an earlier fit of this callback counts.
         self._num_layers, self._group_names, self._loaded = None, [], None
         # A model that is built in `configure_model` does not exist yet; its layers are frozen in `on_fit_start`.
@@ -118,16 +105,18 @@ class LayerwiseLR(L.Callback):
         self._num_layers = layer_map.num_layers
         self._group_names = [group["name"] for group in optimizer.param_groups]
         if self._loaded is not None:
-            self._check_resumed(self._loaded)
+            check_same(self._loaded, self.state_dict(), self.distribution)
         if self.verbose and not self._printed and trainer.is_global_zero:
             self._printed = True
-            _print_table(optimizer, self.distribution)
+            print_table(optimizer, self.distribution)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare once more with what is resumed: some strategies load callbacks only after `on_fit_start`."""
         if self._loaded is not None:
-            self._check_resumed(self._loaded)
+            check_same(self._loaded, self.state_dict(), self.distribution)
+
+    # gradual: hooks of the schedule options
 
     def _freeze(self, pl_module: L.LightningModule) -> LayerMap:
         layer_map = assign_layers(pl_module, self.overrides)
@@ -161,13 +150,7 @@ class LayerwiseLR(L.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Plain data only, so that a checkpoint loads with `weights_only=True`."""
-        return {
-            "distribution": self.distribution.to_dict(),
-            "fingerprint": self.distribution.fingerprint,
-            "overrides": _pairs(self.overrides),
-            "num_layers": self._num_layers,
-            "groups": list(self._group_names),
-        }
+        return identity(self.distribution, self.overrides, self._num_layers, self._group_names)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -181,65 +164,11 @@ class LayerwiseLR(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
-        if trainer.state.fn != TrainerFn.FITTING:
-            return
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if state is None:
-            raise ResumeMismatchError(
-                "The checkpoint was written by a run without LayerwiseLR, so its optimizer state does not have the "
-                f"groups of {self.distribution}. Resume without the callback; or start a new run from the weights "
-                "alone: model.load_state_dict(torch.load(path, weights_only=True)['state_dict']), then fit without "
-                "ckpt_path."
-            )
-        self._check_resumed(state)
-
-    def _check_resumed(self, state: Mapping[str, Any]) -> None:
-        own = self.state_dict()
-        new_run = "or start a new run from the checkpoint's weights alone, without ckpt_path."
-        if state.get("fingerprint") != own["fingerprint"]:
-            raise ResumeMismatchError(
-                f"The checkpoint was written under the distribution {_shown(state.get('distribution'))}, this run has "
-                f"{self.distribution}. Resuming would bring the old rates back. Give LayerwiseLR the checkpoint's "
-                f"distribution, {new_run}"
-            )
-        for key in ("overrides", "num_layers", "groups"):
-            # The last two are not known before `on_fit_start`, nor in a checkpoint that was written before it.
-            known = key == "overrides" or (own[key] and state.get(key))
-            if known and state.get(key) != own[key]:
-                raise ResumeMismatchError(
-                    f"The checkpoint was written with {key} = {state.get(key)!s:.300}, this run has {own[key]!s:.300}. "
-                    f"Use the same model, optimizer groups and overrides, {new_run}"
-                )
+        if trainer.state.fn == TrainerFn.FITTING:
+            state = check_present(checkpoint.get("callbacks", {}).get(self.state_key), self.distribution)
+            check_same(state, self.state_dict(), self.distribution)
 
 
 def _unwrapped(optimizer: Any) -> Any:
     """The torch optimizer; `configure_optimizers` may return Lightning's wrapper around one."""
     return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
-
-
-def _pairs(overrides: Overrides | None) -> list[list[str]]:
-    items = overrides.items() if isinstance(overrides, Mapping) else overrides or ()
-    return [[pattern, group] for pattern, group in items]
-
-
-def _shown(data: Any) -> str:
-    """A distribution from a checkpoint as text, whatever wrote it."""
-    try:
-        return str(LRDistribution.from_dict(data))
-    except Exception:
-        return repr(data)
-
-
-def _print_table(optimizer: Optimizer, distribution: LRDistribution) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"LayerwiseLR: {distribution}")
-    table.add_column("group")
-    table.add_column("parameters", justify="right")
-    table.add_column("learning rate", justify="right")
-    for group in optimizer.param_groups:
-        count = sum(parameter.numel() for parameter in group["params"])
-        rate = f"{group['layer_lr']:.3g}" if group["layer_lr"] else "frozen"
-        table.add_row(group["name"], f"{count:,}", rate)
-    Console().print(table)

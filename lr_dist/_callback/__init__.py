@@ -1,0 +1,1 @@
+"""The parts of `LayerwiseLR`, one idea a file; the callback's hooks call them."""
