@@ -16,27 +16,19 @@ from typing import Any, Protocol
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError
-from lr_dist.layers import assign_layers
-from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
 from lr_dist.presets import resolve_distribution
+from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.output import checked_folder, locked
 from lr_dist.sequence.result import ComparisonResult, read_json, write_json
-from lr_dist.sequence.runner import Model, Progress, count_steps, run_sequence
+from lr_dist.sequence.runner import Progress, count_steps, run_sequence
 from lr_dist.sequence.summary import summarise_runs
-from lr_dist.tasks import (
-    Task,
-    TokenizedTask,
-    baseline_scores,
-    cls_encoder,
-    load_tasks,
-    tokenize_task,
-)
+from lr_dist.tasks import Task
 
 # Raise it when a change of the code makes old runs incomparable with new ones.
-RUN_VERSION = 1
+RUN_VERSION = 2
 
 
 class Listener(Protocol):
@@ -57,11 +49,7 @@ class Comparison:
     """A checked configuration with everything loaded: nothing that can be known to fail is left to fail later."""
 
     config: CompareConfig
-    model: Model
-    model_info: dict[str, Any]
-    tasks: list[Task]
-    tokens: list[TokenizedTask]
-    baseline: list[float]
+    bench: Bench
     distributions: dict[str, LRDistribution]
 
     @classmethod
@@ -72,42 +60,18 @@ class Comparison:
             LRDistError: the named error of whatever cannot work.
         """
         distributions = _resolve(config.distributions)
-        tokenizer = load_tokenizer(config.model)
-        backbone = load_backbone(config.model)
-        layers = assign_layers(backbone)
-        for distribution in distributions.values():
-            distribution.rates(layers.num_layers)
-        length = min(config.settings.max_length, tokenizer.model_max_length)
-        settings = replace(config.settings, max_length=length)
-        tasks = load_tasks(
+        bench = Bench.prepare(
+            config.model,
             config.tasks,
-            data_dir=config.data_dir,
+            config.settings,
             limit=config.limit,
-            seed=config.data_seed,
-            encode=cls_encoder(backbone, tokenizer, max_length=length),
             dev_size=config.dev_size,
+            data_dir=config.data_dir,
+            data_seed=config.data_seed,
         )
-        split = settings.evaluate_on
-        pad = tokenizer.pad_token_id
-        if pad is None:
-            raise ConfigurationError(
-                f"The tokenizer of {config.model} has no padding token, so texts cannot be batched."
-            )
-        return cls(
-            config=replace(config, settings=settings),
-            model=Model(backbone, pad, reads_first_token=tokenizer.cls_token_id is not None),
-            model_info={
-                "name": config.model,
-                "class": type(backbone).__name__,
-                "fingerprint": weights_fingerprint(backbone),
-                "num_layers": layers.num_layers,
-                "parameters": sum(p.numel() for p in backbone.parameters()),
-            },
-            tasks=tasks,
-            tokens=[tokenize_task(task, tokenizer, length) for task in tasks],
-            baseline=[baseline_scores(task, split)[task.primary] for task in tasks],
-            distributions=distributions,
-        )
+        for distribution in distributions.values():
+            distribution.rates(bench.model_info["num_layers"])
+        return cls(replace(config, settings=bench.settings), bench, distributions)
 
     def run(self, output: Path, *, command: str, listener: Listener) -> ComparisonResult:
         """Run what is not in `output` yet, keeping `output/result.json` up to date after every run.
@@ -123,7 +87,7 @@ class Comparison:
             done = dict(self._finished(runs_folder))
             plan = [(label, seed) for seed in self.config.seeds for label in self.distributions]
             left = [key for key in plan if key not in done]
-            steps = count_steps(self.tokens, self.config.settings)
+            steps = count_steps(self.bench.tokens, self.config.settings)
             listener.started(len(plan), len(plan) - len(left), steps * len(left))
             result = self._result(done, command, len(plan))
             result.save(output / "result.json")
@@ -147,9 +111,9 @@ class Comparison:
         }
         try:
             outcome = run_sequence(
-                self.model,
-                self.tasks,
-                self.tokens,
+                self.bench.model,
+                self.bench.tasks,
+                self.bench.tokens,
                 self.distributions[label],
                 seed,
                 self.config.settings,
@@ -162,8 +126,8 @@ class Comparison:
             "status": "done",
             "matrix": outcome.matrix,
             "scores": outcome.scores,
-            "metrics": sequence_metrics(outcome.matrix),
-            "metrics_above_baseline": sequence_metrics(above_baseline(outcome.matrix, self.baseline)),
+            "metrics": sequence_metrics(outcome.full_matrix()),
+            "metrics_above_baseline": sequence_metrics(above_baseline(outcome.full_matrix(), self.bench.baseline)),
             "seconds": round(outcome.seconds, 3),
             "train_seconds": round(outcome.train_seconds, 3),
             "train_steps": outcome.train_steps,
@@ -175,8 +139,8 @@ class Comparison:
         """What makes two runs the same run; the distribution's name does not."""
         content = {
             "version": RUN_VERSION,
-            "model": self.model_info["fingerprint"],
-            "tasks": [(task.name, task.fingerprint) for task in self.tasks],
+            "model": self.bench.model_info["fingerprint"],
+            "tasks": [(task.name, task.fingerprint) for task in self.bench.tasks],
             "settings": self.config.settings.to_dict(),
             "distribution": self.distributions[label].fingerprint,
             "seed": seed,
@@ -207,7 +171,7 @@ class Comparison:
         before = _fixed(old.config, old.model["fingerprint"], [task["fingerprint"] for task in old.tasks])
         # As it would come back from a file: tuples are lists there.
         config = json.loads(json.dumps(self.config.to_dict()))
-        now = _fixed(config, self.model_info["fingerprint"], [task.fingerprint for task in self.tasks])
+        now = _fixed(config, self.bench.model_info["fingerprint"], [task.fingerprint for task in self.bench.tasks])
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             detail = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
@@ -225,16 +189,17 @@ class Comparison:
             command=command,
             config=self.config.to_dict(),
             environment=describe_environment(),
-            model=self.model_info,
+            model=self.bench.model_info,
             tasks=[
-                self._describe_task(task, baseline) for task, baseline in zip(self.tasks, self.baseline, strict=True)
+                self._describe_task(task, baseline)
+                for task, baseline in zip(self.bench.tasks, self.bench.baseline, strict=True)
             ],
             distributions=[
                 {
                     "label": label,
                     "distribution": distribution.to_dict(),
                     "fingerprint": distribution.fingerprint,
-                    "rates": distribution.absolute(self.config.settings.lr).rates(self.model_info["num_layers"]),
+                    "rates": distribution.absolute(self.config.settings.lr).rates(self.bench.model_info["num_layers"]),
                 }
                 for label, distribution in self.distributions.items()
             ],

@@ -11,10 +11,12 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -48,22 +50,42 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class EpochEnd:
+    """What is known after an epoch: `scores[j]` is the primary score on task j, for the tasks begun so far."""
+
+    task: int
+    epoch: int
+    scores: list[float]
+
+
+@dataclass(frozen=True)
 class SequenceRun:
     """The outcome of one run.
 
     Attributes:
-        matrix: N + 1 rows of N primary scores, see `lr_dist.sequence.metrics`.
+        matrix: N + 1 rows of N primary scores, see `lr_dist.sequence.metrics`; None for what was not tested.
         scores: every metric behind each entry of the matrix, in the same places.
         seconds: wall time, and the part of it spent in training steps.
         tokens: tokens trained on, padding not counted.
     """
 
-    matrix: list[list[float]]
-    scores: list[list[dict[str, float]]]
+    matrix: list[list[float | None]]
+    scores: list[list[dict[str, float] | None]]
     seconds: float
     train_seconds: float
     train_steps: int
     tokens: int
+
+    def full_matrix(self) -> list[list[float]]:
+        """`matrix`, of a run that tested every task at every time.
+
+        Raises:
+            ValueError: something was not tested.
+        """
+        full = [[score for score in row if score is not None] for row in self.matrix]
+        if full != self.matrix:
+            raise ValueError("This run tested only the tasks that had begun; its matrix has gaps.")
+        return full
 
 
 def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings) -> int:
@@ -79,11 +101,21 @@ def run_sequence(
     seed: int,
     settings: SequenceSettings,
     report: Callable[[Progress], None] = lambda progress: None,
+    after_epoch: Callable[[EpochEnd], None] | None = None,
 ) -> SequenceRun:
     """Learn `tasks` in their order, each with a fresh optimizer and schedule, testing all of them after each.
 
     The weights in `model` are copied, never changed. Every step of the run (heads, each task's order and dropout)
     draws from a seed of its own, derived from `seed`.
+
+    Args:
+        model, tasks, tokens: see `lr_dist.sequence.bench.Bench`.
+        distribution: the rates.
+        seed: of the run.
+        settings: how each task is trained.
+        report: hears of every step.
+        after_epoch: hears the scores of the tasks begun so far after every epoch, and may end the run by raising. Then
+            tasks are tested only once they have begun, which is all that a search needs.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
@@ -101,24 +133,28 @@ def run_sequence(
     )
     module.method.before_sequence(module)
 
-    def test_all() -> list[dict[str, float]]:
-        row = []
-        for task, split in zip(tasks, tokens, strict=True):
+    def test(count: int) -> list[dict[str, float] | None]:
+        row: list[dict[str, float] | None] = [None] * len(tasks)
+        for j, (task, split) in enumerate(zip(tasks[:count], tokens, strict=False)):
             report(Progress("test", task.name, 0))
-            row.append(evaluate(module, task, getattr(split, settings.evaluate_on), model.pad_token_id))
+            row[j] = evaluate(module, task, getattr(split, settings.evaluate_on), model.pad_token_id)
         return row
 
-    scores = [test_all()]
+    scores = [test(len(tasks) if after_epoch is None else 0)]
     train_seconds = 0.0
     for index, (task, split) in enumerate(zip(tasks, tokens, strict=True)):
         module.method.before_task(module, index, split.train)
+        watcher = None if after_epoch is None else _EpochWatcher(index, tasks, partial(test, index + 1), after_epoch)
         began = time.perf_counter()
-        _fit(module, task, split.train, index, distribution, seed, model.pad_token_id, report)
-        train_seconds += time.perf_counter() - began
+        _fit(module, task, split.train, index, distribution, seed, model.pad_token_id, report, watcher)
+        train_seconds += time.perf_counter() - began - (watcher.seconds if watcher else 0.0)
         module.method.after_task(module, index, split.train)
-        scores.append(test_all())
+        # The last epoch's test is this task's test.
+        scores.append(watcher.last if watcher else test(len(tasks)))
     return SequenceRun(
-        matrix=[[entry[task.primary] for entry, task in zip(row, tasks, strict=True)] for row in scores],
+        matrix=[
+            [entry[task.primary] if entry else None for entry, task in zip(row, tasks, strict=True)] for row in scores
+        ],
         scores=scores,
         seconds=time.perf_counter() - start,
         train_seconds=train_seconds,
@@ -150,6 +186,7 @@ def _fit(
     seed: int,
     pad_token_id: int,
     report: Callable[[Progress], None],
+    watcher: _EpochWatcher | None,
 ) -> None:
     settings = module.settings
     set_seed(seed, "task", index)
@@ -165,7 +202,11 @@ def _fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[LayerwiseLR(distribution, verbose=False), _Reporter(task.name, report)],
+            callbacks=[
+                LayerwiseLR(distribution, verbose=False),
+                _Reporter(task.name, report),
+                *([watcher] if watcher else []),
+            ],
         )
         _fit_or_interrupt(trainer, module, loader)
     module.train()
@@ -193,6 +234,33 @@ class _Reporter(L.Callback):
 
     def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
         self._report(Progress("train", self._task, 1))
+
+
+class _EpochWatcher(L.Callback):
+    """Tests after every epoch of one task, and passes the scores on."""
+
+    def __init__(
+        self,
+        index: int,
+        tasks: Sequence[Task],
+        test: Callable[[], list[dict[str, float] | None]],
+        heard: Callable[[EpochEnd], None],
+    ) -> None:
+        self._index = index
+        self._tasks = tasks
+        self._test = test
+        self._heard = heard
+        self.last: list[dict[str, float] | None] = []
+        self.seconds = 0.0
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        began = time.perf_counter()
+        # A run that is watched draws the same numbers as one that is not.
+        with isolate_rng():
+            self.last = self._test()
+        self.seconds += time.perf_counter() - began
+        scores = [entry[task.primary] for entry, task in zip(self.last, self._tasks, strict=True) if entry]
+        self._heard(EpochEnd(self._index, trainer.current_epoch, scores))
 
 
 @contextmanager

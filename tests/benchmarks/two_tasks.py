@@ -46,19 +46,18 @@ def one_run(name: str, limit: int, epochs: int) -> dict[str, object]:
         settings=SequenceSettings(epochs=epochs, precision=precision),
     )
     comparison = Comparison.prepare(config)
-    run = run_sequence(
-        comparison.model, comparison.tasks, comparison.tokens, comparison.distributions["flat:lr=1e-4"], 0,
-        comparison.config.settings,
-    )  # fmt: skip
-    backbone = comparison.model.backbone
+    bench = comparison.bench
+    distribution = comparison.distributions["flat:lr=1e-4"]
+    run = run_sequence(bench.model, bench.tasks, bench.tokens, distribution, 0, bench.settings)
+    backbone = bench.model.backbone
     weights = sum(p.numel() for name, p in backbone.named_parameters() if ".layer." in name)
-    lengths = torch.cat([torch.as_tensor(split.train.lengths).double() for split in comparison.tokens])
+    lengths = torch.cat([torch.as_tensor(split.train.lengths).double() for split in bench.tokens])
     hidden, layers = backbone.config.hidden_size, backbone.config.num_hidden_layers
     # Attention: two products of 2 n^2 h operations a layer forward, twice that backward.
     operations = epochs * float((6 * weights * lengths + 12 * layers * hidden * lengths**2).sum())
     rate = matrix_rate(dtype)
     return {
-        "tasks": [task.name for task in comparison.tasks],
+        "tasks": [task.name for task in bench.tasks],
         "generated_stand_in": folder is None,
         "seconds": round(run.seconds, 1),
         "train_seconds": round(run.train_seconds, 1),

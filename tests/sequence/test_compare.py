@@ -137,8 +137,8 @@ def test_an_edited_run_file_is_named(tiny_model, tmp_path):
 def test_a_shift_of_one_task_shares_one_head(tiny_model, tmp_path):
     config = config_of(tiny_model, tasks=("demo-sentiment@length",), seeds=(0,), distributions=(FLAT,), limit=None)
     comparison = Comparison.prepare(config)
-    assert len(comparison.tasks) == 2
-    assert comparison.tasks[0].head == comparison.tasks[1].head
+    assert len(comparison.bench.tasks) == 2
+    assert comparison.bench.tasks[0].head == comparison.bench.tasks[1].head
     result = comparison.run(tmp_path, command="test", listener=Listener())
     assert len(result.runs[0]["matrix"]) == 3
 

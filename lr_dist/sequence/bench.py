@@ -1,0 +1,96 @@
+"""What runs of one task sequence share: the pre-trained weights, the tasks, their tokens. Loaded once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lr_dist.errors import ConfigurationError
+from lr_dist.layers import assign_layers
+from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
+from lr_dist.sequence.dropout import use_block_dropout
+from lr_dist.sequence.runner import Model
+from lr_dist.sequence.settings import SequenceSettings
+from lr_dist.sequence.vocabulary import shrink_vocabulary
+from lr_dist.tasks import Task, TokenizedTask, baseline_scores, cls_encoder, load_tasks, tokenize_task
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A task sequence ready to be learned again and again.
+
+    Attributes:
+        settings: as asked for, `max_length` cut to what the tokenizer serves.
+        model: the weights that every run copies.
+        model_info: name, class, weights' fingerprint, number of layers, number of parameters.
+        tasks, tokens: in the order of learning.
+        baseline: for each task, the primary score of always predicting train's majority class.
+    """
+
+    settings: SequenceSettings
+    model: Model
+    model_info: dict[str, Any]
+    tasks: list[Task]
+    tokens: list[TokenizedTask]
+    baseline: list[float]
+
+    @classmethod
+    def prepare(
+        cls,
+        model: str,
+        tasks: Sequence[str | Mapping[str, Any]],
+        settings: SequenceSettings,
+        *,
+        limit: int | None = None,
+        dev_size: int | float | None = None,
+        data_dir: str | None = None,
+        data_seed: int = 0,
+    ) -> Bench:
+        """Load and check the model and the tasks.
+
+        Raises:
+            LRDistError: the named error of whatever cannot work.
+        """
+        tokenizer = load_tokenizer(model)
+        backbone = load_backbone(model)
+        layers = assign_layers(backbone)
+        length = min(settings.max_length, tokenizer.model_max_length)
+        loaded = load_tasks(
+            tasks,
+            data_dir=data_dir,
+            limit=limit,
+            seed=data_seed,
+            encode=cls_encoder(backbone, tokenizer, max_length=length),
+            dev_size=dev_size,
+        )
+        if tokenizer.pad_token_id is None:
+            raise ConfigurationError(f"The tokenizer of {model} has no padding token, so texts cannot be batched.")
+        info = {
+            "name": model,
+            "class": type(backbone).__name__,
+            "fingerprint": weights_fingerprint(backbone),
+            "num_layers": layers.num_layers,
+            "parameters": sum(p.numel() for p in backbone.parameters()),
+        }
+        tokens = [tokenize_task(task, tokenizer, length) for task in loaded]
+        read = ("train", settings.evaluate_on)
+        smaller, tokens, pad = shrink_vocabulary(backbone, tokens, read)
+        use_block_dropout(smaller)
+        return cls(
+            settings=replace(settings, max_length=length),
+            model=Model(smaller, pad, reads_first_token=tokenizer.cls_token_id is not None),
+            model_info=info,
+            tasks=loaded,
+            tokens=tokens,
+            baseline=[baseline_scores(task, settings.evaluate_on)[task.primary] for task in loaded],
+        )
+
+    def only(self, indices: Sequence[int]) -> Bench:
+        """The same model with some of the tasks."""
+        return replace(
+            self,
+            tasks=[self.tasks[i] for i in indices],
+            tokens=[self.tokens[i] for i in indices],
+            baseline=[self.baseline[i] for i in indices],
+        )
