@@ -1,0 +1,130 @@
+"""What one study searches, and what must not change under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lr_dist.errors import ConfigurationError
+from lr_dist.search.space import Space
+from lr_dist.sequence.settings import SequenceSettings
+
+MODES = ("relative", "sum", "constrained", "pareto")
+TaskSpec = str | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a trial is scored by, always on scores after the whole sequence was learned.
+
+    - `relative`: the sum over the tasks of their scores, each rescaled so that 0 is the majority class (or chance) and
+      1 is that task learned alone at its own best flat rate.
+    - `sum`: p_o + p_s, the objective of arXiv 2404.01317. It rewards not learning the second task where its majority
+      class is large; kept to compare with the paper.
+    - `constrained`: p_o, with p_s no more than `tolerance` below the tuned flat rate's.
+    - `pareto`: p_o and p_s as two objectives; nothing is pruned.
+
+    Attributes:
+        mode: see above.
+        tolerance: for `constrained`, in the score's unit (0.01 is one percentage point).
+        reference_rates: flat rates among which the best is taken: of each task alone for `relative`, of the whole
+            sequence for `constrained`.
+
+    Raises:
+        ConfigurationError: an unknown mode, a negative tolerance, or rates that are none.
+    """
+
+    mode: str = "relative"
+    tolerance: float = 0.01
+    reference_rates: tuple[float, ...] = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ConfigurationError(f"The objective must be one of {', '.join(MODES)}, not {self.mode!r}.")
+        if not 0 <= self.tolerance <= 1:
+            raise ConfigurationError(f"tolerance is in the score's unit, from 0 to 1, not {self.tolerance!r}.")
+        if not self.reference_rates or not all(0 < rate < 1 for rate in self.reference_rates):
+            raise ConfigurationError(f"reference_rates must be learning rates, not {self.reference_rates!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"mode": self.mode}
+        if self.mode == "constrained":
+            own["tolerance"] = self.tolerance
+        if self.mode in ("relative", "constrained"):
+            own["reference_rates"] = list(self.reference_rates)
+        return own
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What to search.
+
+    Attributes:
+        model: `minilm`, a hub name or a path.
+        sequences: one task sequence or several; a trial learns each, and its score is the mean over them.
+        space: which distributions.
+        goal: what is maximised.
+        trials: how many the study has when it is complete, the queued ones included.
+        seeds: runs a trial; their mean is maximised.
+        limit, dev_size, data_dir, data_seed: as for a comparison.
+        settings: how each task is trained; scored on `dev` unless told otherwise.
+        queued: distributions that are tried first, beside those of `space`.
+        sampler_seed: of the sampler; None for another one each time.
+
+    Raises:
+        ConfigurationError: nothing to search, or numbers out of range.
+    """
+
+    model: str
+    sequences: tuple[tuple[TaskSpec, ...], ...]
+    space: Space = field(default_factory=Space)
+    goal: Goal = field(default_factory=Goal)
+    trials: int = 50
+    seeds: tuple[int, ...] = (0,)
+    limit: int | None = None
+    dev_size: int | float | None = None
+    data_dir: str | None = None
+    data_seed: int = 0
+    settings: SequenceSettings = field(default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"))
+    queued: tuple[TaskSpec, ...] = ()
+    sampler_seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.sequences or not all(self.sequences):
+            raise ConfigurationError("Nothing to learn: give --tasks, e.g. --tasks sst2 qqp.")
+        for sequence in self.sequences:
+            if len(sequence) < 2 and "@" not in str(sequence[0]):
+                raise ConfigurationError(
+                    f"A sequence needs two tasks or more, or a shift such as sst2@length; got {list(sequence)}."
+                )
+        if isinstance(self.trials, bool) or not isinstance(self.trials, int) or self.trials < 1:
+            raise ConfigurationError(f"trials must be a whole number from 1, not {self.trials!r}.")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise ConfigurationError(f"seeds must be distinct whole numbers from 0, not {list(self.seeds)}.")
+        if self.goal.mode == "pareto" and len(self.seeds) < 1:
+            raise ConfigurationError("pareto needs at least one seed.")
+
+    @property
+    def directions(self) -> list[str]:
+        """Optuna's, one an objective."""
+        return ["maximize"] * (2 if self.goal.mode == "pareto" else 1)
+
+    def identity(self, weights: str, data: Sequence[Sequence[str]]) -> dict[str, Any]:
+        """What must stay the same under one study's name; `trials` and what is queued may change.
+
+        Args:
+            weights: fingerprint of the model.
+            data: fingerprints of each sequence's tasks.
+        """
+        return {
+            "model": self.model,
+            "weights": weights,
+            "sequences": [[task if isinstance(task, str) else dict(task) for task in s] for s in self.sequences],
+            "data": [list(fingerprints) for fingerprints in data],
+            "space": self.space.to_dict(),
+            "goal": self.goal.to_dict(),
+            "seeds": list(self.seeds),
+            "limit": self.limit,
+            "settings": self.settings.to_dict(),
+        }

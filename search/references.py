@@ -1,0 +1,98 @@
+"""The flat rates that trials are measured by, tuned like everything else: studies of their own in the same storage.
+
+A reference belongs to (model, data, settings, seeds), not to a study: studies of one storage share it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import TrialState
+
+from lr_dist.errors import TrialError
+from lr_dist.search.config import Goal, SearchConfig
+from lr_dist.search.objective import Reference, p_s
+from lr_dist.search.trial import ReferenceObjective
+from lr_dist.search.worker import drain
+from lr_dist.sequence.bench import Bench
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.storages import BaseStorage
+
+PREFIX = "reference/"
+
+
+def reference_benches(goal: Goal, bench: Bench) -> list[Bench]:
+    """What has to be learned at flat rates before a sequence's trials can be scored."""
+    if goal.mode == "relative":
+        return [bench.only([index]) for index in range(len(bench.tasks))]
+    return [bench] if goal.mode == "constrained" else []
+
+
+def reference_plan(goal: Goal) -> list[dict[str, Any]]:
+    """The slots of a reference study: a flat rate each."""
+    return [{"params": {"lr": rate}, "attrs": {"label": f"flat {rate:g}"}} for rate in goal.reference_rates]
+
+
+def run_references(
+    storage: BaseStorage,
+    config: SearchConfig,
+    benches: Sequence[Bench],
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[Reference] | None:
+    """Run what is missing of all references, together with the other workers; None where told to stop.
+
+    Raises:
+        TrialError: no flat rate could learn a task without diverging.
+    """
+    found = []
+    for bench in benches:
+        best = []
+        for part in reference_benches(config.goal, bench):
+            study = open_reference(storage, part, config)
+            drain(study, ReferenceObjective(part, config.seeds), reference_plan(config.goal), stopped=stopped)
+            if stopped():
+                return None
+            best.append(_best(study, part))
+        found.append(_reference(config.goal, bench, best))
+    return found
+
+
+def open_reference(storage: BaseStorage, bench: Bench, config: SearchConfig) -> Study:
+    """The reference study of a bench, under a name made from all that its scores depend on."""
+    content = {
+        "weights": bench.model_info["fingerprint"],
+        "tasks": [[task.name, task.fingerprint] for task in bench.tasks],
+        "settings": bench.settings.to_dict(),
+        "seeds": list(config.seeds),
+        "rates": list(config.goal.reference_rates),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    name = f"{PREFIX}{'>'.join(task.name for task in bench.tasks)}/{digest}"
+    return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+
+
+def _best(study: Study, bench: Bench) -> list[float]:
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if not complete:
+        names = " > ".join(task.name for task in bench.tasks)
+        raise TrialError(
+            f"No flat rate learned {names} without diverging, so there is nothing to measure trials by. Give lower "
+            "--goal.reference_rates, or a longer warm-up."
+        )
+    return list(max(complete, key=lambda trial: trial.value or 0.0).user_attrs["final"])
+
+
+def _reference(goal: Goal, bench: Bench, best: Sequence[Sequence[float]]) -> Reference:
+    baseline = tuple(bench.baseline)
+    if goal.mode == "relative":
+        return Reference(baseline, alone=tuple(final[0] for final in best))
+    if goal.mode == "constrained":
+        return Reference(baseline, flat_p_s=p_s(best[0]))
+    return Reference(baseline)

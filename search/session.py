@@ -1,0 +1,242 @@
+"""`lr-dist search`: check everything, then let worker processes fill the study's slots."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+from lr_dist.errors import ConfigurationError, LRDistError, TrialError
+from lr_dist.search.config import SearchConfig
+
+POLL_S = 1.0
+MAX_RESTARTS = 20
+
+
+class View(Protocol):
+    """Hears how a search goes on, about once a second."""
+
+    def update(self, study: Any, workers: int) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Search:
+    """A checked search.
+
+    Attributes:
+        config: what is searched.
+        storage: its URL.
+        study: its name.
+        workers: processes on this machine.
+    """
+
+    config: SearchConfig
+    storage: str
+    study: str
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or not 1 <= self.workers <= 256:
+            raise ConfigurationError(f"workers must be a whole number from 1 to 256, not {self.workers!r}.")
+        if not self.study.strip() or self.study.startswith("reference/"):
+            raise ConfigurationError(f"{self.study!r} is no name for a study; names in reference/ are lr-dist's own.")
+
+    def prepare(self) -> None:
+        """Load and check all that can fail, and create the study or compare it with what is there.
+
+        Raises:
+            LRDistError: the named error of whatever cannot work; nothing in the storage has changed.
+        """
+        from lr_dist.search.slots import fill
+        from lr_dist.search.storage import open_storage
+        from lr_dist.search.study import open_study, plan
+
+        storage = open_storage(self.storage)
+        benches = load_benches(self.config)
+        study = open_study(storage, self.study, self.config, identity(self.config, benches), workers=self.workers)
+        fill(study, plan(self.config, benches[0].model_info["num_layers"]))
+
+    def run(self, view: View) -> None:
+        """Run worker processes until every slot is settled. A worker that was killed is started again.
+
+        Raises:
+            LRDistError: what a worker ended with; all that finished is in the storage.
+            KeyboardInterrupt: Ctrl-C; the trials at work are queued again.
+        """
+        from lr_dist.search.storage import open_storage
+        from lr_dist.search.study import load_study
+
+        study = load_study(open_storage(self.storage), self.study)
+        context = multiprocessing.get_context("spawn")
+        team: dict[int, tuple[Any, Connection]] = {}
+        restarts = 0
+        try:
+            for index in range(self.workers):
+                team[index] = _start(context, self, index)
+            while team:
+                for index, (process, pipe) in list(team.items()):
+                    if process.is_alive():
+                        continue
+                    del team[index]
+                    error = _received(pipe)
+                    if isinstance(error, LRDistError):
+                        raise error
+                    if process.exitcode == 0:
+                        continue
+                    restarts += 1
+                    if restarts > MAX_RESTARTS:
+                        raise TrialError(f"Workers were killed {restarts} times; start the same command to go on.")
+                    view.note(f"Worker {index} ended with {_cause(process.exitcode)}; its trial is queued again.")
+                    team[index] = _start(context, self, index)
+                view.update(study, len(team))
+                time.sleep(POLL_S)
+        finally:
+            _stop([process for process, _ in team.values()])
+
+
+def load_benches(config: SearchConfig) -> list[Any]:
+    """One bench a sequence."""
+    from lr_dist.sequence.bench import Bench
+
+    return [
+        Bench.prepare(
+            config.model,
+            sequence,
+            config.settings,
+            limit=config.limit,
+            dev_size=config.dev_size,
+            data_dir=config.data_dir,
+            data_seed=config.data_seed,
+        )
+        for sequence in config.sequences
+    ]
+
+
+def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
+    """See `SearchConfig.identity`."""
+    data = [[task.fingerprint for task in bench.tasks] for bench in benches]
+    return config.identity(benches[0].model_info["fingerprint"], data)
+
+
+def work(search: Search, index: int, pipe: Connection) -> None:
+    """A worker process: references first, then trials. Ends when nothing is left, or with the process that began it."""
+    _follow_parent()
+    try:
+        import torch
+
+        torch.set_num_threads(threads_of(search.workers))
+        from lr_dist.search.references import run_references
+        from lr_dist.search.storage import open_storage
+        from lr_dist.search.study import open_study, plan
+        from lr_dist.search.trial import SequenceObjective
+        from lr_dist.search.worker import drain
+
+        storage = open_storage(search.storage)
+        benches = load_benches(search.config)
+        study = open_study(
+            storage, search.study, search.config, identity(search.config, benches), workers=search.workers
+        )
+        references = run_references(storage, search.config, benches)
+        if references is not None:
+            objective = SequenceObjective(search.config, benches, references)
+            drain(study, objective, plan(search.config, benches[0].model_info["num_layers"]))
+    except LRDistError as error:
+        pipe.send(type(error)(str(error)))
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def threads_of(workers: int) -> int:
+    """Threads of each of `workers` processes, so that all together use every core once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
+
+
+def _start(context: Any, search: Search, index: int) -> tuple[Any, Connection]:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(search, index, theirs), name=f"lr-dist worker {index}")
+    with _environment(index, search.workers):
+        process.start()
+    theirs.close()
+    return process, ours
+
+
+@contextlib.contextmanager
+def _environment(index: int, workers: int) -> Iterator[None]:
+    """Threads and GPU of a child: libraries read them when they are loaded, before `work` can say so."""
+    wanted = {"OMP_NUM_THREADS": str(threads_of(workers)), "TOKENIZERS_PARALLELISM": "false"}
+    gpus = _gpus()
+    if gpus:
+        wanted["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if not torch.cuda.is_available():
+        return []
+    return listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _follow_parent() -> None:
+    """End this worker when the process that began it is gone, however it went."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        # The trial is left running, as after a kill; whoever comes next sees that its worker is gone.
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _received(pipe: Connection) -> LRDistError | None:
+    """The error that a worker sent before it ended."""
+    try:
+        return pipe.recv() if pipe.poll() else None
+    except EOFError:
+        return None
+
+
+def _stop(processes: list[Any], patience_s: float = 20) -> None:
+    """Interrupt the workers, so that they hand their trials back, and kill those that do not end."""
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGINT)
+    deadline = time.monotonic() + patience_s
+    try:
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _cause(exitcode: int | None) -> str:
+    if exitcode is not None and exitcode < 0:
+        return signal.Signals(-exitcode).name
+    return f"exit code {exitcode}"

@@ -1,0 +1,171 @@
+"""Running one trial: its distribution learns every sequence under every seed, and all that was seen is kept."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from optuna import TrialPruned
+from optuna.trial import Trial
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.search.config import SearchConfig
+from lr_dist.search.objective import Reference, p_o, p_s, partial, value, violation
+from lr_dist.sequence.bench import Bench
+from lr_dist.sequence.environment import describe_environment, peak_memory_mb
+from lr_dist.sequence.metrics import was_learned
+from lr_dist.sequence.runner import EpochEnd, SequenceRun, run_sequence
+
+
+class SequenceObjective:
+    """What Optuna maximises, for one trial: callable with the trial.
+
+    Runs that a killed worker finished for the same slot are taken over, not run again.
+
+    Args:
+        config: of the study.
+        benches: one a sequence.
+        references: one a sequence.
+    """
+
+    def __init__(self, config: SearchConfig, benches: Sequence[Bench], references: Sequence[Reference]) -> None:
+        self.config = config
+        self.benches = list(benches)
+        self.references = list(references)
+
+    def __call__(self, trial: Trial) -> tuple[float, ...]:
+        """Run the trial; user attributes hold distribution, runs, scores, spread and versions.
+
+        Raises:
+            TrialPruned: Hyperband ended it.
+            DivergedError: a loss became NaN or infinite.
+        """
+        goal = self.config.goal
+        distribution = self.config.space.suggest(trial)
+        trial.set_user_attr("distribution", distribution.to_dict())
+        trial.set_user_attr("environment", describe_environment())
+        runs: list[dict[str, Any]] = list(trial.user_attrs.get("runs", ()))
+        for seed in self.config.seeds:
+            before = 0.0
+            for index, (bench, reference) in enumerate(zip(self.benches, self.references, strict=True)):
+                run = next((r for r in runs if r["seed"] == seed and r["sequence"] == index), None)
+                if run is None:
+                    watch = self._watch(trial, index, before) if seed == self.config.seeds[0] else None
+                    run = {"sequence": index, **run_once(bench, distribution, seed, watch)}
+                    runs.append(run)
+                    trial.set_user_attr("runs", runs)
+                if goal.mode != "pareto":
+                    before += value(goal, reference, run["final"])[0]
+        return self._value(trial, runs)
+
+    def _watch(self, trial: Trial, index: int, before: float) -> Callable[[EpochEnd], None]:
+        """Report the value so far after every epoch, and end the trial where it is hopeless.
+
+        The step counts the epochs of all tasks, so trials are compared where they are equally far.
+        """
+        goal, epochs = self.config.goal, self.config.settings.epochs
+        first = sum(len(bench.tasks) for bench in self.benches[:index]) * epochs
+
+        def heard(end: EpochEnd) -> None:
+            if goal.mode == "pareto":
+                return
+            now = before + partial(goal, self.references[index], end.scores)
+            trial.report(now, first + end.task * epochs + end.epoch + 1)
+            # The queued rates are what others are compared with, so they are run to the end.
+            if "label" not in trial.user_attrs and trial.should_prune():
+                raise TrialPruned
+
+        return heard
+
+    def _value(self, trial: Trial, runs: Sequence[dict[str, Any]]) -> tuple[float, ...]:
+        goal, seeds = self.config.goal, self.config.seeds
+        by_seed = []
+        for seed in seeds:
+            finals = [next(r["final"] for r in runs if (r["seed"], r["sequence"]) == (seed, i)) for i in self._indices]
+            each = [value(goal, ref, final) for ref, final in zip(self.references, finals, strict=True)]
+            by_seed.append(tuple(statistics.fmean(column) for column in zip(*each, strict=True)))
+        trial.set_user_attr("values_by_seed", by_seed)
+        trial.set_user_attr("value_sd", [_sd(column) for column in zip(*by_seed, strict=True)])
+        trial.set_user_attr("sequences", [self._sequence(i, runs) for i in self._indices])
+        trial.set_user_attr("seconds", round(sum(run["seconds"] for run in runs), 3))
+        trial.set_user_attr("worker_peak_memory_mb", peak_memory_mb())
+        for index in self._indices:
+            excess = violation(goal, self.references[index], _mean_final(index, runs))
+            if excess is not None:
+                trial.set_constraint(f"p_s of sequence {index}", excess)
+        return tuple(statistics.fmean(column) for column in zip(*by_seed, strict=True))
+
+    def _sequence(self, index: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Means over the seeds of one sequence, and how far each task is from its majority class."""
+        bench = self.benches[index]
+        finals = [run["final"] for run in runs if run["sequence"] == index]
+        mean = _mean_final(index, runs)
+        split = bench.settings.evaluate_on
+        return {
+            "tasks": [task.name for task in bench.tasks],
+            "p_o": p_o(mean),
+            "p_s": p_s(mean),
+            "p_o_sd": _sd([p_o(final) for final in finals]),
+            "p_s_sd": _sd([p_s(final) for final in finals]),
+            "final": mean,
+            "baseline": list(bench.baseline),
+            "learned": [
+                was_learned(score, low, len(getattr(task, split)))
+                for score, low, task in zip(mean, bench.baseline, bench.tasks, strict=True)
+            ],
+        }
+
+    @property
+    def _indices(self) -> range:
+        return range(len(self.benches))
+
+
+class ReferenceObjective:
+    """A flat rate on one sequence, or on one task alone: the score that `Reference` needs."""
+
+    def __init__(self, bench: Bench, seeds: Sequence[int]) -> None:
+        self.bench = bench
+        self.seeds = tuple(seeds)
+
+    def __call__(self, trial: Trial) -> tuple[float, ...]:
+        """The mean over the seeds of the scores above the majority class, summed over the tasks."""
+        lr = trial.suggest_float("lr", 1e-9, 1.0, log=True)
+        runs = [run_once(self.bench, LRDistribution.flat(lr), seed, None) for seed in self.seeds]
+        trial.set_user_attr("runs", runs)
+        final = [statistics.fmean(column) for column in zip(*(run["final"] for run in runs), strict=True)]
+        trial.set_user_attr("final", final)
+        return (sum(score - low for score, low in zip(final, self.bench.baseline, strict=True)),)
+
+
+def run_once(
+    bench: Bench, distribution: LRDistribution, seed: int, watch: Callable[[EpochEnd], None] | None
+) -> dict[str, Any]:
+    """One run as plain data; `final` are the scores of all tasks after the last one."""
+    run: SequenceRun = run_sequence(
+        bench.model,
+        bench.tasks,
+        bench.tokens,
+        distribution,
+        seed,
+        bench.settings,
+        after_epoch=watch or (lambda end: None),
+    )
+    return {
+        "seed": seed,
+        "matrix": run.matrix,
+        "final": run.matrix[-1],
+        "scores": run.scores[-1],
+        "seconds": round(run.seconds, 3),
+        "train_seconds": round(run.train_seconds, 3),
+        "tokens": run.tokens,
+    }
+
+
+def _mean_final(sequence: int, runs: Sequence[dict[str, Any]]) -> list[float]:
+    finals = [run["final"] for run in runs if run["sequence"] == sequence]
+    return [statistics.fmean(column) for column in zip(*finals, strict=True)]
+
+
+def _sd(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
