@@ -6,12 +6,13 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from lr_dist.errors import ConfigurationError, LRDistError, TrialError
 from lr_dist.search.config import SearchConfig
@@ -92,6 +93,8 @@ class Search:
                         raise error
                     if process.exitcode == 0:
                         continue
+                    if process.exitcode is None or process.exitcode > 0:
+                        raise TrialError(f"Worker {index} ended with {_cause(process.exitcode)}; see its output above.")
                     restarts += 1
                     if restarts > MAX_RESTARTS:
                         raise TrialError(f"Workers were killed {restarts} times; start the same command to go on.")
@@ -151,9 +154,17 @@ def work(search: Search, index: int, pipe: Connection) -> None:
             drain(study, objective, plan(search.config, benches[0].model_info["num_layers"]))
     except LRDistError as error:
         pipe.send(type(error)(str(error)))
-        raise SystemExit(1) from None
+        _leave(1)
     except KeyboardInterrupt:
-        raise SystemExit(130) from None
+        _leave(130)
+    _leave(0)
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process at once: torch and its friends take seconds to be torn down, and nothing is left to write."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def threads_of(workers: int) -> int:

@@ -19,6 +19,7 @@ COMMANDS = {
     "layers": "lr_dist.cli.layers",
     "presets": "lr_dist.cli.presets",
     "report": "lr_dist.cli.report",
+    "search": "lr_dist.cli.search",
 }
 
 

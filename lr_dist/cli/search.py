@@ -1,0 +1,239 @@
+"""`lr-dist search`: look for distributions that forget less; `search status`, `search export` look at a study."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from lr_dist.extras import require_extras
+
+if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
+    from rich.console import Console, RenderableType
+    from rich.live import Live
+
+    from lr_dist.search.config import SearchConfig
+    from lr_dist.search.summary import StudySummary
+
+
+def parser() -> ArgumentParser:
+    """The command's options; every one can stand in the YAML file given with --config."""
+    p = ArgumentParser(
+        description="Search for learning-rate distributions that forget less, on this machine or together with others."
+    )
+    p.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
+    p.add_argument("--model", type=str, default="minilm", help="minilm (packaged, offline), a hub name, or a path")
+    p.add_argument("--tasks", type=str | dict[str, Any], nargs="+", help="tasks in the order of learning")
+    p.add_argument(
+        "--sequences", type=list[list[str]] | None, help="several task sequences, in YAML: [[sst2, qqp], [qqp, sst2]]"
+    )
+    p.add_argument("--space", type=str, default="knots", help="grouped, knots, decay or flat")
+    p.add_argument("--low", type=float, default=1e-7, help="smallest rate")
+    p.add_argument("--high", type=float, default=1e-3, help="largest rate")
+    p.add_argument("--knots", type=int, default=4, help="rates over the layers, for --space knots")
+    p.add_argument("--fixed", type=dict[str, float], default={}, help="what is not searched: {embeddings: 0}")
+    p.add_argument("--objective", type=str, default="relative", help="relative, sum, constrained or pareto")
+    p.add_argument("--tolerance", type=float, default=0.01, help="for constrained: how far p_s may fall")
+    p.add_argument(
+        "--reference-rates",
+        type=list[float],
+        default=[2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3],
+        help="flat rates that the references are tuned over",
+    )
+    p.add_argument("--trials", type=int, default=50, help="trials of the study, all workers and starts together")
+    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="runs a trial; their mean counts")
+    p.add_argument("--queued", type=str | dict[str, Any], nargs="*", default=[], help="distributions to try first")
+    p.add_argument("--sampler-seed", type=int | None, help="makes one worker's draws repeatable")
+    p.add_argument("--limit", type=int | None, help="training examples a task (default: all)")
+    p.add_argument("--epochs", type=int, default=3, help="passes over each task")
+    p.add_argument("--batch-size", type=int, default=32, help="examples a step")
+    p.add_argument("--max-length", type=int, default=128, help="tokens an example, at most")
+    p.add_argument("--lr", type=float, default=1e-5, help="the optimizer's own rate, for relative presets")
+    p.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's weight decay")
+    p.add_argument("--warmup", type=float, default=0.1, help="share of each task's steps")
+    p.add_argument("--schedule", type=str, default="cosine", help="cosine, linear or constant")
+    p.add_argument("--precision", type=str, default="bf16-mixed", help="32-true or bf16-mixed")
+    p.add_argument("--evaluate-on", type=str, default="dev", help="dev (searching) or validation (evidence)")
+    p.add_argument("--method", type=str, default="finetune", help="finetune, or l2-sp:alpha=0.01")
+    p.add_argument("--dev-size", type=int | None, help="examples of train set aside as dev")
+    p.add_argument("--data-dir", type=str | None, help="folder with GLUE as parquet (or LR_DIST_DATA)")
+    p.add_argument("--data-seed", type=int, default=0, help="which examples --limit draws")
+    p.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
+    _where(p)
+    return p
+
+
+def nest(parser: ArgumentParser) -> None:
+    """Add status and export; jsonargparse wants the outer level to be there first."""
+    status = ArgumentParser(description="Show where a study stands.")
+    export = ArgumentParser(description="Write a study's trials as CSV.")
+    for p in (status, export):
+        p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
+        _where(p)
+    export.add_argument("--csv", type=str, default="trials.csv", help="the file to write")
+    subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", required=False)
+    for name, sub in (("status", status), ("export", export)):
+        subcommands.add_subcommand(name, sub, help=sub.description)
+
+
+def _where(p: ArgumentParser) -> None:
+    p.add_argument(
+        "--storage",
+        type=str | None,
+        help="sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, journal:FILE, grpc://HOST:PORT (default: a SQLite "
+        "file in the output folder)",
+    )
+    p.add_argument("--study", type=str, default="search", help="the study's name")
+
+
+def run(settings: Namespace) -> int:
+    """Search, or look at a study."""
+    require_extras("tasks", "search")
+    if settings.get("subcommand") == "status":
+        return _status(settings.status)
+    if settings.get("subcommand") == "export":
+        return _export(settings.export)
+    from rich.console import Console
+
+    from lr_dist.search.session import Search
+    from lr_dist.search.storage import default_storage
+    from lr_dist.sequence.output import checked_folder
+
+    console = Console()
+    config = _config(settings)
+    if settings.storage is None:
+        checked_folder(settings.output)
+    search = Search(config, settings.storage or default_storage(settings.output), settings.study, settings.workers)
+    console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
+    search.prepare()
+    with SearchView(console) as view:
+        search.run(view)
+    return _status(settings)
+
+
+def _config(settings: Namespace) -> SearchConfig:
+    from lr_dist.errors import ConfigurationError
+    from lr_dist.search.config import Goal, SearchConfig
+    from lr_dist.search.space import Space
+    from lr_dist.sequence.settings import SequenceSettings
+
+    if settings.tasks and settings.sequences:
+        raise ConfigurationError("Give --tasks for one sequence or --sequences for several, not both.")
+    sequences = settings.sequences or ([settings.tasks] if settings.tasks else [])
+    return SearchConfig(
+        model=settings.model,
+        sequences=tuple(tuple(sequence) for sequence in sequences),
+        space=Space(settings.space, settings.low, settings.high, settings.knots, fixed=settings.fixed),
+        goal=Goal(settings.objective, settings.tolerance, tuple(settings.reference_rates)),
+        trials=settings.trials,
+        seeds=tuple(settings.seeds),
+        limit=settings.limit,
+        dev_size=settings.dev_size,
+        data_dir=settings.data_dir,
+        data_seed=settings.data_seed,
+        settings=SequenceSettings(**{field.name: settings[field.name] for field in fields(SequenceSettings)}),
+        queued=tuple(settings.queued),
+        sampler_seed=settings.sampler_seed,
+    )
+
+
+def _open(settings: Namespace) -> Any:
+    from lr_dist.search.storage import default_storage, open_storage
+    from lr_dist.search.study import load_study
+
+    return load_study(open_storage(settings.storage or default_storage(settings.output)), settings.study)
+
+
+def _status(settings: Namespace) -> int:
+    from rich.console import Console
+
+    from lr_dist.search.summary import StudySummary
+
+    Console().print(overview(StudySummary.of(_open(settings))))
+    return 0
+
+
+def _export(settings: Namespace) -> int:
+    from lr_dist.search.export import write_csv
+
+    rows = write_csv(_open(settings), settings.csv)
+    print(f"{rows} trials: {Path(settings.csv)}")
+    return 0
+
+
+class SearchView:
+    """A live table of the study."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+
+        self._console = console
+        self._live: Live = Live(console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> SearchView:
+        self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def update(self, study: Any, workers: int) -> None:
+        """Show the study as it is now."""
+        from lr_dist.search.summary import StudySummary
+
+        self._live.update(overview(StudySummary.of(study), workers))
+
+    def note(self, text: str) -> None:
+        """Print a line above the table."""
+        self._console.print(text)
+
+
+def overview(summary: StudySummary, workers: int | None = None) -> RenderableType:
+    """A study's state, and its best trial so far."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"Study {summary.name}"), title_justify="left", show_header=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row(
+        "trials",
+        f"{summary.done} of {summary.slots} done ({summary.complete} complete, {summary.pruned} pruned, "
+        f"{summary.failed} failed), {summary.running} running, {summary.waiting} waiting",
+    )
+    if workers is not None:
+        table.add_row("workers", str(workers))
+    if summary.done < summary.slots:
+        table.add_row("time left", _duration(summary.seconds_left))
+    if summary.best is not None:
+        for title, text in _best(summary.best).items():
+            table.add_row(title, Text(text))
+    return table
+
+
+def _best(trial: FrozenTrial) -> Mapping[str, str]:
+    from lr_dist.search.summary import distribution_of, not_learned
+
+    rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})", "distribution": str(distribution_of(trial))}
+    for sequence in trial.user_attrs["sequences"]:
+        scores = f"p_o {sequence['p_o']:.3f}, p_s {sequence['p_s']:.3f} (majority class {sequence['baseline'][-1]:.3f})"
+        rows[" > ".join(sequence["tasks"])] = scores
+    missing = not_learned(trial)
+    if missing:
+        rows["warning"] = (
+            f"no better than the majority class: {', '.join(missing)}. A rate that learns nothing forgets "
+        )
+        rows["warning"] += "nothing; widen the bounds, or use --objective relative or constrained."
+    return rows
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known before the first trial has ended"
+    minutes = round(seconds / 60)
+    return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {max(1, minutes)} min"

@@ -1,0 +1,131 @@
+"""A study in a few numbers: what the terminal shows while it runs and afterwards."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.search.slots import SLOT, by_slot, settled
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+
+@dataclass(frozen=True)
+class StudySummary:
+    """Where a study stands.
+
+    Attributes:
+        name: of the study.
+        slots: how many trials it has when it is complete.
+        complete, pruned, failed, running, waiting: slots by state; a diverged trial is failed.
+        best: the best complete trial that keeps its constraints; None for several objectives, or where there is none.
+        seconds_left: from the pace of the trials since the first one began; None before the first has ended.
+    """
+
+    name: str
+    slots: int
+    complete: int
+    pruned: int
+    failed: int
+    running: int
+    waiting: int
+    best: FrozenTrial | None
+    seconds_left: float | None
+
+    @classmethod
+    def of(cls, study: Study) -> StudySummary:
+        """Read the study's storage."""
+        trials = list(by_slot(study.get_trials(deepcopy=False)).values())
+        counts = Counter(trial.state for trial in trials)
+        return cls(
+            name=study.study_name,
+            slots=len(trials),
+            complete=counts[TrialState.COMPLETE],
+            pruned=counts[TrialState.PRUNED],
+            failed=counts[TrialState.FAIL],
+            running=counts[TrialState.RUNNING],
+            waiting=counts[TrialState.WAITING],
+            best=best_trial(study, trials),
+            seconds_left=_seconds_left(trials),
+        )
+
+    @property
+    def done(self) -> int:
+        """Slots that are settled."""
+        return self.complete + self.pruned + self.failed
+
+
+def complete_trials(study: Study) -> list[FrozenTrial]:
+    """The complete trials, one a slot, in the order of their numbers."""
+    found = by_slot(study.get_trials(deepcopy=False)).values()
+    return sorted((t for t in found if t.state == TrialState.COMPLETE), key=lambda t: t.number)
+
+
+def best_trial(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
+    """The complete and feasible trial with the highest value; of equal ones the first."""
+    if len(study.directions) > 1:
+        return None
+    assert study.direction == StudyDirection.MAXIMIZE
+    candidates = [t for t in trials if t.state == TrialState.COMPLETE and feasible(t)]
+    return max(candidates, key=lambda t: (t.values[0], -t.number), default=None)
+
+
+def feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial keeps all of its constraints."""
+    return all(value <= 0 for value in trial.constraints.values())
+
+
+def distribution_of(trial: FrozenTrial) -> LRDistribution:
+    """What a trial tried."""
+    return LRDistribution.from_dict(trial.user_attrs["distribution"])
+
+
+def not_learned(trial: FrozenTrial) -> list[str]:
+    """Tasks that this trial left no better than their majority class, as `sst2>qqp: qqp`."""
+    missing = []
+    for sequence in trial.user_attrs.get("sequences", ()):
+        title = ">".join(sequence["tasks"])
+        missing += [
+            f"{title}: {task}" for task, ok in zip(sequence["tasks"], sequence["learned"], strict=True) if not ok
+        ]
+    return missing
+
+
+def row_of(trial: FrozenTrial) -> dict[str, Any]:
+    """A trial as one flat row, for CSV: slot, state, value, p_o and p_s and their spreads a sequence, parameters."""
+    row: dict[str, Any] = {
+        "trial": trial.number,
+        "slot": trial.user_attrs.get(SLOT),
+        "label": trial.user_attrs.get("label", ""),
+        "state": trial.state.name.lower(),
+        "seconds": trial.user_attrs.get("seconds", ""),
+    }
+    for index, value in enumerate(trial.values or ()):
+        row[f"value_{index}" if len(trial.values) > 1 else "value"] = value
+    row["reason"] = trial.user_attrs.get("reason", "")
+    for sequence in trial.user_attrs.get("sequences", ()):
+        title = ">".join(sequence["tasks"])
+        for key in ("p_o", "p_s", "p_o_sd", "p_s_sd"):
+            row[f"{title} {key}"] = "" if sequence[key] is None else sequence[key]
+        row[f"{title} learned"] = all(sequence["learned"])
+    return {**row, **{name: trial.params[name] for name in trial.params}}
+
+
+def _seconds_left(trials: list[FrozenTrial]) -> float | None:
+    ended = [t for t in trials if settled(t) and t.datetime_start and t.datetime_complete]
+    left = sum(not t.state.is_finished() for t in trials)
+    running = sum(t.state == TrialState.RUNNING for t in trials)
+    if not ended or not left:
+        return 0.0 if not left else None
+    lengths = [(t.datetime_complete - t.datetime_start).total_seconds() for t in ended if t.datetime_complete]
+    begun = [t.datetime_start for t in trials if t.state == TrialState.RUNNING and t.datetime_start]
+    spent = sum((datetime.now() - start).total_seconds() for start in begun)
+    return max(0.0, statistics.fmean(lengths) * left - spent) / max(1, running)
