@@ -120,12 +120,11 @@ def row_of(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _seconds_left(trials: list[FrozenTrial]) -> float | None:
-    ended = [t for t in trials if settled(t) and t.datetime_start and t.datetime_complete]
+    lengths = [t.duration.total_seconds() for t in trials if settled(t) and t.duration is not None]
     left = sum(not t.state.is_finished() for t in trials)
     running = sum(t.state == TrialState.RUNNING for t in trials)
-    if not ended or not left:
+    if not lengths or not left:
         return 0.0 if not left else None
-    lengths = [(t.datetime_complete - t.datetime_start).total_seconds() for t in ended if t.datetime_complete]
     begun = [t.datetime_start for t in trials if t.state == TrialState.RUNNING and t.datetime_start]
     spent = sum((datetime.now() - start).total_seconds() for start in begun)
     return max(0.0, statistics.fmean(lengths) * left - spent) / max(1, running)

@@ -226,9 +226,9 @@ def _best(trial: FrozenTrial) -> Mapping[str, str]:
     missing = not_learned(trial)
     if missing:
         rows["warning"] = (
-            f"no better than the majority class: {', '.join(missing)}. A rate that learns nothing forgets "
+            f"no better than the majority class: {', '.join(missing)}. A rate that learns nothing forgets nothing; "
+            "widen the bounds, or use --objective relative or constrained."
         )
-        rows["warning"] += "nothing; widen the bounds, or use --objective relative or constrained."
     return rows
 
 
