@@ -20,6 +20,7 @@ COMMANDS = {
     "presets": "lr_dist.cli.presets",
     "report": "lr_dist.cli.report",
     "search": "lr_dist.cli.search",
+    "combine": "lr_dist.cli.combine",
 }
 
 

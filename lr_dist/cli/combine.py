@@ -1,0 +1,97 @@
+"""`lr-dist combine`: the trials of one or more searches as one distribution, written as a preset."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lr_dist.errors import ConfigurationError
+from lr_dist.extras import require_extras
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from lr_dist.search.preset import Combined
+    from lr_dist.search.sources import Source
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    p = ArgumentParser(
+        description="Combine the trials of searches: rank-weighted log mean within a study, geometric mean across "
+        "studies; written as a preset with its provenance."
+    )
+    p.add_argument("sources", type=str, nargs="+", help="study names, or CSV files (exported, or the authors')")
+    p.add_argument("--storage", type=str | None, help="where the studies are (default: SQLite in the output folder)")
+    p.add_argument("--search-output", type=str, default="runs/search", help="folder of the default storage")
+    p.add_argument("--pairs", type=str, nargs="*", default=[], help="only these pairs, e.g. sst2>qqp")
+    p.add_argument(
+        "--setting", type=Literal["taskshift", "datashift"] | None, help="of the authors' trials only this experiment"
+    )
+    p.add_argument("--base", type=float, default=1.8, help="weight of a rank to the next one; 1 weighs all alike")
+    p.add_argument("--without-flat", action="store_true", help="leave out trials with one rate everywhere")
+    p.add_argument("--output", type=str | None, help="the preset's YAML file; its stem is the preset's name")
+    return p
+
+
+def run(settings: Namespace) -> int:
+    """Combine, print the rates, write the preset."""
+    require_extras("search")
+    from rich.console import Console
+
+    from lr_dist.search.preset import combine_sources
+
+    sources = [source for name in settings.sources for source in _read(name, settings)]
+    if settings.pairs:
+        missing = [pair for pair in settings.pairs if pair not in [source.name for source in sources]]
+        if missing:
+            there = ", ".join(source.name for source in sources)
+            raise ConfigurationError(f"No trials of {', '.join(missing)}; there are: {there}.")
+        sources = [source for source in sources if source.name in settings.pairs]
+    if settings.without_flat:
+        sources = [source.without_flat() for source in sources]
+    output = None if settings.output is None else Path(settings.output).expanduser()
+    command = shlex.join(["lr-dist", *sys.argv[1:]])
+    combined = combine_sources(sources, output.stem if output else "combined", base=settings.base, command=command)
+    console = Console()
+    console.print(table(combined))
+    console.print(f"Distribution: {combined.preset.distribution}", soft_wrap=True, markup=False)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(combined.preset.to_yaml(), encoding="utf-8", newline="\n")
+        console.print(f"Preset: {output}", soft_wrap=True, markup=False)
+    return 0
+
+
+def table(combined: Combined) -> RenderableType:
+    """The combined rate of each group, its spread between the sources, and each source's own rate."""
+    from rich.table import Table
+
+    combination = combined.combination
+    shown = Table(title=f"Combined, base {combined.base:g}", title_justify="left")
+    shown.add_column("group")
+    shown.add_column("rate", justify="right")
+    if combination.spread is not None:
+        shown.add_column("spread", justify="right")
+    for name, trials in combination.trials.items():
+        shown.add_column(f"{name} ({trials})", justify="right")
+    for group, rate in combination.rates.items():
+        spread = [] if combination.spread is None else [f"x/ {combination.spread[group]:.2f}"]
+        each = [f"{rates[group]:.3g}" for rates in combination.by_pair.values()]
+        shown.add_row(group, f"{rate:.3g}", *spread, *each)
+    return shown
+
+
+def _read(name: str, settings: Namespace) -> list[Source]:
+    from lr_dist.search.sources import from_csv, from_study
+    from lr_dist.search.storage import default_storage, open_storage
+    from lr_dist.search.study import load_study
+
+    if name.endswith(".csv"):
+        return from_csv(name, settings.setting)
+    storage = open_storage(settings.storage or default_storage(settings.search_output))
+    return [from_study(load_study(storage, name))]

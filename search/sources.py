@@ -1,0 +1,127 @@
+"""Where finished trials come from: a study in its storage, a CSV that `search export` wrote, or the authors' CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lr_dist.errors import InvalidTrialsError, UnreadableFileError
+from lr_dist.search.combine import Trial
+from lr_dist.search.kenneweg2022 import read_trials
+from lr_dist.search.space import Space
+from lr_dist.search.study import IDENTITY
+from lr_dist.search.summary import complete_trials, feasible
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+_NOT_RATES = ("trial", "slot", "label", "state", "seconds", "value", "reason")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The complete trials of one study, in the order in which they were run.
+
+    Attributes:
+        name: the task sequences, e.g. `sst2>qqp`; what `combine` calls a pair.
+        trials: scores and searched parameters.
+        space: turns parameters into a distribution.
+        model: on which they were run; None where a file does not say.
+        seeds: a trial; None likewise.
+    """
+
+    name: str
+    trials: tuple[Trial, ...]
+    space: Space
+    model: str | None = None
+    seeds: int | None = None
+
+    def without_flat(self) -> Source:
+        """Without the trials that have one rate everywhere."""
+        kept = tuple(t for t in self.trials if len(set(t.rates.values())) > 1)
+        return Source(self.name, kept, self.space, self.model, self.seeds)
+
+
+def from_study(study: Study) -> Source:
+    """The complete trials of a study that keep its constraints.
+
+    Raises:
+        InvalidTrialsError: not a study of `lr-dist search`, several objectives, fixed rates, or nothing complete.
+    """
+    identity = study.user_attrs.get(IDENTITY)
+    if identity is None:
+        raise InvalidTrialsError(f"{study.study_name!r} is no study of `lr-dist search`.")
+    if len(study.directions) > 1:
+        raise InvalidTrialsError(
+            f"{study.study_name!r} has several objectives, so its trials have no rank. Search with another objective."
+        )
+    values = dict(identity["space"])
+    space = Space(values.pop("family"), **values)
+    trials = [Trial(t.values[0], {**t.params, **space.fixed}) for t in complete_trials(study) if feasible(t)]
+    if not trials:
+        raise InvalidTrialsError(f"{study.study_name!r} has no complete trial that keeps its constraints yet.")
+    name = " + ".join(">".join(str(task) for task in sequence) for sequence in identity["sequences"])
+    return Source(name, tuple(trials), space, identity["model"], len(identity["seeds"]))
+
+
+def from_csv(path: str | Path, setting: str | None = None) -> list[Source]:
+    """The sources in a CSV: one a file of `search export`, one a pair of the authors' published trials.
+
+    Args:
+        path: the file.
+        setting: of the authors' trials only those of this experiment, `taskshift` or `datashift`.
+
+    Raises:
+        UnreadableFileError, InvalidTrialsError: what cannot be read, or is neither.
+    """
+    path = Path(path).expanduser()
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file)
+            rows, columns = list(reader), list(reader.fieldnames or ())
+    except OSError as error:
+        raise UnreadableFileError(f"{path} cannot be read: {error.strerror}.") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InvalidTrialsError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    if "pair_first" in columns:
+        return _published(path, setting)
+    return [_exported(path, rows, columns)]
+
+
+def _published(path: Path, setting: str | None) -> list[Source]:
+    pairs: dict[str, list[Trial]] = {}
+    for row in read_trials(path):
+        if setting is not None and row.data_shift != (setting == "datashift"):
+            continue
+        pairs.setdefault(row.pair, []).append(row.trial)
+    return [Source(pair, tuple(trials), Space("grouped"), "bert-base-uncased", 1) for pair, trials in pairs.items()]
+
+
+def _exported(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> Source:
+    names = [c for c in columns if c not in _NOT_RATES and " " not in c]
+    space = _space_of(names)
+    if space is None or "value" not in columns:
+        raise InvalidTrialsError(
+            f"{path} holds no trials: it needs the columns of `lr-dist search export`, or those of the authors' file."
+        )
+    trials = []
+    for number, row in enumerate(rows, start=2):
+        if row["state"] != "complete":
+            continue
+        try:
+            trials.append(Trial(float(row["value"]), {name: float(row[name]) for name in names}))
+        except (TypeError, ValueError) as error:
+            raise InvalidTrialsError(f"{path}, line {number}: {error}") from error
+    if not trials:
+        raise InvalidTrialsError(f"{path} has no complete trial.")
+    pairs = dict.fromkeys(column.rsplit(" ", 1)[0] for column in columns if column.endswith(" p_o"))
+    return Source(" + ".join(pairs) or path.stem, tuple(trials), space)
+
+
+def _space_of(names: Sequence[str]) -> Space | None:
+    knots = sum(name.startswith("k") for name in names)
+    candidates = [Space("grouped"), Space("decay"), Space("flat"), *([Space("knots", knots=knots)] if knots else [])]
+    return next((space for space in candidates if set(space.names) == set(names)), None)
