@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from lr_dist._distribution import text as text_form
 from lr_dist._distribution.edits import Edit, apply_edits
-from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family
+from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family, weighted_mean
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
-from lr_dist.errors import InvalidDistributionError, LayerCountError, ZeroRateError, shown
+from lr_dist.errors import (
+    InvalidDistributionError,
+    LayerCountError,
+    UnwritableFileError,
+    ZeroRateError,
+    listed,
+    shown,
+)
 from lr_dist.names import group_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from rich.table import Table
+    from torch import nn
+
+    from lr_dist.layers import Overrides
 
 MAX_LAYERS = 10_000
 # Every level of means within means is two levels of YAML, of which `yaml_io` reads 32.
@@ -53,8 +62,16 @@ class LRDistribution:
         family = _family(self.family)
         if not isinstance(self.relative, bool):
             raise InvalidDistributionError(f"relative must be true or false, not {shown(self.relative)}.")
-        object.__setattr__(self, "edits", tuple(self.edits))
-        object.__setattr__(self, "values", _checked(self.family, family, dict(self.values)))
+        # A plain str: YAML has no form for its subclasses, such as NumPy's.
+        object.__setattr__(self, "family", str.__str__(self.family))
+        object.__setattr__(self, "edits", _checked_edits(self.edits))
+        object.__setattr__(self, "values", _checked(self.family, family, _pairs(self.values)))
+        for part in dict(self.values).get("of", ()):
+            if part.relative != self.relative:
+                raise InvalidDistributionError(
+                    f"A geometric mean is as relative as its parts: it has relative={self.relative}, and its part "
+                    f"{shown(str(part))} has relative={part.relative}. Write the same in both."
+                )
 
     # Constructors ----------------------------------------------------------------------------------------
 
@@ -92,6 +109,10 @@ class LRDistribution:
         For N >= 8 layers group i holds the 0-based layers ceil(N/8 (i-1)) .. ceil(N/8 i) - 1, as in the paper;
         for fewer layers the eight rates are interpolated.
         """
+        if not isinstance(rates, Mapping):
+            raise InvalidDistributionError(
+                f"grouped takes a mapping of {', '.join(GROUPED_KEYS)} to rates, not {shown(rates)}."
+            )
         return cls("grouped", tuple(rates.items()), relative)
 
     @classmethod
@@ -103,6 +124,42 @@ class LRDistribution:
         return cls("from_layers", values, relative)
 
     @classmethod
+    def from_spectrum(
+        cls,
+        model: nn.Module,
+        lr: float,
+        *,
+        s1: float = 0.5,
+        s2: float = 1.5,
+        overrides: Overrides | None = None,
+        relative: bool = False,
+    ) -> LRDistribution:
+        """Rates from a model's weights alone, without a search: LLR (arXiv 2605.22297), after TempBalance.
+
+        A layer's rate is `lr` x (s1 + (alpha - min) / (max - min) x (s2 - s1)), where alpha is the mean, over its
+        weight matrices, of the Hill estimate of the tail of the eigenvalues of W'W. The layer with the least heavy
+        tail has the rate s2 x lr, the one with the heaviest s1 x lr; embeddings and head have `lr`. The result is a
+        `from_layers` distribution: it holds the numbers, and no longer needs the model.
+
+        Args:
+            model: a transformer with its pre-trained weights.
+            lr: the rate of the factor 1 (> 0).
+            s1: factor of the layer with the heaviest tail (> 0).
+            s2: factor of the layer with the least heavy tail (>= s1).
+            overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
+            relative: whether `lr` is a multiple of the optimizer's own rate.
+
+        Raises:
+            InvalidRateError: `lr`, `s1` or `s2` out of range.
+            UnsupportedWeightsError: weights on the meta device, quantised, sharded, NaN, or without a matrix.
+            LRDistError: what `assign_layers` raises.
+        """
+        from lr_dist._distribution.spectrum import spectral_rates
+
+        layers = spectral_rates(model, lr, s1, s2, overrides)
+        return cls.from_layers(embeddings=lr, layers=layers, head=lr, relative=relative)
+
+    @classmethod
     def geometric_mean(
         cls, distributions: Sequence[LRDistribution], weights: Sequence[float] | None = None
     ) -> LRDistribution:
@@ -112,7 +169,7 @@ class LRDistribution:
             InvalidDistributionError: no distribution, relative mixed with absolute, or unfit weights.
             ZeroRateError: a distribution freezes a layer.
         """
-        return _geometric_mean(cls, list(distributions), weights)
+        return _geometric_mean(cls, distributions, weights)
 
     @classmethod
     def parse(cls, text: str) -> LRDistribution:
@@ -136,7 +193,7 @@ class LRDistribution:
                 f"A distribution is a mapping with the key `family` (one of {', '.join(FAMILIES)}), not {shown(data)}."
             )
         rest = {key: value for key, value in data.items() if key not in ("family", "relative", "edits")}
-        if data["family"] == "geometric_mean" and isinstance(rest.get("of"), (list, tuple)):
+        if _family(data["family"]) is FAMILIES["geometric_mean"] and isinstance(rest.get("of"), (list, tuple)):
             try:
                 rest["of"] = tuple(cls.from_dict(part) for part in rest["of"])
             except RecursionError:
@@ -183,7 +240,7 @@ class LRDistribution:
 
     def scale(self, factor: float) -> LRDistribution:
         """Every rate times `factor` (> 0)."""
-        check_factor("scale factor", factor)
+        factor = check_factor("scale factor", factor)
         values: dict[str, Any] = dict(self.values)
         for key in FAMILIES[self.family].rate_keys:
             values[key] = scaled(key, values[key], factor)
@@ -210,14 +267,13 @@ class LRDistribution:
             return self
         if check_rate("base_lr", base_lr) == 0:
             raise ZeroRateError("base_lr is 0: a relative distribution would freeze the whole model.")
-        return replace(self.scale(base_lr), relative=False)
+        return _with_kind(self.scale(base_lr), relative=False)
 
     def relative_to(self, base_lr: float) -> LRDistribution:
         """An absolute distribution as multiples of `base_lr`; a relative one as is."""
         if self.relative:
             return self
-        check_factor("base_lr", base_lr)
-        return replace(self.scale(1 / base_lr), relative=True)
+        return _with_kind(self.scale(1 / check_factor("base_lr", base_lr)), relative=True)
 
     # Forms -----------------------------------------------------------------------------------------------
 
@@ -242,8 +298,17 @@ class LRDistribution:
         return dump_yaml(self.to_dict())
 
     def save(self, path: str | Path) -> None:
-        """Write `to_yaml` to `path`."""
-        Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        """Write `to_yaml` to `path`.
+
+        Raises:
+            UnwritableFileError: no such folder, a folder itself, or no permission.
+        """
+        try:
+            Path(path).write_text(self.to_yaml(), encoding="utf-8")
+        except (OSError, ValueError, TypeError) as error:
+            # ValueError: a NUL byte in the path; TypeError: no path.
+            reason = getattr(error, "strerror", None) or error
+            raise UnwritableFileError(f"{shown(path)} cannot be written: {reason}. Check the path.") from error
 
     @property
     def fingerprint(self) -> str:
@@ -293,13 +358,26 @@ def _family(name: Any) -> Family:
     return FAMILIES[name]
 
 
+def _pairs(values: Any) -> dict[Any, Any]:
+    try:
+        return dict(values)
+    except (TypeError, ValueError):
+        raise InvalidDistributionError(f"values must be (key, value) pairs, not {shown(values)}.") from None
+
+
+def _checked_edits(edits: Any) -> tuple[Edit, ...]:
+    if not isinstance(edits, (list, tuple)) or not all(isinstance(edit, Edit) for edit in edits):
+        raise InvalidDistributionError(
+            f"edits must be a tuple of Edit, not {shown(edits)}; `freeze` and `override` add one."
+        )
+    return tuple(edits)
+
+
 def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The family's values, complete, checked, as floats and tuples, in the family's order."""
-    unknown = [shown(key) for key in given if key not in family.keys]
+    unknown = [key for key in given if key not in family.keys]
     if unknown:
-        raise InvalidDistributionError(
-            f"{name} has no key {', '.join(unknown)}; its keys are {', '.join(family.keys)}."
-        )
+        raise InvalidDistributionError(f"{name} has no key {listed(unknown)}; its keys are {', '.join(family.keys)}.")
     given = {**(family.defaults or {}), **given}
     missing = [key for key in family.keys if key not in given]
     if missing:
@@ -333,7 +411,7 @@ def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...]
     for part in parts:
         if part.can_freeze:
             raise ZeroRateError(
-                f"{part} holds a rate of 0 (a frozen layer), and a geometric mean has no logarithm of 0. "
+                f"{shown(str(part))} holds a rate of 0 (a frozen layer), and a geometric mean has no logarithm of 0. "
                 "Take the mean first and freeze its result."
             )
     checked = check_rates("weights", weights)
@@ -346,24 +424,28 @@ def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...]
 
 
 def _geometric_mean(
-    cls: type[LRDistribution], parts: list[LRDistribution], weights: Sequence[float] | None
+    cls: type[LRDistribution], parts: Sequence[LRDistribution], weights: Sequence[float] | None
 ) -> LRDistribution:
-    of, checked = _checked_parts(parts, [1.0] * len(parts) if weights is None else weights)
+    count = len(parts) if isinstance(parts, (list, tuple)) else 1
+    of, checked = _checked_parts(parts, [1.0] * count if weights is None else weights)
     first = of[0]
     shapes = {(p.family, len(_as_tuple(dict(p.values).get("layers", 0.0)))) for p in of}
     if FAMILIES[first.family].log_linear and len(shapes) == 1 and not any(p.edits for p in of):
-        total = math.fsum(checked)
-
-        def mean(column: Sequence[float]) -> float:
-            return math.exp(math.fsum(w * math.log(x) for w, x in zip(checked, column, strict=True)) / total)
-
         values: list[tuple[str, Any]] = []
         for key, value in first.values:
             columns = list(zip(*(_as_tuple(dict(p.values)[key]) for p in of), strict=True))
-            means = tuple(mean(column) for column in columns)
+            means = tuple(weighted_mean(column, checked) for column in columns)
             values.append((key, means if isinstance(value, tuple) else means[0]))
         return cls(first.family, tuple(values), first.relative)
     return cls("geometric_mean", (("of", of), ("weights", checked)), first.relative)
+
+
+def _with_kind(distribution: LRDistribution, *, relative: bool) -> LRDistribution:
+    """The same numbers, the parts of a mean included, as multiples (relative) or as rates."""
+    values = dict(distribution.values)
+    if "of" in values:
+        values["of"] = tuple(_with_kind(part, relative=relative) for part in values["of"])
+    return replace(distribution, values=tuple(values.items()), relative=relative)
 
 
 def _as_tuple(value: Any) -> tuple[float, ...]:

@@ -6,15 +6,26 @@ says what was wrong, shows the value, and says what to do instead.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 def shown(value: object) -> str:
     """`value` as an error's message shows it: its repr, cut at 80 characters."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):
-        # Python refuses to write out whole numbers of more than 4,300 digits.
-        return f"<a {type(value).__name__} too long to show>"
+    except Exception:
+        # Python refuses to write out whole numbers of more than 4,300 digits; a user's own repr may do anything.
+        return f"<a {type(value).__name__} that cannot be shown>"
+    # Half a character, as in a file's name, could not be printed.
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def listed(values: Iterable[object]) -> str:
+    """`shown` of up to ten values, and how many more there are."""
+    items = list(values)
+    more = f" and {len(items) - 10} more" if len(items) > 10 else ""
+    return ", ".join(map(shown, items[:10])) + more
 
 
 class LRDistError(Exception):
@@ -59,12 +70,24 @@ class InvalidOverrideError(LRDistError, ValueError):
     """An override (regex -> group) that is malformed, names no group of the model, or matches nothing."""
 
 
+class UnsupportedWeightsError(LRDistError, TypeError):
+    """Weights whose numbers cannot be read: on the meta device, quantised, sharded, or NaN."""
+
+
 class UnsupportedOptimizerError(LRDistError, TypeError):
     """An optimizer whose parameter groups cannot carry a rate each."""
 
 
 class UnsupportedSchedulerError(LRDistError, TypeError):
     """A learning-rate scheduler that is not on the tested list."""
+
+
+class InvalidScheduleError(LRDistError, ValueError):
+    """Options of a schedule that cannot work: epochs or steps that are none, a group that is none, empty bounds."""
+
+
+class InvalidLossError(LRDistError, ValueError):
+    """A loss of which a factor of the rate cannot be computed: below 0."""
 
 
 class InvalidNoDecayError(LRDistError, ValueError):
@@ -87,6 +110,14 @@ class UnsupportedStrategyError(LRDistError, ValueError):
     """A Lightning strategy under which parameter groups cannot be rewritten."""
 
 
+class RankMismatchError(LRDistError, RuntimeError):
+    """Processes of one run that have different learning rates."""
+
+
+class UnsupportedCallbackError(LRDistError, ValueError):
+    """Another callback of the Trainer that would take the layers' rates away."""
+
+
 class ResumeMismatchError(LRDistError, RuntimeError):
     """A checkpoint that was written under another distribution, or without one."""
 
@@ -100,6 +131,10 @@ class InvalidYAMLError(LRDistError, ValueError):
 
 class UnreadableFileError(LRDistError, OSError):
     """A file that is missing, is a folder, or may not be read."""
+
+
+class UnwritableFileError(LRDistError, OSError):
+    """A file that cannot be written: no such folder, a folder itself, no permission, no space."""
 
 
 class InvalidPresetError(LRDistError, ValueError):
@@ -147,3 +182,37 @@ class ModelLoadError(LRDistError, ValueError):
 
 class DivergedError(LRDistError, ArithmeticError):
     """A training loss that became NaN or infinite."""
+
+
+# Warnings ------------------------------------------------------------------------------------------------
+
+
+class FlatRatesWarning(UserWarning):
+    """All layers have one rate in the middle of a run, although the distribution gave them several."""
+
+
+class LostStepsWarning(UserWarning):
+    """Weights in bfloat16 or float16 that a step of their layer's rate is too small to change."""
+
+
+class InexactResumeWarning(UserWarning):
+    """A checkpoint, or a version of Lightning, from which a run cannot be resumed exactly."""
+
+
+# Searching ------------------------------------------------------------------------------------------------
+
+
+class StorageError(LRDistError, ConnectionError):
+    """A study's storage that cannot be opened, read or written."""
+
+
+class StudyMismatchError(LRDistError, ValueError):
+    """A study of this name searches something else."""
+
+
+class UnknownStudyError(LRDistError, LookupError):
+    """No study of this name in the storage."""
+
+
+class TrialError(LRDistError, RuntimeError):
+    """A trial that ended with an error that is not its distribution's fault."""

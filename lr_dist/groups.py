@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import InvalidNoDecayError, InvalidRateError, NothingToTrainError
+from lr_dist.errors import InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
 from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
 
@@ -55,7 +57,7 @@ def param_groups(
         LRDistError: what `assign_layers` and `resolve_distribution` raise.
     """
     resolved = resolve_distribution(distribution)
-    _check_number("weight_decay", weight_decay)
+    weight_decay = _check_number("weight_decay", weight_decay)
     if resolved.relative:
         if lr is None:
             raise InvalidRateError(
@@ -114,19 +116,20 @@ def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] |
     """Names of the parameters without weight decay."""
     if patterns is None:
         return {name for name, parameter in parameters.items() if parameter.ndim < 2}
-    if isinstance(patterns, str):
-        raise InvalidNoDecayError(
-            f"no_decay takes a list of regexes, not the single text {patterns!r}: [{patterns!r}]."
-        )
+    if isinstance(patterns, str) or not isinstance(patterns, Sequence):
+        raise InvalidNoDecayError(f"no_decay takes a list of regexes, not {shown(patterns)}: no_decay=[r'bias$'].")
     found: set[str] = set()
     for pattern in patterns:
         try:
             matches = {name for name in parameters if re.search(pattern, clean_name(name))}
-        except (re.error, TypeError) as error:
-            raise InvalidNoDecayError(f"no_decay holds {pattern!r}, which is not a regex: {error}.") from error
+        # OverflowError: a{99999999999}; RecursionError: thousands of brackets.
+        except (re.error, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise InvalidNoDecayError(
+                f"no_decay holds {shown(pattern)}, which is not a regex: {shown(str(error))}."
+            ) from error
         if not matches:
             raise InvalidNoDecayError(
-                f"The no_decay regex {pattern!r} matches no parameter of the model. Its parameters are named like "
+                f"The no_decay regex {shown(pattern)} matches no parameter of the model. Its parameters are named like "
                 f"{', '.join(list(parameters)[:3])}, ..."
             )
         found |= matches
@@ -135,6 +138,11 @@ def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] |
 
 def _check_number(name: str, value: Any) -> float:
     """`value` as a finite float >= 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise InvalidRateError(f"{name} must be a finite number of at least 0, not {value!r}.")
-    return float(value)
+    number = math.nan
+    # Real takes NumPy's scalars in too.
+    if isinstance(value, Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # 10**400
+            number = float(value)
+    if not math.isfinite(number) or number < 0:
+        raise InvalidRateError(f"{name} must be a finite number of at least 0, not {shown(value)}.")
+    return number

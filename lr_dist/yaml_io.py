@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from lr_dist.errors import InvalidYAMLError
+from lr_dist.errors import InvalidYAMLError, shown
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -53,9 +53,13 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         if not isinstance(key, str):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is not a text", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {shown(key)} is not a text", key_node.start_mark
+            )
         if key in result:
-            raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {shown(key)} stands twice", key_node.start_mark
+            )
         result[key] = loader.construct_object(value_node, deep=True)
     return result
 
@@ -63,6 +67,19 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
 # Decimal only: YAML 1.1 would read 010 as 8.
 _Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
 _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
+
+def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
+    number = loader.construct_yaml_float(node)
+    # A rate that only rounding made 0 would freeze a layer that nobody asked to freeze.
+    if number == 0 and re.match(r"[-+]?[.0]*[1-9]", node.value):
+        raise yaml.constructor.ConstructorError(
+            None, None, f"{shown(node.value)} is too small for a floating-point number", node.start_mark
+        )
+    return number
+
+
+_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
 def load_yaml(path: str | Path) -> Any:
@@ -80,6 +97,8 @@ def load_yaml(path: str | Path) -> Any:
 
 def parse_yaml(text: str | bytes, *, source: str) -> Any:
     """Read one YAML document; `source` names it in errors."""
+    if not isinstance(text, (str, bytes)):
+        raise InvalidYAMLError(f"{source} must be YAML text, not {shown(text)}.")
     try:
         if isinstance(text, bytes):
             _check_size(len(text), source)
@@ -89,6 +108,8 @@ def parse_yaml(text: str | bytes, *, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
         message = " ".join(str(error).replace('in "<unicode string>", ', "").split())
+        # PyYAML quotes what it does not understand, however long it is.
+        message = message if len(message) <= 600 else f"{message[:300]} ... {message[-300:]}"
         raise InvalidYAMLError(f"{source} is not valid YAML: {message}") from error
     except (ValueError, OverflowError, RecursionError) as error:
         if isinstance(error, InvalidYAMLError):
@@ -119,7 +140,7 @@ def _check_events(text: str, source: str) -> None:
             raise InvalidYAMLError(f"{source}, line {line}: anchors and aliases are not allowed; write it out.")
         tag = getattr(event, "tag", None)
         if tag:
-            raise InvalidYAMLError(f"{source}, line {line}: the tag {tag!r} is not allowed; remove it.")
+            raise InvalidYAMLError(f"{source}, line {line}: the tag {shown(tag)} is not allowed; remove it.")
         if isinstance(event, (yaml.MappingStartEvent, yaml.SequenceStartEvent)):
             depth += 1
             if depth > MAX_DEPTH:

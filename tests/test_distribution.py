@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from fractions import Fraction
 
 import pytest
 from hypothesis import assume, given, settings
@@ -274,6 +276,27 @@ def test_the_geometric_mean_refuses_what_has_no_mean() -> None:
         LRDistribution.geometric_mean([flat], [0])
 
 
+def test_the_mean_of_rates_at_the_edge_of_what_is_allowed_stays_there() -> None:
+    # exp(log(1e300)) is 1.00000000000001e300, which no rate may be.
+    for rate in (1e-300, 3e-300, 1e300, 7e299, 2e-5):
+        assert LRDistribution.geometric_mean([LRDistribution.flat(rate)] * 3) == LRDistribution.flat(rate)
+        nested = LRDistribution.geometric_mean([LRDistribution.linear(rate, rate)] * 3)
+        assert rates_of(nested, 2) == [rate] * 4
+        between = rates_of(LRDistribution.from_layers(1.0, [rate, math.nextafter(rate, 1.0)], 1.0), 9)[1:-1]
+        assert {*between} <= {rate, math.nextafter(rate, 1.0)}
+
+
+def test_a_mean_is_as_relative_as_its_parts() -> None:
+    part = {"family": "linear", "first": 1, "last": 2, "relative": True}
+    with pytest.raises(InvalidDistributionError, match="as relative as its parts"):
+        LRDistribution.from_dict({"family": "geometric_mean", "of": [part], "weights": [1]})
+    relative = LRDistribution.from_dict({"family": "geometric_mean", "of": [part], "weights": [1], "relative": True})
+    absolute = relative.absolute(1e-3)
+    assert absolute == LRDistribution.geometric_mean([LRDistribution.linear(1e-3, 2e-3)]).scale(1.0)
+    assert absolute.relative_to(1e-3).absolute(1e-3) == absolute
+    assert "relative" not in absolute.to_yaml()
+
+
 def test_means_within_means_are_readable_up_to_10_levels_and_refused_beyond() -> None:
     nested = LRDistribution.linear(1.0, 2.0)
     for _ in range(10):
@@ -348,6 +371,16 @@ def test_the_text_form_reads_families_freezing_and_single_groups() -> None:
     ).override("head", 3)
 
 
+def test_the_text_form_holds_ranges_with_a_rate_and_a_group_that_is_set_twice() -> None:
+    ranges = LRDistribution("flat", (("lr", 1.0),), edits=(Edit(0.0, 0.5, 3e-5), Edit("layers.1", "head", 2e-5)))
+    assert str(ranges) == "flat:lr=1,0..0.5=3e-5,layers.1..head=2e-5"
+    twice = LRDistribution.flat(1.0).override("head", 2.0).override("head", 3.0)
+    assert str(twice) == "flat:lr=1,head=2,head..head=3"
+    own = LRDistribution.from_layers(1.0, [1.0], 1.0).override("head", 3.0)
+    for distribution in (ranges, twice, own):
+        assert LRDistribution.parse(str(distribution)) == distribution
+
+
 def test_equality_and_fingerprint_see_values_kind_and_edits_but_no_spelling() -> None:
     assert LRDistribution.flat(1) == LRDistribution.flat(1.0)
     assert LRDistribution.flat(1).freeze(-0.0, 1).fingerprint == LRDistribution.flat(1.0).freeze(0, 1).fingerprint
@@ -376,6 +409,54 @@ def test_a_rate_that_is_no_learning_rate_raises(lr: object) -> None:
         LRDistribution.flat(lr)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("text", ["1e-400", "0.00001e-400", "." + "0" * 400 + "1", "-1e-999"])
+def test_a_text_that_would_round_to_zero_raises_instead_of_freezing(text: str) -> None:
+    with pytest.raises(InvalidRateError, match="too small"):
+        LRDistribution.parse(f"flat:lr={text}")
+    with pytest.raises(InvalidRateError, match="too small"):
+        LRDistribution.parse(f"flat:lr=1,head={text}")
+    assert LRDistribution.parse("flat:lr=0e-400") == LRDistribution.flat(0.0)
+
+
+@pytest.mark.parametrize("lr", [Fraction(1, 10**400), -Fraction(1, 10**5000), Fraction(-(10**5000), 10**5001 + 1)])
+def test_a_fraction_that_is_no_rate_raises(lr: Fraction) -> None:
+    with pytest.raises(InvalidRateError, match="lr"):
+        LRDistribution.flat(lr)
+    assert LRDistribution.flat(Fraction(1, 4)) == LRDistribution.flat(0.25)
+
+
+def test_layers_are_a_list_of_at_most_10000_numbers_and_no_bytes() -> None:
+    with pytest.raises(InvalidRateError, match="10,000"):
+        LRDistribution.from_layers(1.0, [1.0] * 10_001, 1.0)
+    for layers in (b"ab", bytearray(b"ab"), memoryview(b"ab")):
+        with pytest.raises(InvalidRateError, match="list of at least one number"):
+            LRDistribution.from_layers(1.0, layers, 1.0)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: LRDistribution.grouped(5),  # type: ignore[arg-type]
+        lambda: LRDistribution.geometric_mean(5),  # type: ignore[arg-type]
+        lambda: LRDistribution.geometric_mean({LRDistribution.flat(1.0)}),  # type: ignore[arg-type]
+        lambda: LRDistribution("flat", 5),  # type: ignore[arg-type]
+        lambda: LRDistribution("flat", (("lr",),)),  # type: ignore[arg-type]
+        lambda: LRDistribution("flat", (("lr", 1.0),), edits=5),  # type: ignore[arg-type]
+        lambda: LRDistribution("flat", (("lr", 1.0),), edits=({"from": 0},)),  # type: ignore[arg-type]
+        lambda: LRDistribution.from_yaml(None),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_another_type_raise_an_error_of_ours(build: Callable[[], LRDistribution]) -> None:
+    with pytest.raises(LRDistError, match=r"not |takes"):
+        build()
+
+
+def test_an_array_where_a_family_is_expected_raises_an_error_of_ours() -> None:
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(InvalidDistributionError, match="Unknown family"):
+        LRDistribution.from_dict({"family": numpy.array(["flat", "decay"])})
+
+
 @pytest.mark.parametrize("factor", [0, -0.5, math.nan, math.inf, "0.5"])
 def test_a_factor_that_is_not_positive_raises(factor: object) -> None:
     with pytest.raises(InvalidRateError, match="factor"):
@@ -386,6 +467,15 @@ def test_numpy_numbers_are_numbers() -> None:
     numpy = pytest.importorskip("numpy")
     assert LRDistribution.flat(numpy.float32(0.25)) == LRDistribution.flat(0.25)
     assert LRDistribution.flat(numpy.float64(0.25)).to_dict() == {"family": "flat", "lr": 0.25}
+    assert LRDistribution.flat(1.0).freeze(numpy.float32(0.5)) == LRDistribution.flat(1.0).freeze(0.5)
+    # In NumPy's arithmetic 1e-5 x float32(0.5) would be rounded to seven digits.
+    assert LRDistribution.flat(1e-5).scale(numpy.float32(0.5)) == LRDistribution.flat(5e-6)
+
+
+def test_texts_of_another_class_become_plain_ones_that_yaml_can_write() -> None:
+    numpy = pytest.importorskip("numpy")
+    distribution = LRDistribution(numpy.str_("flat"), ((numpy.str_("lr"), 1.0),)).freeze(numpy.str_("head"))
+    assert LRDistribution.from_yaml(distribution.to_yaml()) == distribution == LRDistribution.flat(1.0).freeze("head")
 
 
 def test_a_decay_that_would_round_a_rate_to_zero_raises_instead_of_freezing() -> None:
@@ -413,6 +503,8 @@ def test_a_wrong_number_of_layers_raises(num_layers: object) -> None:
         ("flat:lr=nan", "not a finite number"),
         ("flat:lr=inf", "not a finite number"),
         ("flat:lr=1e999", "no learning rate"),
+        ("flat:lr=\u0967", "not a finite number"),
+        ("flat:lr=1_000", "not a finite number"),
         ("flat:lr=-1", "no learning rate"),
         ("flat:lr=1e-4,factor=2", "has no key 'factor'"),
         ("falt:lr=1e-4", "Unknown family 'falt'"),
@@ -503,7 +595,7 @@ def test_the_table_shows_every_rate_and_reads_no_markup_out_of_the_title() -> No
     console = Console(width=100, record=True)
     console.print(distribution.table(2))
     text = console.export_text()
-    assert "[0..0.5=3e-5]" in text.replace("\n", "").replace(" ", "")
+    assert "flat:lr=1e-4,0..0.5=3e-5,freeze=embeddings..embeddings" in text.replace("\n", "").replace(" ", "")
     row = next(line for line in text.splitlines() if "layers.0" in line)
     assert row.split("│")[2].strip() == "3e-05"
     assert "frozen" in text

@@ -74,9 +74,15 @@ def test_without_any_no_decay_regex_everything_is_decayed() -> None:
     assert {group["weight_decay"] for group in groups} == {0.1}
 
 
-@pytest.mark.parametrize("patterns", [["LayerNorm", "layer_norm"], ["(bias"], "bias", [3]])
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        *(["LayerNorm", "layer_norm"], ["(bias"], "bias", [3], 3),
+        *(["bias{99999999999}"], ["(?a)(?u)bias"], ["(" * 5000 + "bias"]),
+    ],
+)
 def test_a_no_decay_regex_that_cannot_work_is_an_error(patterns: Any) -> None:
-    with pytest.raises(InvalidNoDecayError, match=r"layer_norm|\(bias|bias|3"):
+    with pytest.raises(InvalidNoDecayError, match=r"layer_norm|\(bias|bias|3|\(\("):
         param_groups(tiny.bert(), "flat:lr=1e-3", weight_decay=0.1, no_decay=patterns)
 
 
@@ -116,7 +122,15 @@ def test_a_relative_distribution_needs_and_multiplies_the_rate() -> None:
     assert groups[-1]["lr"] == pytest.approx(2e-3)
 
 
-@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf"), "0.1", True])
+def test_numpy_numbers_are_numbers() -> None:
+    numpy = pytest.importorskip("numpy")
+    groups = param_groups(tiny.bert(), tiny.EXPLICIT, weight_decay=numpy.float32(0.25))
+    assert {group["weight_decay"] for group in groups} == {0.25, 0.0}
+
+
+@pytest.mark.parametrize(
+    "value", [-0.1, float("nan"), float("inf"), "0.1", True, 10**400, pytest.param(-(10**5000), id="5000 digits")]
+)
 def test_a_weight_decay_or_rate_that_is_no_number_is_an_error(value: Any) -> None:
     with pytest.raises(InvalidRateError, match="weight_decay"):
         param_groups(tiny.bert(), "flat:lr=1e-3", weight_decay=value)

@@ -44,6 +44,7 @@ LAUGHS = "a: &a [lol, lol]\n" + "".join(
         ("a: [1", "not valid YAML"),
         ("a:\n\tb: 1", "not valid YAML"),
         ("a: " + "9" * 6000, "cannot be read as YAML"),
+        ("a: 1e-400", "'1e-400' is too small for a floating-point number"),
         ('a: "\\UFFFFFFFF"', "cannot be read as YAML"),
         ('a: "\\ud800"', "cannot be read as YAML"),
         ("a: \ud800", "cannot be read as YAML"),
@@ -64,6 +65,21 @@ def test_hostile_yaml_is_refused_within_seconds_and_runs_nothing(
     assert time.process_time() - start < 5
     assert str(info.value).startswith("evil.yaml")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text", ["!" + "a" * 900_000 + " 1", f"? {'a' * 900_000}\n? {'a' * 900_000}\n", "a: !" + "a" * 900_000 + "!b 1"]
+)
+def test_a_message_quotes_at_most_a_few_lines(text: str) -> None:
+    with pytest.raises(InvalidYAMLError) as info:
+        parse_yaml(text, source="x")
+    assert len(str(info.value)) < 800
+
+
+@pytest.mark.parametrize("text", [None, 5, bytearray(b"a: 1"), ["a: 1"]])
+def test_what_is_no_text_is_refused(text: object) -> None:
+    with pytest.raises(InvalidYAMLError, match="must be YAML text"):
+        parse_yaml(text, source="x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfea\0:\0", b"a: \xe9", b"\x80"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from lr_dist._distribution.families import relative_depths
@@ -71,8 +72,9 @@ def apply_edits(rates: Mapping[str, float], edits: Sequence[Edit]) -> dict[str, 
 
 def _checked_end(end: Any) -> str | float:
     if isinstance(end, str) and GROUP_NAME.fullmatch(end):
-        return end
-    if isinstance(end, (int, float)) and not isinstance(end, bool) and 0 <= end <= 1:
+        return str.__str__(end)  # a plain str: YAML has no form for its subclasses
+    # Real takes NumPy's scalars in too.
+    if isinstance(end, Real) and not isinstance(end, bool) and 0 <= end <= 1:
         return float(end) + 0.0  # -0.0 becomes 0.0
     raise InvalidDistributionError(
         f"{shown(end)} names no depth. Use embeddings, head, layers.K (layers.-1 is the last), "

@@ -70,14 +70,28 @@ def interpolate(rates: Sequence[float], num_layers: int) -> list[float]:
         elif low == 0 or high == 0:
             result.append(low if share <= 0.5 else high)
         else:
-            result.append(math.exp((1 - share) * math.log(low) + share * math.log(high)))
+            rate = math.exp((1 - share) * math.log(low) + share * math.log(high))
+            result.append(within(rate, (low, high)))
     return result
+
+
+def within(mean: float, values: Sequence[float]) -> float:
+    """`mean` without its rounding, which could leave the range of the `values` that it was taken of."""
+    return min(max(mean, min(values)), max(values))
 
 
 def grouped_layers(num_layers: int) -> list[range]:
     """The 0-based layers of the paper's groups g1..g8: ceil(N/8 (i-1)) .. ceil(N/8 i) - 1 (arXiv 2404.01317)."""
     edge = [-(-num_layers * i // 8) for i in range(9)]
     return [range(edge[i], edge[i + 1]) for i in range(8)]
+
+
+def weighted_mean(rates: Sequence[float], weights: Sequence[float]) -> float:
+    """The geometric mean `exp(sum w_i log rate_i / sum w_i)`, within the range of the rates that count."""
+    counted = [(weight, rate) for weight, rate in zip(weights, rates, strict=True) if weight]
+    total = math.fsum(weight for weight, _ in counted)
+    log = math.fsum(weight / total * math.log(rate) for weight, rate in counted)
+    return within(math.exp(log), [rate for _, rate in counted])
 
 
 def _flat(values: Mapping[str, Any], num_layers: int) -> list[float]:
@@ -122,7 +136,7 @@ def _cosine(values: Mapping[str, Any], num_layers: int) -> list[float]:
 def _between(values: Mapping[str, Any], num_layers: int, ease: Callable[[float], float]) -> list[float]:
     first, last = values["first"], values["last"]
     shares = [ease(i / (num_layers + 1)) for i in range(num_layers + 2)]
-    return [(1 - share) * first + share * last for share in shares]
+    return [within((1 - share) * first + share * last, (first, last)) for share in shares]
 
 
 def _grouped(values: Mapping[str, Any], num_layers: int) -> list[float]:
@@ -141,12 +155,8 @@ def _from_layers(values: Mapping[str, Any], num_layers: int) -> list[float]:
 
 
 def _geometric_mean(values: Mapping[str, Any], num_layers: int) -> list[float]:
-    total = sum(values["weights"])
     columns = zip(*(part.rates(num_layers).values() for part in values["of"]), strict=True)
-    return [
-        math.exp(sum(w / total * math.log(rate) for w, rate in zip(values["weights"], column, strict=True)))
-        for column in columns
-    ]
+    return [weighted_mean(column, values["weights"]) for column in columns]
 
 
 FAMILIES: Mapping[str, Family] = {

@@ -9,6 +9,7 @@ from typing import Any
 
 from lr_dist.errors import InvalidRateError, shown
 
+MAX_RATES = 10_000
 # Beyond these no product, mean or logarithm of two rates is safe from rounding to 0 or to infinity.
 SMALLEST, LARGEST = 1e-300, 1e300
 
@@ -21,16 +22,19 @@ def check_rate(what: str, value: Any) -> float:
     """
     number = _number(what, value)
     if not math.isfinite(number) or number < 0:
-        raise InvalidRateError(f"{what}={value!r} is no learning rate: it must be finite and 0 or more.")
+        raise InvalidRateError(f"{what}={shown(value)} is no learning rate: it must be finite and 0 or more.")
     if number != 0:
         _check_range(what, number)
     return number + 0.0  # -0.0 becomes 0.0
 
 
 def check_rates(what: str, values: Any) -> tuple[float, ...]:
-    """A list of learning rates, at least one."""
-    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence) or not values:
+    """A list of learning rates, at least one and at most 10,000."""
+    # Bytes are a sequence of whole numbers, which nobody means as rates.
+    if isinstance(values, (str, bytes, bytearray, memoryview)) or not isinstance(values, Sequence) or not values:
         raise InvalidRateError(f"{what} must be a list of at least one number, not {shown(values)}.")
+    if len(values) > MAX_RATES:
+        raise InvalidRateError(f"{what} holds {len(values):,} numbers; at most {MAX_RATES:,} are read.")
     return tuple(check_rate(f"{what}[{i}]", value) for i, value in enumerate(values))
 
 
@@ -38,7 +42,7 @@ def check_factor(what: str, value: Any) -> float:
     """`value` as a float that is finite and > 0."""
     number = _number(what, value)
     if not math.isfinite(number) or number <= 0:
-        raise InvalidRateError(f"{what}={value!r} must be finite and greater than 0.")
+        raise InvalidRateError(f"{what}={shown(value)} must be finite and greater than 0.")
     _check_range(what, number)
     return number
 
@@ -58,9 +62,13 @@ def _number(what: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidRateError(f"{what}={shown(value)} is not a number; write it like 2e-5.")
     try:
-        return float(value)
+        number = float(value)
     except OverflowError:
         raise InvalidRateError(f"{what} is too large for a floating-point number.") from None
+    # A rate that only rounding made 0 would freeze a layer that nobody asked to freeze.
+    if number == 0 and value != 0:
+        raise InvalidRateError(f"{what} is too small for a floating-point number; use {SMALLEST:g} or more, or 0.")
+    return number
 
 
 def _check_range(what: str, number: float) -> None:

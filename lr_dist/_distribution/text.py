@@ -11,7 +11,8 @@ from lr_dist._distribution.edits import GROUP_NAME, Edit
 from lr_dist._distribution.families import FAMILIES
 from lr_dist.errors import InvalidDistributionError, InvalidRateError, shown
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Each text matches in one way only: with \d+\.?\d* a long one would take quadratic time.
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 EXAMPLES = "flat:lr=2e-5, decay:lr=4e-4,factor=0.7, flat:lr=1e-4,freeze=embeddings..layers.3"
 
 
@@ -43,8 +44,8 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals or not value:
             raise InvalidDistributionError(f"{shown(item)} in {shown(text)} is not key=value; examples: {EXAMPLES}.")
-        if key in seen and key != "freeze":
-            raise InvalidDistributionError(f"{key} stands twice in {shown(text)}; give it once.")
+        if key in seen and key != "freeze" and ".." not in key:
+            raise InvalidDistributionError(f"{shown(key)} stands twice in {shown(text)}; give it once.")
         seen.add(key)
         if key in own:
             values[key] = _value(key, value)
@@ -55,6 +56,9 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
             edits.append(Edit(_end(first), _end(last or first), 0.0))
         elif GROUP_NAME.fullmatch(key):
             edits.append(Edit(key, key, _number(key, value)))
+        elif ".." in key:
+            first, _, last = key.partition("..")
+            edits.append(Edit(_end(first), _end(last), _number(key, value)))
         else:
             values[key] = value  # the family's own check names it, with the keys that exist
     return family, values, relative, tuple(edits)
@@ -73,14 +77,16 @@ def join(family: str, values: Mapping[str, Any], relative: bool, edits: Sequence
         ]
         if relative:
             parts.append("relative=true")
+    named = set(values)
     for edit in edits:
         first, last = (end if isinstance(end, str) else short(end) for end in (edit.first, edit.last))
         if edit.rate == 0:
             parts.append(f"freeze={first}..{last}")
-        elif isinstance(edit.first, str) and first == last and first not in values:
+        elif isinstance(edit.first, str) and first == last and first not in named:
             parts.append(f"{first}={short(edit.rate)}")
+            named.add(first)  # a key stands once; a range may stand again
         else:
-            parts.append(f"[{first}..{last}={short(edit.rate)}]")  # only from YAML; shown, not parsed
+            parts.append(f"{first}..{last}={short(edit.rate)}")
     return f"{head}:{','.join(parts)}" if parts else head
 
 
@@ -101,8 +107,14 @@ def _value(key: str, value: str) -> Any:
 
 def _number(key: str, value: str) -> float:
     if not _NUMBER.fullmatch(value.strip()):
-        raise InvalidRateError(f"{key}={shown(value)} is not a finite number; write it like {key}=2e-5.")
-    return float(value)
+        raise InvalidRateError(f"{shown(key)}={shown(value)} is not a finite number; write it like lr=2e-5.")
+    number = float(value)
+    # What only rounding made 0 would freeze.
+    if number == 0 and re.match(r"[+-]?[.0]*[1-9]", value.strip()):
+        raise InvalidRateError(
+            f"{shown(key)}={shown(value)} is too small for a floating-point number; write 0 to freeze."
+        )
+    return number
 
 
 def _end(text: str) -> str | float:

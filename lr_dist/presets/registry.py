@@ -58,7 +58,7 @@ def load_preset(name: str) -> LRDistribution:
 def get_preset(name: str) -> Preset:
     """The preset `name` with its purpose and provenance; raises as `load_preset` does."""
     candidates, problems = _scan()
-    found = [candidate for candidate in candidates if candidate.name == name]
+    found = [candidate for candidate in candidates if isinstance(name, str) and candidate.name == name]
     if not found:
         raise UnknownPresetError(_unknown(name, candidates, problems))
     if len(found) > 1:
@@ -104,8 +104,10 @@ def unregister_preset(name: str) -> None:
     Raises:
         UnknownPresetError: no preset of that name was registered.
     """
-    if name not in _registered:
-        raise UnknownPresetError(f"No preset {name!r} was registered; registered: {', '.join(_registered) or 'none'}.")
+    if not isinstance(name, str) or name not in _registered:
+        raise UnknownPresetError(
+            f"No preset {shown(name)} was registered; registered: {', '.join(_registered) or 'none'}."
+        )
     del _registered[name]
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import InvalidPresetError, LRDistError, UnreadableFileError, shown
+from lr_dist.errors import InvalidPresetError, LRDistError, UnreadableFileError, listed, shown
 from lr_dist.yaml_io import dump_yaml, load_yaml
 
 SCHEMA_VERSION = 1
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 MAX_PURPOSE = 160
+MAX_COUNT = 10**12
 _KEYS = ("schema_version", "name", "purpose", "distribution", "provenance")
 
 
@@ -48,17 +49,18 @@ class Provenance:
 
     def __post_init__(self) -> None:
         for key in ("source", "model", "version"):
-            _check_text(f"provenance.{key}", getattr(self, key))
+            object.__setattr__(self, key, _checked_text(f"provenance.{key}", getattr(self, key)))
         object.__setattr__(self, "tasks", _checked_texts("provenance.tasks", self.tasks))
         object.__setattr__(self, "evidence", _checked_texts("provenance.evidence", self.evidence))
         for key in ("trials", "seeds"):
             count = getattr(self, key)
-            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            # type(): YAML has no form for subclasses of int.
+            if count is not None and (type(count) is not int or not 1 <= count <= MAX_COUNT):
                 raise InvalidPresetError(
-                    f"provenance.{key} must be a whole number from 1, or null where it is not known, "
+                    f"provenance.{key} must be a whole number from 1 to {MAX_COUNT}, or null where it is not known, "
                     f"not {shown(count)}."
                 )
-        _check_date("provenance.date", self.date)
+        object.__setattr__(self, "date", _checked_date("provenance.date", self.date))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, keys in the order of the attributes."""
@@ -90,7 +92,8 @@ class Preset:
                 f"name {shown(self.name)} does not match {NAME.pattern}: lower-case letters, digits, '.', '_' and "
                 "'-', at most 64, a letter or digit first."
             )
-        _check_text("purpose", self.purpose)
+        object.__setattr__(self, "name", str.__str__(self.name))
+        object.__setattr__(self, "purpose", _checked_text("purpose", self.purpose))
         if len(self.purpose) > MAX_PURPOSE:
             raise InvalidPresetError(
                 f"purpose has {len(self.purpose)} characters; it is one line of at most {MAX_PURPOSE}. "
@@ -121,7 +124,7 @@ class Preset:
         try:
             values = _checked_keys("the preset", data, _KEYS)
             version = values.pop("schema_version")
-            if isinstance(version, bool) or version != SCHEMA_VERSION:
+            if type(version) is not int or version != SCHEMA_VERSION:
                 raise InvalidPresetError(
                     f"schema_version is {shown(version)}; this lr-dist reads version {SCHEMA_VERSION}."
                 )
@@ -151,12 +154,13 @@ def read_data(path: str | Path) -> Any:
     """`load_yaml` with an error of ours where the file cannot be read."""
     try:
         return load_yaml(path)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:
         if isinstance(error, LRDistError):
             raise
-        # ValueError: a NUL byte in the path itself.
+        # ValueError: a NUL byte in the path itself; TypeError: no path.
         reason = getattr(error, "strerror", None) or error
-        raise UnreadableFileError(f"{shown(str(path))} cannot be read: {reason}. Check the path.") from error
+        path = str(path) if isinstance(path, Path) else path
+        raise UnreadableFileError(f"{shown(path)} cannot be read: {reason}. Check the path.") from error
 
 
 def _distribution(data: Any) -> LRDistribution:
@@ -171,35 +175,32 @@ def _checked_keys(what: str, data: Any, keys: tuple[str, ...]) -> dict[str, Any]
         raise InvalidPresetError(f"{what} must be a mapping with the keys {', '.join(keys)}, not {shown(data)}.")
     unknown = [key for key in data if key not in keys]
     if unknown:
-        raise InvalidPresetError(
-            f"unknown key {', '.join(map(shown, unknown))} in {what}; its keys are {', '.join(keys)}."
-        )
+        raise InvalidPresetError(f"unknown key {listed(unknown)} in {what}; its keys are {', '.join(keys)}.")
     missing = [key for key in keys if key not in data]
     if missing:
         raise InvalidPresetError(f"missing key {', '.join(map(repr, missing))} in {what}.")
     return dict(data)
 
 
-def _check_text(key: str, value: Any) -> None:
+def _checked_text(key: str, value: Any) -> str:
     # isprintable refuses line breaks, and control characters that would act on a terminal.
     if not isinstance(value, str) or not value.strip() or not value.isprintable():
         raise InvalidPresetError(f"{key} must be one line of text without control characters, not {shown(value)}.")
+    return str.__str__(value)  # a plain str: YAML has no form for its subclasses
 
 
 def _checked_texts(key: str, values: Any) -> tuple[str, ...]:
     if not isinstance(values, (list, tuple)) or not values:
         raise InvalidPresetError(f"{key} must be a list of at least one text, not {shown(values)}.")
-    for i, value in enumerate(values):
-        _check_text(f"{key}[{i}]", value)
-    return tuple(values)
+    return tuple(_checked_text(f"{key}[{i}]", value) for i, value in enumerate(values))
 
 
-def _check_date(key: str, value: Any) -> None:
+def _checked_date(key: str, value: Any) -> str:
     # From Python 3.11 on fromisoformat reads more forms than this one, so the form is checked first.
     if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII):
         try:
             calendar_date.fromisoformat(value)
-            return
+            return str.__str__(value)
         except ValueError:
             pass
     raise InvalidPresetError(f"{key} must be a day as YYYY-MM-DD, not {shown(value)}.")

@@ -72,6 +72,29 @@ def test_a_preset_reads_back_from_its_own_yaml(tmp_path: Path) -> None:
     assert read_preset(save(preset, tmp_path)) == preset
 
 
+@pytest.mark.parametrize("key", ["trials", "seeds"])
+@pytest.mark.parametrize("count", [0, True, 2.0, 10**13, pytest.param(10**5000, id="5000 digits")])
+def test_a_count_that_no_file_could_hold_is_refused(key: str, count: Any) -> None:
+    data = make_preset().provenance.to_dict()
+    with pytest.raises(InvalidPresetError, match=f"provenance.{key} must be a whole number"):
+        Provenance.from_dict({**data, key: count})
+
+
+@pytest.mark.parametrize("version", [1.0, True, "1", None, 2])
+def test_only_the_whole_number_1_is_a_schema_version(version: Any) -> None:
+    with pytest.raises(InvalidPresetError, match="schema_version is"):
+        Preset.from_dict({**make_preset().to_dict(), "schema_version": version})
+
+
+@pytest.mark.parametrize("name", [None, 5, [], {}, b"mine"])
+def test_a_name_that_is_no_text_is_unknown(name: Any) -> None:
+    for look_up in (load_preset, unregister_preset):
+        with pytest.raises(UnknownPresetError):
+            look_up(name)
+    with pytest.raises(UnreadableFileError, match="cannot be read"):
+        read_preset(name)
+
+
 def test_texts_that_look_like_numbers_stay_texts_in_a_file(tmp_path: Path) -> None:
     provenance = Provenance("1e-5", "08", ("null",), None, 3, "1.10", "2026-01-31", ("12:30", "true"))
     preset = Preset("1e5", "~", LRDistribution.flat(1e-5), provenance)
