@@ -13,13 +13,17 @@ if TYPE_CHECKING:
     from lr_dist.callback import LayerwiseLR
     from lr_dist.distribution import LRDistribution
     from lr_dist.groups import param_groups
+    from lr_dist.huggingface import LayerwiseTrainerMixin
     from lr_dist.layers import assign_layers
+    from lr_dist.loss_adaptive import LossAdaptiveLR
     from lr_dist.presets import load_preset, register_preset
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LayerwiseLR": "lr_dist.callback",
+    "LayerwiseTrainerMixin": "lr_dist.huggingface",
+    "LossAdaptiveLR": "lr_dist.loss_adaptive",
     "LRDistribution": "lr_dist.distribution",
     "assign_layers": "lr_dist.layers",
     "load_preset": "lr_dist.presets",
@@ -41,6 +45,8 @@ def __dir__() -> list[str]:
 __all__ = [
     "LRDistribution",
     "LayerwiseLR",
+    "LayerwiseTrainerMixin",
+    "LossAdaptiveLR",
     "__version__",
     "assign_layers",
     "load_preset",

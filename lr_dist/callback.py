@@ -7,22 +7,44 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lr_dist._callback.company import check_strategy, check_trainer
+from lr_dist._callback.changes import Watch, unwrapped
+from lr_dist._callback.company import check_averaging, check_callbacks, check_resumed_callbacks, check_trainer
+from lr_dist._callback.exact import ExactResume
+from lr_dist._callback.finder import (
+    anchor_at,
+    anchored,
+    check_resumed_without_tuner,
+    describe,
+    finders,
+    found_rate,
+    is_own_checkpoint_of_a_tuner,
+    suggestions,
+)
+from lr_dist._callback.gradual import Gradual
 from lr_dist._callback.identity import check_present, check_same, identity
+from lr_dist._callback.precision import warn_of_lost_steps
+from lr_dist._callback.strategies import (
+    after_configure_model,
+    before_loading,
+    check_parameters,
+    check_processes_agree,
+    check_strategy,
+)
 from lr_dist._callback.table import print_table
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import OptimizerCoverageError
 from lr_dist.groups import freeze_layers
-from lr_dist.layers import LayerMap, Overrides, assign_layers
+from lr_dist.layer_schedule import LayerSchedule
+from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
-from lr_dist.regroup import Placement, layer_optimizer, regroup, uncovered
+from lr_dist.regroup import Placement, layer_optimizer, regroup, regroup_added, uncovered
+from lr_dist.step_factors import StepFactors
 
 
 class LayerwiseLR(L.Callback):
@@ -48,6 +70,15 @@ class LayerwiseLR(L.Callback):
         allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate from
             `base_lrs` or from the group's own `lr`.
         verbose: whether to print the table of groups and rates once, on rank 0.
+        exact_resume: whether checkpoints hold what Lightning leaves out of them (random states, the position in the
+            data, gradients of a window of `accumulate_grad_batches`), so that a resumed run equals the unbroken one.
+            Without it a run resumes as Lightning does.
+        unfreeze_every_n_epochs: gradual unfreezing (ULMFiT): the head trains first, then one more layer every so many
+            epochs, from the last layer down, the embeddings at the end. A layer that has not started is frozen: no
+            gradient, no moments, no weight decay.
+        unfreeze_every_n_steps: the same with steps of the optimizer instead of epochs.
+        layer_warmup_steps: each layer's rate grows linearly over its own first steps, from the step in which it
+            starts. A number for all layers, or group name -> steps, interpolated between the depths that are named.
 
     Raises:
         LRDistError: what `resolve_distribution` raises. Errors of the hooks name what is wrong in the model, the
@@ -61,15 +92,27 @@ class LayerwiseLR(L.Callback):
         overrides: Overrides | None = None,
         allow_schedulers: Sequence[type] = (),
         verbose: bool = True,
+        exact_resume: bool = True,
+        unfreeze_every_n_epochs: int | None = None,
+        unfreeze_every_n_steps: int | None = None,
+        layer_warmup_steps: int | Mapping[str, int] | None = None,
     ) -> None:
         self.distribution = resolve_distribution(distribution)
+        self.schedule = LayerSchedule(unfreeze_every_n_epochs, unfreeze_every_n_steps, layer_warmup_steps)
         self.overrides = overrides
         self.allow_schedulers = tuple(allow_schedulers)
         self.verbose = verbose
+        self.exact_resume = exact_resume
         self._num_layers: int | None = None
         self._group_names: list[str] = []
         self._loaded: Mapping[str, Any] | None = None
+        self._sizes: dict[str, int] = {}
         self._printed = False
+        self._suggested: list[float] = []
+        self._found_lr: float | None = None
+        self._watch: Watch | None = None
+        self._gradual = Gradual(self.schedule)
+        self._exact = ExactResume()
 
     # Before the run --------------------------------------------------------------------------------------
 
@@ -80,48 +123,145 @@ class LayerwiseLR(L.Callback):
         if stage != "fit":
             return
         check_strategy(trainer)
+        check_callbacks(trainer)
         # Nothing of an earlier fit of this callback counts.
         self._num_layers, self._group_names, self._loaded = None, [], None
-        # A model that is built in `configure_model` does not exist yet; its layers are frozen in `on_fit_start`.
-        if not is_overridden("configure_model", pl_module):
-            self._freeze(pl_module)
+        self._found_lr, self._watch = None, None
+        self._gradual.join(trainer)
+        self._exact.close()
+        self._exact = ExactResume()
+        before_loading(trainer.strategy, self.state_key, self._check_loaded)
+        # A model that is built in `configure_model` does not exist yet.
+        if is_overridden("configure_model", pl_module):
+            after_configure_model(pl_module, lambda: self._before_wrapping(pl_module))
+        else:
+            self._before_wrapping(pl_module)
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Split the groups of the optimizer that holds the transformer's layers, and rewrite its schedulers."""
-        layer_map = self._freeze(pl_module)
-        placement = Placement.of(pl_module, layer_map)
-        optimizers = [_unwrapped(optimizer) for optimizer in trainer.optimizers]
-        optimizer = layer_optimizer(optimizers, placement)
-        self._check_coverage(pl_module, optimizers, placement)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        regroup(
-            optimizer,
-            [scheduler for scheduler in schedulers if _unwrapped(scheduler.optimizer) is optimizer],
-            placement,
-            self.distribution,
-            allow_schedulers=self.allow_schedulers,
-        )
-        self._num_layers = layer_map.num_layers
-        self._group_names = [group["name"] for group in optimizer.param_groups]
+        check_parameters(pl_module)
+        optimizer = self._split(trainer, pl_module)
+        check_processes_agree(trainer, optimizer)
+        check_averaging(trainer, optimizer)
+        warn_of_lost_steps(optimizer)
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.verbose and not self._printed and trainer.is_global_zero:
             self._printed = True
-            print_table(optimizer, self.distribution)
+            sizes = {id(p): self._sizes.get(clean_name(n), p.numel()) for n, p in pl_module.named_parameters()}
+            print_table(optimizer, self._applied(), sizes, self._gradual.describe())
+        if self.exact_resume:
+            self._exact.on_fit_start(trainer)
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Compare once more with what is resumed: some strategies load callbacks only after `on_fit_start`."""
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
+        if self.exact_resume:
+            self._exact.on_train_start(trainer, pl_module)
 
-    # gradual: hooks of the schedule options
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the rates when others have changed the optimizer: callbacks at the start of an epoch, mostly."""
+        self._follow(trainer, pl_module)
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """The same for what the module itself does, the last time before the rates are used."""
+        self._follow(trainer, pl_module)
+        self._exact.on_before_optimizer_step(optimizer)
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A checkpoint that is written from now on need not be validated again."""
+        self._exact.on_validation_end()
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """A checkpoint that is written now cannot count on the other processes."""
+        self._exact.on_exception()
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Keep of the run only what `Tuner.lr_find` found, for the fit that follows it."""
+        if self._watch is None:
+            self._suggested = suggestions(trainer) or self._suggested
+        self._watch = None
+        self._exact.teardown(trainer)
+
+    def _before_wrapping(self, pl_module: L.LightningModule) -> None:
+        check_parameters(pl_module)
+        self._freeze(pl_module)
+        # FSDP leaves each process a share of a parameter.
+        self._sizes = {clean_name(name): parameter.numel() for name, parameter in pl_module.named_parameters()}
 
     def _freeze(self, pl_module: L.LightningModule) -> LayerMap:
         layer_map = assign_layers(pl_module, self.overrides)
         freeze_layers(pl_module, layer_map, self.distribution.rates(layer_map.num_layers))
         return layer_map
+
+    def _split(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Optimizer:
+        """Split the groups of the optimizer that holds the layers, and return it."""
+        layer_map = self._freeze(pl_module)
+        placement = Placement.of(pl_module, layer_map)
+        optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
+        optimizer = layer_optimizer(optimizers, placement)
+        self._check_coverage(pl_module, optimizers, placement)
+        schedulers = _schedulers(trainer, optimizer)
+        self._num_layers = layer_map.num_layers
+        found = found_rate([*suggestions(trainer), *self._suggested], optimizer, schedulers)
+        if found is not None:
+            rank_zero_info(describe(self.distribution, found))
+        self._found_lr = found or self._found_lr or (self._loaded or {}).get("found_lr")
+        if self._found_lr is not None:
+            anchor_at(self._found_lr, optimizer, schedulers)
+        regroup(optimizer, schedulers, placement, self._applied(), allow_schedulers=self.allow_schedulers)
+        self._remember(trainer, optimizer)
+        return optimizer
+
+    def _follow(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Split again what somebody else changed in the middle of the run, or say that it cannot be helped."""
+        watch = self._watch
+        if watch is None:
+            return
+        # The rates themselves, not those of a step, are compared and split.
+        with StepFactors.paused(watch.optimizer):
+            if watch.is_replaced(trainer.optimizers) or watch.has_new_suggestion():
+                self._split(trainer, pl_module)
+            elif watch.has_other_groups():
+                self._split_added(trainer, pl_module, watch.optimizer)
+            elif watch.is_flat():
+                watch.warn_of_flat_rates(trainer.global_step)
+
+    def _split_added(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        own = ["layer_lr" in group for group in optimizer.param_groups]
+        if not any(own):
+            self._split(trainer, pl_module)
+        elif not all(own):
+            placement = Placement.of(pl_module, self._freeze(pl_module))
+            new = regroup_added(optimizer, _schedulers(trainer, optimizer), placement, self._applied())
+            rates = ", ".join(f"{group['name']} at {group['layer_lr']:.3g}" for group in new)
+            rank_zero_info(f"LayerwiseLR: groups that were added to {type(optimizer).__name__} were split: {rates}.")
+            layers, _ = uncovered([unwrapped(optimizer) for optimizer in trainer.optimizers], placement, pl_module)
+            if layers:
+                rank_zero_warn(f"{_without_rate(layers)} They were unfrozen, but not added to the optimizer.")
+        self._remember(trainer, optimizer)
+
+    def _remember(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
+        self._group_names = [group["name"] for group in optimizer.param_groups]
+        self._watch = Watch(optimizer, finders(trainer))
+        assert self._num_layers is not None
+        self._gradual.attach(optimizer, self._num_layers)
+
+    def _applied(self) -> LRDistribution:
+        """The distribution, at the rate that a LearningRateFinder found, if one did."""
+        if self._found_lr is None or self._num_layers is None:
+            return self.distribution
+        return anchored(self.distribution, self._found_lr, self._num_layers)
 
     def _check_coverage(
         self, pl_module: L.LightningModule, optimizers: Sequence[Optimizer], placement: Placement
@@ -129,9 +269,8 @@ class LayerwiseLR(L.Callback):
         layers, others = uncovered(optimizers, placement, pl_module)
         if layers:
             raise OptimizerCoverageError(
-                f"No optimizer holds {len(layers)} trainable parameter(s) of the transformer's layers, which therefore "
-                f"get no rate: {', '.join(layers[:5])}{', ...' if len(layers) > 5 else ''}. Pass them to the "
-                "optimizer; to freeze a layer, give it the rate 0 in the distribution."
+                f"{_without_rate(layers)} Pass them to the optimizer; to freeze a layer, give it the rate 0 in the "
+                "distribution."
             )
         if others:
             rank_zero_warn(
@@ -150,12 +289,19 @@ class LayerwiseLR(L.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Plain data only, so that a checkpoint loads with `weights_only=True`."""
-        return identity(self.distribution, self.overrides, self._num_layers, self._group_names)
+        state = identity(self.distribution, self.overrides, self._num_layers, self._group_names)
+        return {
+            **state,
+            "found_lr": self._found_lr,
+            "schedule": self.schedule.to_dict() if self.schedule else None,
+            "gradual": self._gradual.state(),
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until `on_train_start`; the rates themselves come from the constructor's arguments."""
-        self._loaded = state_dict
+        self._loaded = {key: value for key, value in state_dict.items() if key != ExactResume.KEY}
+        self._gradual.load(state_dict.get("gradual"))
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -164,11 +310,33 @@ class LayerwiseLR(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
-        if trainer.state.fn == TrainerFn.FITTING:
-            state = check_present(checkpoint.get("callbacks", {}).get(self.state_key), self.distribution)
-            check_same(state, self.state_dict(), self.distribution)
+        if trainer.state.fn == TrainerFn.FITTING and not is_own_checkpoint_of_a_tuner(trainer):
+            check_resumed_without_tuner(trainer)
+            check_resumed_callbacks(trainer)
+            self._check_loaded(checkpoint.get("callbacks", {}).get(self.state_key))
+            if self.exact_resume:
+                self._exact.load(trainer, checkpoint, checkpoint["callbacks"][self.state_key].get(ExactResume.KEY))
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add what an exact resume needs; Lightning calls this in every process."""
+        if (state := self._exact.state(trainer, pl_module)) is not None:
+            checkpoint["callbacks"][self.state_key][ExactResume.KEY] = state
+
+    def _check_loaded(self, state: Mapping[str, Any] | None) -> None:
+        present = check_present(state, self.distribution)
+        check_same(present, self.state_dict(), self.distribution)
+        self._gradual.before_loading(present.get("gradual"))
 
 
-def _unwrapped(optimizer: Any) -> Any:
-    """The torch optimizer; `configure_optimizers` may return Lightning's wrapper around one."""
-    return optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+def _schedulers(trainer: L.Trainer, optimizer: Optimizer) -> list[Any]:
+    """The schedulers of one of the Trainer's optimizers."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return [scheduler for scheduler in schedulers if unwrapped(scheduler.optimizer) is optimizer]
+
+
+def _without_rate(names: Sequence[str]) -> str:
+    return (
+        f"No optimizer holds {len(names)} trainable parameter(s) of the transformer's layers, which therefore get no "
+        f"rate: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
+    )

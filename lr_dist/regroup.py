@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from lr_dist._distribution.rates import scaled
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import OptimizerCoverageError, UnsupportedOptimizerError, ZeroRateError
+from lr_dist.errors import (
+    InvalidRateError,
+    OptimizerCoverageError,
+    UnsupportedOptimizerError,
+    ZeroRateError,
+    shown,
+)
 from lr_dist.groups import NO_DECAY
 from lr_dist.layers import LayerMap
 from lr_dist.schedulers import Split, anchor_rates, check_schedulers, rewrite_schedulers, scaled_group_keys
@@ -115,39 +123,116 @@ def regroup(
         UnsupportedSchedulerError: a scheduler of a type that was not tested.
         OptimizerCoverageError: the optimizer holds parameters that are not in `placement`.
         ZeroRateError: the optimizer's own rate is 0.
+        InvalidRateError: a rate of the optimizer, or its product with the distribution's, is no finite number >= 0.
     """
     schedulers = list(schedulers)
     _check_optimizer(optimizer, placement)
     check_schedulers(schedulers, allow_schedulers)
-    parents, groups = _split_groups(optimizer, placement)
+    keys = scaled_group_keys(schedulers)
+    for index, group in enumerate(optimizer.param_groups):
+        _check_rates(group, keys, f"Parameter group {index} of the optimizer")
+    parents, groups = _split_groups(optimizer.param_groups, placement)
     anchors = anchor_rates(optimizer, schedulers)
+    for index, anchor in enumerate(anchors):
+        if not math.isfinite(anchor) or anchor < 0:
+            raise InvalidRateError(
+                f"Parameter group {index} of the optimizer has the rate {anchor} (`lr` as given to the optimizer, or "
+                "`max_lr` of its cycle). A rate is a finite number of 0 or more."
+            )
     users = [_user_rate(group, anchor) for group, anchor in zip(optimizer.param_groups, anchors, strict=True)]
     rates = distribution.rates(len(placement.order) - 2)
-    split = Split(
-        parents=tuple(parents),
-        anchors=tuple(anchors[parent] for parent in parents),
-        rates=tuple(
-            rates[group["layer"]] * (users[parent] if distribution.relative else 1.0)
-            for parent, group in zip(parents, groups, strict=True)
-        ),
-        user_rates=tuple(users[parent] for parent in parents),
-    )
     if distribution.relative and 0 in users:
         raise ZeroRateError(
             f"The distribution {distribution} is relative, and the optimizer's own rate, which it multiplies, is 0 in "
             f"parameter group {users.index(0)}. Give the optimizer a rate above 0."
         )
+    split = Split(
+        parents=tuple(parents),
+        anchors=tuple(anchors[parent] for parent in parents),
+        rates=tuple(
+            scaled(group["layer"], rates[group["layer"]], users[parent] if distribution.relative else 1.0)
+            for parent, group in zip(parents, groups, strict=True)
+        ),
+        user_rates=tuple(users[parent] for parent in parents),
+    )
     names = _group_names(groups)
-    keys = scaled_group_keys(schedulers)
     for index, group in enumerate(groups):
         for key in keys:
             if key in group:
                 group[key] = split.scale(index, group[key])
+        _check_rates(group, keys, f"{group['layer']} under the distribution {distribution}")
         del group["layer"]
         group.update(name=names[index], layer_lr=split.rates[index], user_lr=split.user_rates[index])
     # The optimizer and its list of groups stay the same objects: schedulers, Lightning and the user may hold either.
     optimizer.param_groups[:] = groups
     rewrite_schedulers(schedulers, split)
+
+
+def regroup_added(
+    optimizer: Optimizer,
+    schedulers: Iterable[Any],
+    placement: Placement,
+    distribution: LRDistribution,
+) -> list[dict[str, Any]]:
+    """Split the groups that were added after `regroup` by layer; its own groups stay as and where they are.
+
+    The new groups are at the end of the list. Each starts where the schedule stands: its layer's rate times the
+    factor that the others have at this moment. A relative distribution multiplies the rate at which the group was
+    added, which is taken for the rate of this moment (for `initial_lr`, if the group has one, of the whole schedule).
+
+    Args:
+        optimizer: some of its groups were made by `regroup`, others were not.
+        schedulers: all schedulers of this optimizer, none of which has taken a step since.
+        placement: which parameter sits at which depth.
+        distribution: as for `regroup`.
+
+    Returns:
+        The new groups.
+
+    Raises:
+        OptimizerCoverageError: an added group holds parameters that are not in `placement`.
+        ZeroRateError: the distribution is relative and a group was added with the rate 0.
+    """
+    schedulers = list(schedulers)
+    _check_optimizer(optimizer, placement)
+    old = [group for group in optimizer.param_groups if "layer_lr" in group]
+    added = [group for group in optimizer.param_groups if "layer_lr" not in group]
+    anchors = anchor_rates(cast(Optimizer, SimpleNamespace(param_groups=old)), schedulers)
+    # What the schedules keep for each group, they do not have for the added ones yet: copied from this one.
+    like = max(range(len(old)), key=lambda index: anchors[index])
+    factor = float(old[like]["lr"]) / anchors[like] if anchors[like] else 1.0
+    users = [float(group.get("initial_lr", group["lr"] / factor if factor else group["lr"])) for group in added]
+    if distribution.relative and 0 in users:
+        raise ZeroRateError(
+            f"The distribution {distribution} is relative, and the rate that it multiplies is 0 in a parameter group "
+            f"that was added to {type(optimizer).__name__}. Add the group with a rate above 0."
+        )
+    parents, new = _split_groups(added, placement)
+    layer_rates = distribution.rates(len(placement.order) - 2)
+    own_users = [users[parent] if distribution.relative else float(old[like]["user_lr"]) for parent in parents]
+    own_rates = [
+        layer_rates[group["layer"]] * (user if distribution.relative else 1.0)
+        for group, user in zip(new, own_users, strict=True)
+    ]
+    split = Split(
+        parents=(*range(len(old)), *[like] * len(new)),
+        anchors=(*anchors, *[anchors[like]] * len(new)),
+        rates=(*anchors, *own_rates),
+        user_rates=(*[float(group["user_lr"]) for group in old], *own_users),
+    )
+    names = _group_names(new, beside=old)
+    keys = (*scaled_group_keys(schedulers), "swa_lr")
+    for index, (group, name) in enumerate(zip(new, names, strict=True), start=len(old)):
+        for key, value in old[like].items():
+            if key in keys:
+                group[key] = split.scale(index, value)
+            else:
+                group.setdefault(key, value)
+        del group["layer"]
+        group.update(name=name, layer_lr=split.rates[index], user_lr=split.user_rates[index])
+    optimizer.param_groups[:] = [*old, *new]
+    rewrite_schedulers(schedulers, split)
+    return new
 
 
 def _check_optimizer(optimizer: Optimizer, placement: Placement) -> None:
@@ -179,16 +264,32 @@ def _check_optimizer(optimizer: Optimizer, placement: Placement) -> None:
         )
 
 
-def _split_groups(optimizer: Optimizer, placement: Placement) -> tuple[list[int], list[dict[str, Any]]]:
+def _check_rates(group: Mapping[str, Any], keys: Sequence[str], owner: str) -> None:
+    """Raise InvalidRateError unless each of the group's rates is a finite number.
+
+    Not `>= 0`: the last step of torch's OneCycleLR can be at -1e-17, and a user's lambda may be negative.
+    """
+    for key in keys:
+        value = group.get(key, 0.0)
+        try:
+            # A tensor of several elements is no rate; neither is a text, though float reads it.
+            number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise InvalidRateError(f"{owner} has {key}={shown(value)}. A rate is a finite number of 0 or more.")
+
+
+def _split_groups(old_groups: Sequence[dict[str, Any]], placement: Placement) -> tuple[list[int], list[dict[str, Any]]]:
     """New groups in the order of depth, each with its `layer`, and the index of the group each came from."""
     parts: dict[tuple[str, int], list[int]] = {}
-    for parent, group in enumerate(optimizer.param_groups):
+    for parent, group in enumerate(old_groups):
         for position, parameter in enumerate(group["params"]):
             parts.setdefault((placement.layer[id(parameter)], parent), []).append(position)
     depth = {layer: i for i, layer in enumerate(placement.order)}
     parents, groups = [], []
     for layer, parent in sorted(parts, key=lambda key: (depth[key[0]], key[1])):
-        old = optimizer.param_groups[parent]
+        old = old_groups[parent]
         new = {**old, "layer": layer}
         # Optimizers built from named parameters keep the names beside the tensors.
         for key in ("params", "param_names"):
@@ -207,15 +308,17 @@ def _user_rate(group: Mapping[str, Any], anchor: float) -> float:
     return anchor
 
 
-def _group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    some_decay = any(group.get("weight_decay", 0) for group in groups)
+def _group_names(groups: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Names of split groups; those `beside` them have names already."""
+    some_decay = any(group.get("weight_decay", 0) for group in (*beside, *groups))
+    taken = {group["name"] for group in beside}
     names: list[str] = []
     for group in groups:
         plain = group["layer"]
         if some_decay and not group.get("weight_decay", 0):
             plain += NO_DECAY
         name, count = plain, 1
-        while name in names:
+        while name in names or name in taken:
             count += 1
             name = f"{plain}/{count}"
         names.append(name)

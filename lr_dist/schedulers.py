@@ -111,8 +111,11 @@ def anchor_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list[float]
     a warm-up `lr` is already 0), else its `lr`; for OneCycleLR and CyclicLR `max_lr`, the peak of the cycle. A
     distribution's rates take the place of this anchor.
     """
-    anchors = [group.get("initial_lr", group["lr"]) for group in optimizer.param_groups]
-    for scheduler in _flatten(schedulers):
+    schedulers = list(_flatten(schedulers))
+    # ReduceLROnPlateau stores no `initial_lr`: its factor is what it made of the rate that `regroup` gave the group.
+    first = "layer_lr" if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers) else "lr"
+    anchors = [group.get("initial_lr", group.get(first, group["lr"])) for group in optimizer.param_groups]
+    for scheduler in schedulers:
         if isinstance(scheduler, lr_scheduler.OneCycleLR):
             anchors = [group["max_lr"] for group in optimizer.param_groups]
         elif isinstance(scheduler, lr_scheduler.CyclicLR):

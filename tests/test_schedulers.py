@@ -13,8 +13,9 @@ import transformers
 from torch.optim import lr_scheduler as sch
 from transformers.optimization import Adafactor, AdafactorSchedule, get_greedy_schedule
 
-from lr_dist import LayerwiseLR, LRDistribution
-from lr_dist.errors import UnsupportedSchedulerError, ZeroRateError
+from lr_dist import LayerwiseLR, LRDistribution, assign_layers
+from lr_dist.errors import InvalidRateError, UnsupportedSchedulerError, ZeroRateError
+from lr_dist.regroup import Placement, regroup
 from lr_dist.schedulers import check_schedulers
 
 BASE = 2e-3  # the rate of the user's optimizer
@@ -299,3 +300,62 @@ def test_schedulers_stay_the_same_objects_of_their_class_with_plain_state() -> N
     assert state["eta_mins"] == pytest.approx([rate / 10 for rate in tiny.RATES.values()])
     assert all(isinstance(x, (int, float, bool)) for v in state.values() for x in (v if isinstance(v, list) else [v]))
     assert math.isclose(state["eta_min"], BASE / 10)
+
+
+# Wrong rates, and a second split -------------------------------------------------------------------------
+
+
+def optimizer_of_a_model(**options: Any) -> tuple[Any, Placement]:
+    model = tiny.bert()
+    return torch.optim.SGD(model.parameters(), **options), Placement.of(model, assign_layers(model))
+
+
+def test_a_second_split_keeps_what_a_plateau_has_reduced() -> None:
+    optimizer, placement = optimizer_of_a_model(lr=BASE)
+    plateau = sch.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    regroup(optimizer, [plateau], placement, LRDistribution.from_dict(tiny.EXPLICIT))
+    for score in (1.0, 1.0, 1.0):
+        plateau.step(score)
+    assert optimizer.param_groups[-1]["lr"] == pytest.approx(7e-3 / 4)
+    regroup(optimizer, [plateau], placement, LRDistribution.from_dict(tiny.EXPLICIT).scale(3.0))
+    found = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    assert found == pytest.approx({name: 3 * rate / 4 for name, rate in tiny.RATES.items()}, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "lr", [math.nan, math.inf, -1.0, "1e-3", True, 10**400, [1e-3], torch.tensor([1e-3, 1e-3]), torch.tensor(math.nan)]
+)
+def test_a_rate_of_the_optimizer_that_is_none_is_refused_and_nothing_changes(lr: Any) -> None:
+    optimizer, placement = optimizer_of_a_model(lr=BASE)
+    optimizer.param_groups[0]["lr"] = lr
+    with pytest.raises(InvalidRateError, match=r"Parameter group 0 of the optimizer has (lr=|the rate)"):
+        regroup(optimizer, [], placement, LRDistribution.from_dict(tiny.EXPLICIT))
+    assert len(optimizer.param_groups) == 1
+    assert optimizer.param_groups[0]["lr"] is lr
+
+
+def test_a_schedule_that_ends_a_rounding_below_zero_can_be_split_there() -> None:
+    optimizer, placement = optimizer_of_a_model(lr=BASE, momentum=0.9)
+    cycle = sch.OneCycleLR(optimizer, 0.1, 2, pct_start=0.0, anneal_strategy="linear", div_factor=1, final_div_factor=3)
+    for _ in range(2):
+        cycle.step()
+    assert -1e-15 < optimizer.param_groups[0]["lr"] < 0
+    regroup(optimizer, [cycle], placement, LRDistribution.from_dict(tiny.EXPLICIT))
+    assert [group["max_lr"] for group in optimizer.param_groups] == pytest.approx([*tiny.RATES.values()], rel=1e-12)
+
+
+@pytest.mark.parametrize(("multiple", "lr"), [(1e300, 1e10), (1e-300, 1e-30)])
+def test_a_product_that_no_floating_point_number_holds_is_refused(multiple: float, lr: float) -> None:
+    optimizer, placement = optimizer_of_a_model(lr=lr)
+    with pytest.raises(InvalidRateError, match="leaves the range"):
+        regroup(optimizer, [], placement, LRDistribution.flat(multiple, relative=True))
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("peak", [math.nan, -0.1, math.inf])
+def test_a_peak_that_is_no_rate_is_refused(peak: float) -> None:
+    optimizer, placement = optimizer_of_a_model(lr=BASE, momentum=0.9)
+    cycle = sch.CyclicLR(optimizer, 0.01, peak)
+    with pytest.raises(InvalidRateError):
+        regroup(optimizer, [cycle], placement, LRDistribution.from_dict(tiny.EXPLICIT))
+    assert len(optimizer.param_groups) == 1

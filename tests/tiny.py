@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
@@ -101,6 +103,33 @@ class Classifier(L.LightningModule):
     def on_train_epoch_end(self) -> None:
         if self.scores:
             self.log("score", self.scores[self.current_epoch])
+
+
+class Unseeded(Classifier):
+    """A module that draws its random numbers as they come, in torch, numpy and Python, and remembers what it saw."""
+
+    def __init__(self, configure: Callable[[L.LightningModule], Any], **options: Any) -> None:
+        super().__init__(configure, **{"dropout": 0.3, **options})
+        self.seen: list[tuple[int, int, float, float]] = []
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        # Which batch of which epoch it is, its sequences, and one number of each generator.
+        tokens = int((batch[0] * torch.arange(1, batch[0].numel() + 1).view_as(batch[0])).sum())
+        self.seen.append((self.trainer.current_epoch * 1000 + batch_idx, tokens, random.random(), np.random.rand()))
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.model(input_ids=batch[0], labels=batch[1]).loss)
+
+
+def shuffled(count: int = 6, **options: Any) -> DataLoader:
+    """A plain loader of `count` batches, shuffled by the global generator."""
+    return DataLoader(batches(count).dataset, batch_size=4, shuffle=True, **options)
 
 
 class Recorder(L.Callback):

@@ -1,10 +1,20 @@
-"""What stands beside `LayerwiseLR` in a Trainer: strategies and callbacks that it refuses, or has to listen to."""
+"""What stands beside `LayerwiseLR` in a Trainer: callbacks that it refuses, or has to listen to."""
 
 from __future__ import annotations
 
-import lightning.pytorch as L
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lr_dist.errors import UnsupportedStrategyError, UnsupportedTrainerError
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning, StochasticWeightAveraging
+from torch.optim import Optimizer
+
+from lr_dist.errors import ResumeMismatchError, UnsupportedCallbackError, UnsupportedTrainerError
+
+
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
+    """Its callbacks, an attribute that Lightning does not declare."""
+    return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def check_trainer(trainer: L.Trainer) -> None:
@@ -12,7 +22,6 @@ def check_trainer(trainer: L.Trainer) -> None:
 
     Raises:
         UnsupportedTrainerError: another library's Trainer.
-        UnsupportedStrategyError: a strategy under which a callback cannot split the parameter groups.
     """
     if not isinstance(trainer, L.Trainer):
         raise UnsupportedTrainerError(
@@ -21,17 +30,71 @@ def check_trainer(trainer: L.Trainer) -> None:
         )
 
 
-def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse a strategy that builds its optimizer before a callback can split the groups.
+def check_callbacks(trainer: L.Trainer) -> None:
+    """Refuse callbacks that would take the layers' rates away.
 
     Raises:
-        UnsupportedStrategyError: DeepSpeed.
+        UnsupportedCallbackError: BackboneFinetuning.
     """
-    from lightning.pytorch.strategies import DeepSpeedStrategy
+    for callback in callbacks_of(trainer):
+        # A subclass may have a schedule of its own for unfreezing, which writes no rates.
+        own = getattr(type(callback), "finetune_function", None)
+        if isinstance(callback, BackboneFinetuning) and own is BackboneFinetuning.finetune_function:
+            raise UnsupportedCallbackError(
+                f"{type(callback).__name__} adds the whole backbone as one parameter group and writes that group's "
+                "rate in every epoch: of the layers, it would move one and leave the others. Remove it. To freeze "
+                "layers for good, give them the rate 0, LayerwiseLR('decay:lr=4e-4,factor=0.7,"
+                "freeze=embeddings..layers.3'); to unfreeze them one after the other, give LayerwiseLR an option for "
+                "that (`unfreeze_every_n_epochs`); or write a subclass of BaseFinetuning that calls "
+                "`unfreeze_and_add_param_group`, whose groups LayerwiseLR splits by layer."
+            )
 
-    if isinstance(trainer.strategy, DeepSpeedStrategy):
-        raise UnsupportedStrategyError(
-            "DeepSpeedStrategy builds its optimizer before a callback can split the parameter groups. Build them "
-            "in `configure_optimizers` instead, Adam(lr_dist.param_groups(self, distribution)), and remove the "
-            "LayerwiseLR callback; or use FSDP or DDP."
-        )
+
+def check_resumed_callbacks(trainer: L.Trainer) -> None:
+    """Refuse to resume beside callbacks that rebuild the parameter groups in their own way.
+
+    Raises:
+        ResumeMismatchError: a BaseFinetuning.
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, BaseFinetuning):
+            raise ResumeMismatchError(
+                f"A run with {type(callback).__name__} cannot be resumed beside LayerwiseLR: it puts back the "
+                "parameter groups as they were before LayerwiseLR split them, and they no longer fit the optimizer's "
+                "state. Start a new run from the checkpoint's weights, without ckpt_path; or unfreeze with "
+                "LayerwiseLR's own options, which resume exactly."
+            )
+
+
+def check_averaging(trainer: L.Trainer, optimizer: Optimizer) -> None:
+    """Refuse StochasticWeightAveraging with one rate for all layers, or with a list that does not fit the groups.
+
+    Called once the groups are known, so that the error can show the list to pass.
+
+    Raises:
+        UnsupportedCallbackError: `swa_lrs` is a number, or a list of another length than the groups.
+    """
+    groups = optimizer.param_groups
+    for callback in callbacks_of(trainer):
+        if not isinstance(callback, StochasticWeightAveraging):
+            continue
+        given = callback._swa_lrs
+        names = ", ".join(group["name"] for group in groups)
+        if isinstance(given, (int, float)):
+            raise UnsupportedCallbackError(
+                f"StochasticWeightAveraging(swa_lrs={given:g}) gives all layers one rate. Pass a rate for each of the "
+                f"{len(groups)} groups, in this order: {names}. With the ratios of the distribution that is "
+                f"swa_lrs=[{', '.join(f'{rate:.6g}' for rate in _with_ratios(groups, float(given)))}]."
+            )
+        if len(given) != len(groups):
+            raise UnsupportedCallbackError(
+                f"StochasticWeightAveraging has {len(given)} swa_lrs, and the optimizer has {len(groups)} groups. Pass "
+                f"a rate for each of them, in this order: {names}."
+            )
+
+
+def _with_ratios(groups: Sequence[Mapping[str, Any]], highest: float) -> list[float]:
+    """Rates in the ratios of the distribution; a frozen group, which needs one above 0 too, has the lowest."""
+    rates = [group["layer_lr"] for group in groups]
+    lowest = min((rate for rate in rates if rate), default=1.0)
+    return [(rate or lowest) / (max(rates) or 1.0) * highest for rate in rates]

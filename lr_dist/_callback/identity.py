@@ -54,13 +54,14 @@ def check_same(loaded: Mapping[str, Any], own: Mapping[str, Any], distribution: 
             f"{distribution}. Resuming would bring the old rates back. Give LayerwiseLR the checkpoint's "
             f"distribution, {_NEW_RUN}"
         )
-    for key in ("overrides", "num_layers", "groups"):
+    for key in ("overrides", "schedule", "num_layers", "groups"):
         # The last two are not known before `on_fit_start`, nor in a checkpoint that was written before it.
-        known = key == "overrides" or (own[key] and loaded.get(key))
-        if known and loaded.get(key) != own[key]:
+        known = key in ("overrides", "schedule") or (own[key] and loaded.get(key))
+        then, now = loaded.get(key), own.get(key)
+        if known and then != now:
             raise ResumeMismatchError(
-                f"The checkpoint was written with {key} = {loaded.get(key)!s:.300}, this run has {own[key]!s:.300}. "
-                f"Use the same model, optimizer groups and overrides, {_NEW_RUN}"
+                f"The checkpoint was written with {key} = {then!s:.300}, this run has {now!s:.300}. "
+                f"Use the same model, optimizer groups, overrides and options of the schedule by layer, {_NEW_RUN}"
             )
 
 

@@ -1,0 +1,55 @@
+"""Gradients that wait for the rest of their accumulation window, as every process holds them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def waiting_gradients(module: nn.Module, stepped: Collection[int]) -> dict[str, torch.Tensor]:
+    """Copies on the CPU of the gradients that an optimizer has yet to use.
+
+    Under DDP they differ between the processes, which exchange them at the end of a window only; of a sharded
+    parameter each process has its shard.
+
+    Args:
+        module: the LightningModule.
+        stepped: `id` of each parameter whose optimizer took its step with the gradient it has now.
+    """
+    return {
+        name: _local(parameter.grad).detach().cpu().clone()
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None and id(parameter) not in stepped
+    }
+
+
+def restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+    """Give the parameters the gradients that `waiting_gradients` returned in this process."""
+    for name, parameter in module.named_parameters():
+        if name in gradients:
+            parameter.grad = _like(parameter, gradients[name])
+
+
+def _local(gradient: Any) -> torch.Tensor:
+    """The shard of this process, if the gradient is a DTensor (FSDP2, tensor parallelism)."""
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
+
+
+def _like(parameter: Any, gradient: torch.Tensor) -> torch.Tensor:
+    # A copy: the backward pass adds to it in place.
+    gradient = gradient.to(_local(parameter).device, copy=True)
+    if not hasattr(parameter, "to_local"):
+        return gradient
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        gradient,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )

@@ -1,0 +1,312 @@
+"""Gradual unfreezing and warm-up by layer in a Trainer: what `LayerwiseLR` does with a `LayerSchedule`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+from typing_extensions import override
+
+from lr_dist._callback.changes import unwrapped
+from lr_dist.errors import UnsupportedOptimizerError, UnsupportedStrategyError
+from lr_dist.layer_schedule import LayerSchedule, layer_factor
+from lr_dist.step_factors import StepFactors
+
+_NAME = "LayerwiseLR"
+
+
+class Gradual(L.Callback):
+    """Stands first among a Trainer's callbacks, where `LayerwiseLR` puts it (`join`), and starts layer after layer.
+
+    A layer that has not started is truly frozen: its gradients are dropped before they are clipped and before the
+    optimizer sees them, so that it gets no moments and no weight decay. That is the same on every strategy. On a
+    single device it needs no gradient either, so that nothing is computed below the lowest layer that trains.
+
+    Factors of rates are set through `StepFactors`; they can be read in the groups while the callbacks' hooks
+    `on_train_batch_start` and `on_train_epoch_start` run, in which LearningRateMonitor reads them.
+    """
+
+    def __init__(self, schedule: LayerSchedule) -> None:
+        self.schedule = schedule
+        self._optimizer: Optimizer | None = None
+        self._parameters: dict[str, list[nn.Parameter]] = {}
+        self._warmup: dict[str, int] = {}
+        # Steps of the optimizer, as Lightning counts them: one that a gradient scaler skips is one.
+        self._steps = 0
+        self._started: dict[str, int] = {}
+        self._switched_off: dict[str, list[nn.Parameter]] = {}
+        self._may_switch = False
+        self._within_window = False
+        self._direct_steps = 0
+        self._hook: RemovableHandle | None = None
+
+    # For LayerwiseLR -------------------------------------------------------------------------------------
+
+    def join(self, trainer: Any) -> None:
+        """Take the places that are needed among the Trainer's callbacks; in `setup`, before anything is loaded.
+
+        Raises:
+            UnsupportedStrategyError: layers are to be unfrozen one after the other under FSDP1.
+        """
+        if self.schedule.unfreezes and isinstance(trainer.strategy, FSDPStrategy):
+            raise UnsupportedStrategyError(
+                "FSDPStrategy saves the optimizer's states of all parameters that it has wrapped together, or fails, "
+                "and layers that have not started have none. Unfreeze under FSDP2 (ModelParallelStrategy) or DDP, "
+                "which resume exactly; `layer_warmup_steps` alone works under FSDPStrategy too."
+            )
+        _leave(trainer)
+        # A second fit of the same Trainer continues its epochs and steps; that of another one starts at 0.
+        if trainer.global_step == 0:
+            self._steps, self._started = 0, {}
+        if self.schedule:
+            # A new list, because Lightning is going through the old one.
+            trainer.callbacks = [self, *trainer.callbacks, _Last(self)]
+
+    def attach(self, optimizer: Optimizer, num_layers: int) -> None:
+        """Work on `optimizer`, whose groups have been split by layer; again, where they have been split again.
+
+        Raises:
+            InvalidScheduleError: the schedule names a layer that the model lacks.
+        """
+        self._warmup = self.schedule.warmup(num_layers)
+        if not self.schedule:
+            return
+        self._remove_hook()
+        self._hook = optimizer.register_step_post_hook(self._on_step_of_torch)
+        self._optimizer = optimizer
+        switched_off = {id(p) for parameters in self._switched_off.values() for p in parameters}
+        self._parameters = {}
+        for group in optimizer.param_groups:
+            # What has the rate 0, or what the user froze, takes no turn.
+            if group["layer_lr"] and any(p.requires_grad or id(p) in switched_off for p in group["params"]):
+                self._parameters.setdefault(_layer(group), []).extend(group["params"])
+
+    def describe(self) -> dict[str, str]:
+        """For each group of the optimizer, when it starts; empty text where it never trains."""
+        if self._optimizer is None:
+            return {}
+        starts = self.schedule.starts(list(self._parameters))
+        unit = "epoch" if self.schedule.every_n_epochs is not None else "step"
+        described = {}
+        for group in self._optimizer.param_groups:
+            layer = _layer(group)
+            warmup = f", warm-up {self._warmup[layer]}" if self._warmup[layer] else ""
+            described[group["name"]] = f"{unit} {starts[layer]}{warmup}" if layer in starts else ""
+        return described
+
+    def state(self) -> dict[str, Any] | None:
+        """Plain data for a checkpoint."""
+        return {"steps": self._steps, "started": dict(self._started)} if self.schedule else None
+
+    def before_loading(self, state: Mapping[str, Any] | None) -> None:
+        """Call before a strategy may load the optimizer's state; `load` follows.
+
+        Sharded checkpoints are loaded after `attach`, and a state is asked for of every parameter that needs a
+        gradient. Layers that had not taken a step have none.
+        """
+        if state and self._optimizer is not None:
+            stepped = {layer for layer, start in state["started"].items() if start < state["steps"]}
+            self._switch_off(layer for layer in self._parameters if layer not in stepped)
+
+    def load(self, state: Mapping[str, Any] | None) -> None:
+        """Continue from what `state` returned; before or after `attach`."""
+        if state:
+            self._steps, self._started = state["steps"], dict(state["started"])
+        self._switch_on(list(self._switched_off))
+
+    # Hooks -----------------------------------------------------------------------------------------------
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._optimizer is None:
+            return
+        # Other processes wait for the gradients of what needed one when the strategy wrapped the model. Compiled code
+        # is compiled again for every change, and reentrant checkpoints pass no gradient where their input needs none.
+        self._may_switch = (
+            isinstance(trainer.strategy, SingleDeviceStrategy)
+            and pl_module.automatic_optimization
+            and not any(_is_compiled(m) or getattr(m, "gradient_checkpointing", False) for m in pl_module.modules())
+        )
+        self._within_window = False
+        self._refresh(trainer)
+        self._warn_of_layers_out_of_reach(trainer, pl_module)
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._refresh(trainer)
+        self._show()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._refresh(trainer)
+        self._direct_steps = 0
+        self._show()
+
+    @override
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
+        self._within_window = True
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        if self._optimizer is None or unwrapped(optimizer) is not self._optimizer:
+            return
+        # Once more: with manual optimization there may be several steps in a batch.
+        self._refresh(trainer)
+        for parameter in self._waiting():
+            parameter.grad = None
+        self._steps += 1
+        self._direct_steps -= 1
+        self._within_window = False
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        if self._direct_steps > 0:
+            raise UnsupportedOptimizerError(
+                f"{type(self._optimizer).__name__} was stepped directly, so Lightning calls no hook in which layers "
+                "that have not started could be kept from training, and counts no step. Step what "
+                "`self.optimizers()` returns (use_pl_optimizer=True), or leave out the unfreezing and warm-up options."
+            )
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._end(trainer)
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._end(trainer)
+
+    # What they do ----------------------------------------------------------------------------------------
+
+    def _refresh(self, trainer: L.Trainer) -> None:
+        """Start the layers whose turn it is, and set the factors of the step to come."""
+        if self._optimizer is None:
+            return
+        layers = list(self._parameters)
+        before = self._started
+        self._started = self.schedule.started(layers, before, step=self._steps, epoch=trainer.current_epoch)
+        factors = {layer: layer_factor(self._started, self._warmup, layer, self._steps) for layer in layers}
+        StepFactors.of(self._optimizer).set(_NAME, factors)
+        # A layer that is switched on between two batches of one step would have the gradient of the second only.
+        if self._may_switch and not self._within_window:
+            self._switch_on(self._started)
+            self._switch_off(layer for layer in layers if layer not in self._started)
+
+    def _switch_on(self, layers: Iterable[str]) -> None:
+        for layer in layers:
+            for parameter in self._switched_off.pop(layer, ()):
+                parameter.requires_grad_(True)
+
+    def _switch_off(self, layers: Iterable[str]) -> None:
+        for layer in layers:
+            if layer not in self._switched_off:
+                self._switched_off[layer] = [p for p in self._parameters[layer] if p.requires_grad]
+                for parameter in self._switched_off[layer]:
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+
+    def _waiting(self) -> Iterator[nn.Parameter]:
+        for layer, parameters in self._parameters.items():
+            if layer not in self._started:
+                yield from parameters
+
+    def _show(self) -> None:
+        if self._optimizer is not None:
+            StepFactors.of(self._optimizer).show()
+
+    def hide(self) -> None:
+        """Undo what the first of two hooks showed; for `_Last`."""
+        if self._optimizer is not None:
+            StepFactors.of(self._optimizer).hide()
+
+    def _remove_hook(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = None
+
+    def _on_step_of_torch(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._direct_steps += 1
+
+    def _end(self, trainer: L.Trainer) -> None:
+        """Leave model, optimizer and trainer as they were; the counts stay, for a checkpoint after the fit."""
+        if self._optimizer is not None:
+            StepFactors.of(self._optimizer).remove(_NAME)
+            self.hide()
+        self._remove_hook()
+        self._switch_on(list(self._switched_off))
+        self._optimizer, self._parameters = None, {}
+        _leave(trainer)
+
+    def _warn_of_layers_out_of_reach(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        last = _last_turn(trainer, pl_module, self.schedule)
+        starts = self.schedule.starts(list(self._parameters))
+        late = [layer for layer, start in starts.items() if start > last and layer not in self._started]
+        if late:
+            unit = "epoch" if self.schedule.every_n_epochs is not None else "step"
+            rank_zero_warn(
+                f"Training ends after {unit} {last}, before these layers start, which therefore stay as they are: "
+                + ", ".join(f"{layer} ({unit} {starts[layer]})" for layer in late)
+                + f". Train longer, or unfreeze a layer more often than every {self._interval()}."
+            )
+
+    def _interval(self) -> str:
+        if self.schedule.every_n_epochs is not None:
+            return f"{self.schedule.every_n_epochs} epoch(s)"
+        return f"{self.schedule.every_n_steps} step(s)"
+
+
+class _Last(L.Callback):
+    """Stands last among the callbacks, and hides what `Gradual` has shown to those between them."""
+
+    def __init__(self, first: Gradual) -> None:
+        self.first = first
+
+    @override
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.first.hide()
+
+    @override
+    def on_train_batch_start(self, *_: Any) -> None:
+        self.first.hide()
+
+
+def _leave(trainer: Any) -> None:
+    others = [callback for callback in trainer.callbacks if not isinstance(callback, (Gradual, _Last))]
+    if len(others) < len(trainer.callbacks):
+        trainer.callbacks = others
+
+
+def _layer(group: Mapping[str, Any]) -> str:
+    return group["name"].split("/")[0]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # By name, because importing it loads the compiler.
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+
+
+def _last_turn(trainer: Any, pl_module: L.LightningModule, schedule: LayerSchedule) -> float:
+    """The last epoch or step of the run, in the unit of the schedule; infinite where it is not known."""
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    most = trainer.max_steps if trainer.max_steps != -1 else math.inf
+    in_epoch: float = math.inf
+    # With manual optimization only the module knows how many steps it takes.
+    if pl_module.automatic_optimization and not any(
+        isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks
+    ):
+        in_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+    if in_epoch == math.inf:
+        return epochs - 1 if schedule.every_n_epochs is not None else math.inf
+    in_epoch = math.ceil(in_epoch)
+    if schedule.every_n_epochs is None:
+        return min(most, epochs * in_epoch) - 1
+    return min(epochs, most if most == math.inf else math.ceil(most / in_epoch)) - 1

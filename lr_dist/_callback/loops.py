@@ -1,0 +1,196 @@
+"""Lightning's training loops: all that an exact resume reads and writes of them, in one place.
+
+None of it is public. Where another version of Lightning lacks a part, `missing` says so and nothing is touched.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as L
+
+_PARTS = {
+    "fit": (
+        "epoch_progress",
+        "_combined_loader",
+        "_combined_loader_states_to_load",
+        "_data_fetcher",
+        "_last_train_dl_reload_epoch",
+        "_restarting",
+        "_resuming_from_checkpoint",
+        "_should_reload_train_dl",
+        "on_advance_start",
+        "on_advance_end",
+    ),
+    "epoch": (
+        "batch_progress",
+        "val_loop",
+        "_results",
+        "_restarting",
+        "_should_check_val_fx",
+        "_num_ready_batches_reached",
+        "_skip_next_val",
+        "update_lr_schedulers",
+        "reset",
+        "on_run_start",
+        "advance",
+        "on_advance_end",
+    ),
+    "logged": ("_first_loop_iter", "_callback_metrics"),
+}
+
+
+class Loops:
+    """The fit loop (over epochs) and the epoch loop (over batches) of one Trainer."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.trainer = trainer
+        self.fit: Any = trainer.fit_loop
+        self.epoch: Any = getattr(self.fit, "epoch_loop", None)
+        self.logged: Any = getattr(trainer, "_logger_connector", None)
+        self._wrapped: list[tuple[Any, str]] = []
+
+    @property
+    def missing(self) -> list[str]:
+        """What this version of Lightning does not have."""
+        return [
+            f"{owner}.{name}"
+            for owner, names in _PARTS.items()
+            for name in names
+            if not hasattr(getattr(self, owner), name)
+        ]
+
+    # Listening -------------------------------------------------------------------------------------------
+
+    def wrap(self, loop: Any, method: str, around: Callable[..., None]) -> None:
+        """Let `around(original, *args)` run in place of a loop's method, until `unwrap`."""
+        original = getattr(loop, method)
+
+        def wrapped(*args: Any) -> None:
+            around(original, *args)
+
+        setattr(loop, method, wrapped)
+        self._wrapped.append((loop, method))
+
+    def unwrap(self) -> None:
+        """Give the loops their own methods back."""
+        while self._wrapped:
+            loop, method = self._wrapped.pop()
+            vars(loop).pop(method, None)
+
+    # Where the run is ------------------------------------------------------------------------------------
+
+    @property
+    def epochs(self) -> Any:
+        """Counters of this fit's epochs: ready, started, processed, completed."""
+        return self.fit.epoch_progress.current
+
+    @property
+    def batches(self) -> Any:
+        """Counters of this epoch's batches: ready, started, processed, completed."""
+        return self.epoch.batch_progress.current
+
+    @property
+    def last_batch_reached(self) -> bool:
+        """Whether no batch of this epoch is left."""
+        return bool(self.epoch._num_ready_batches_reached())
+
+    @property
+    def cut_short(self) -> bool:
+        """Whether the epoch ended before its last batch, because the Trainer was told to stop."""
+        steps = self.epoch.max_steps
+        stopped = self.trainer.should_stop or (steps != -1 and self.trainer.global_step >= steps)
+        return bool(stopped and self.batches.ready and not self.last_batch_reached)
+
+    def validation_due(self, fetcher: Any) -> bool:
+        """Whether validation comes after this batch, whether or not the Trainer was told to stop."""
+        should_stop, self.trainer.should_stop = self.trainer.should_stop, False
+        try:
+            return bool(self.epoch._should_check_val_fx(fetcher))
+        finally:
+            self.trainer.should_stop = should_stop
+
+    @property
+    def loaders(self) -> tuple[list[Any], list[Any]]:
+        """The data loaders of training, and of validation as far as they have been made."""
+        made = (self.fit._combined_loader, self.epoch.val_loop._combined_loader)
+        train, validation = (list(combined.flattened) if combined is not None else [] for combined in made)
+        return train, validation
+
+    # Moving it -------------------------------------------------------------------------------------------
+
+    def begin_epoch(self) -> None:
+        """Make the loops start their next epoch as in a run that was never stopped."""
+        for loop in (self.fit, self.epoch, self.epoch.val_loop):
+            loop._restarting = False
+        # With it the epoch would be fed by the iterator that was made before the first one.
+        self.fit._resuming_from_checkpoint = False
+        # Lightning loads them within an epoch only; a loader may carry something from one epoch to the next.
+        if states := self.fit._combined_loader_states_to_load:
+            self.fit._combined_loader._load_state_dicts(states)
+            self.fit._combined_loader_states_to_load = []
+
+    def continue_epoch(self) -> None:
+        """Make the loops go on within the epoch as in a run that was never stopped."""
+        for loop in (self.fit, self.epoch, self.epoch.val_loop):
+            loop._restarting = False
+        # None or True would make the next `self.log` drop what was logged in this epoch.
+        self.logged._first_loop_iter = False if self.batches.ready else None
+
+    def end_batch(self, fetcher: Any, *, validated: bool) -> None:
+        """Do what follows a batch: validation if it is due and was not done, schedulers that watch a metric."""
+        self.epoch._skip_next_val = validated
+        self.epoch.on_advance_end(fetcher)
+
+    def step_epoch_plateaus(self) -> None:
+        """Do what follows the hooks at an epoch's end, for an epoch that is already counted as completed."""
+        # Lightning reads the epoch's number off this counter.
+        self.epochs.completed -= 1
+        try:
+            self.epoch.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+        finally:
+            self.epochs.completed += 1
+
+
+@contextmanager
+def quiet_about_position() -> Iterator[None]:
+    """Without Lightning's warning that a loader without a state cannot be resumed within an epoch."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+        yield
+
+
+def rewrite_progress(loops: dict[str, Any], epochs: int, batches: int | None, *, stateful: bool) -> None:
+    """Bring a checkpoint's loop counters into one of two forms, which Lightning continues without loss.
+
+    Lightning tells from the counters at which of its hooks a checkpoint was written, and repeats or leaves out what
+    surrounds that hook: validation, the hooks at an epoch's end, an epoch of a run with `max_steps`.
+
+    Args:
+        loops: `checkpoint["loops"]`, which is changed.
+        epochs: epochs that are done.
+        batches: batches of the running epoch that are done; None if no epoch runs.
+        stateful: whether all data loaders keep their position; where only some do, none is asked to.
+    """
+    fit = loops["fit_loop"]
+    if not stateful:
+        fit["state_dict"].pop("combined_loader", None)
+    begun = epochs + (batches is not None)
+    _set_counters(fit["epoch_progress"], ready=begun, started=begun, processed=epochs, completed=epochs)
+    progress = fit["epoch_loop.batch_progress"]
+    if batches is None:
+        progress["is_last_batch"] = False
+        progress["current"].update(dict.fromkeys(progress["current"], 0))
+    else:
+        progress["is_last_batch"] = progress["is_last_batch"] and batches == progress["current"]["ready"]
+        _set_counters(progress, **dict.fromkeys(progress["current"], batches))
+
+
+def _set_counters(progress: dict[str, Any], **values: int) -> None:
+    for name, value in values.items():
+        # The total counts over all fits.
+        progress["total"][name] += value - progress["current"][name]
+        progress["current"][name] = value

@@ -1,0 +1,390 @@
+"""`LayerwiseTrainerMixin`: a learning rate for every layer under the Trainers of transformers and their subclasses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import is_sagemaker_mp_enabled, logging
+
+from lr_dist._callback.identity import identity
+from lr_dist._callback.table import print_table
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import (
+    ConfigurationError,
+    NothingToTrainError,
+    OptimizerCoverageError,
+    ResumeMismatchError,
+    UnsupportedOptimizerError,
+    UnsupportedSchedulerError,
+    UnsupportedStrategyError,
+    UnsupportedTrainerError,
+    listed,
+)
+from lr_dist.groups import freeze_layers
+from lr_dist.layers import LayerMap, Overrides, assign_layers
+from lr_dist.presets import resolve_distribution
+from lr_dist.regroup import Placement, regroup, uncovered
+from lr_dist.schedulers import check_schedulers
+
+if TYPE_CHECKING:
+    _Trainer = Trainer
+else:
+    _Trainer = object
+
+logger = logging.get_logger(__name__)
+
+
+class LayerwiseTrainerMixin(_Trainer):
+    """Gives a `transformers.Trainer`, or any subclass of it, a learning rate for every layer.
+
+        class LayerwiseTrainer(LayerwiseTrainerMixin, Trainer): ...
+
+        trainer = LayerwiseTrainer(model=model, args=args, train_dataset=data, layerwise_lr="decay:lr=4e-4,factor=0.7")
+
+    The Trainer makes its optimizer and its schedule as always, from the TrainingArguments or from what it is given;
+    then the optimizer's groups are split by layer in place. Of each group the distribution replaces (absolute) or
+    multiplies (relative) the learning rate, `TrainingArguments.learning_rate` as a rule, and at every step
+
+        rate of a layer = its rate in the distribution x factor of the schedule.
+
+    Layers with rate 0 are frozen before the optimizer is made and the model is wrapped. Wherever the Trainer logs
+    `learning_rate` (the rate of its first group), `learning_rate/embeddings`, `learning_rate/layers.0`, ... stand
+    beside it. What checkpoints need is in their `trainer_state.json`; resuming is exact where the Trainer's is.
+
+    Args:
+        layerwise_lr: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
+        layerwise_overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
+        layerwise_allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate
+            from `base_lrs` or from the group's own `lr`.
+        layerwise_verbose: whether to print the table of groups and rates once, on the first process.
+        *args: of the Trainer, like all other keywords.
+
+    Raises:
+        UnsupportedTrainerError: the class is no Trainer, or has the mixin behind the Trainer.
+        LRDistError: what `resolve_distribution` raises. `train` names what is wrong in the model, the optimizer, the
+            schedule, the strategy or the checkpoint, before a step is taken.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        layerwise_lr: str | Path | Mapping[str, Any] | LRDistribution,
+        layerwise_overrides: Overrides | None = None,
+        layerwise_allow_schedulers: Sequence[type] = (),
+        layerwise_verbose: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        if not isinstance(self, Trainer):
+            raise UnsupportedTrainerError(
+                f"{type(self).__name__} is no transformers.Trainer, so there is nothing that LayerwiseTrainerMixin "
+                f"could give rates to: class {type(self).__name__}(LayerwiseTrainerMixin, Trainer)."
+            )
+        self._layerwise_distribution = resolve_distribution(layerwise_lr)
+        self._layerwise_overrides = layerwise_overrides
+        self._layerwise_allow_schedulers = tuple(layerwise_allow_schedulers)
+        self._layerwise_verbose = layerwise_verbose
+        self._layerwise_module: nn.Module | None = None
+        self._layerwise_optimizer: Optimizer | None = None
+        self._layerwise_resumed: Mapping[str, Any] | None = None
+        super().__init__(*args, **kwargs)
+        self.add_callback(LayerwiseRates())
+        self._refuse_unsupported()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for base in cls.__bases__:
+            if issubclass(base, LayerwiseTrainerMixin):
+                break
+            if issubclass(base, Trainer):
+                raise UnsupportedTrainerError(
+                    f"{cls.__name__} has {base.__name__} before LayerwiseTrainerMixin, which could then change nothing "
+                    f"in it. Write the mixin first: class {cls.__name__}(LayerwiseTrainerMixin, {base.__name__})."
+                )
+
+    # What the Trainer asks for ---------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.train`; refuses a checkpoint of other rates before anything of it is loaded.
+
+        Raises:
+            ResumeMismatchError: the checkpoint was written without the mixin, or with another distribution.
+            LRDistError: see the class.
+        """
+        self._layerwise_resumed = None
+        checkpoint = _checkpoint_folder(resume_from_checkpoint, self.args.output_dir)
+        trainer_state = _trainer_state(checkpoint)
+        if trainer_state is not None:
+            self._layerwise_resumed = self._check_resumed(_written(trainer_state), checkpoint)
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """`Trainer.create_optimizer`, after layers with rate 0 were frozen."""
+        self._refuse_unsupported()
+        placed = self._module_to_place(self.model if model is None else model)
+        self._freeze(placed)
+        self._layerwise_module = placed
+        return super().create_optimizer() if model is None else super().create_optimizer(model)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
+        """`Trainer.create_scheduler`; then optimizer and schedule get the rates of the layers."""
+        own = {} if optimizer is None else {"optimizer": optimizer}
+        scheduler = super().create_scheduler(num_training_steps, **own)
+        self._give_rates(_unwrapped(self.optimizer if optimizer is None else optimizer), scheduler)
+        return scheduler
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """The Trainer's own names; all names where there is no weight decay, which would make two equal groups."""
+        if not self.args.weight_decay:
+            return [name for name, _ in model.named_parameters()]
+        return super().get_decay_parameter_names(model)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """`Trainer.log` with the rates of all layers in the step that `learning_rate` is of."""
+        if "learning_rate" in logs:
+            rates = self._layerwise_callback.rates
+            logs = {**logs, **{f"learning_rate/{name}": rate for name, rate in rates.items()}}
+        super().log(logs, *args, **kwargs)
+
+    # Rates -----------------------------------------------------------------------------------------------
+
+    @property
+    def _layerwise_callback(self) -> LayerwiseRates:
+        # Looked up each time: the Trainer may exchange callbacks by those of a checkpoint.
+        return next(c for c in self.callback_handler.callbacks if isinstance(c, LayerwiseRates))
+
+    def _refuse_unsupported(self) -> None:
+        if self.is_deepspeed_enabled or is_sagemaker_mp_enabled() or self.is_fsdp_xla_enabled:
+            raise UnsupportedStrategyError(
+                "LayerwiseTrainerMixin does not work under DeepSpeed, SageMaker's model parallelism and FSDP for XLA: "
+                "they rebuild the optimizer's groups, and that was not tested. Use DDP or FSDP of PyTorch."
+            )
+        plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if self.is_fsdp_enabled and plugin.fsdp_version == 1 and not plugin.use_orig_params:
+            raise UnsupportedStrategyError(
+                "FSDP version 1 without use_orig_params puts the parameters of several layers into one, which can "
+                "have one rate only. Set fsdp_config={'use_orig_params': True}, or fsdp_config={'version': 2}."
+            )
+        name = str(getattr(self.args.optim, "value", self.args.optim))
+        if (name.endswith("_layerwise") or name.endswith("lomo")) and self.optimizer is None:
+            raise UnsupportedOptimizerError(
+                f"optim={name!r} updates each parameter during the backward pass and has no parameter groups to give "
+                "rates to. Use another, such as optim='adamw_torch'."
+            )
+        mapping = getattr(self.args, "learning_rate_mapping", None)
+        if mapping and not self._layerwise_distribution.relative:
+            raise ConfigurationError(
+                f"learning_rate_mapping={mapping!r} and the absolute distribution "
+                f"{self._layerwise_distribution} both set rates, and the latter would win. Leave one out, or make the "
+                "distribution relative (relative=true): it then multiplies the rates of the mapping."
+            )
+
+    def _module_to_place(self, model: Any) -> nn.Module:
+        """The module that holds all that learns: sentence-transformers trains parameters of its losses too."""
+        loss = getattr(self, "loss", None)
+        losses = nn.ModuleDict(loss) if isinstance(loss, dict) else loss
+        if not isinstance(losses, nn.Module):
+            return model
+        in_model = {id(p) for p in model.parameters()}
+        in_losses = {id(p) for p in losses.parameters()}
+        if all(id(p) in in_model for p in losses.parameters() if p.requires_grad):
+            return model
+        # A loss that holds the model says in its `forward` on which side of it its own parameters are.
+        return losses if in_model <= in_losses else nn.ModuleDict({"model": model, "loss": losses})
+
+    def _freeze(self, module: nn.Module) -> LayerMap:
+        layer_map = assign_layers(module, self._layerwise_overrides)
+        freeze_layers(module, layer_map, self._layerwise_distribution.rates(layer_map.num_layers))
+        if not any(p.requires_grad for p in module.parameters()):
+            raise NothingToTrainError(
+                f"No parameter of {type(module).__name__} is left to train: the distribution "
+                f"{self._layerwise_distribution} and the requires_grad flags of the model freeze every layer. Give one "
+                "layer a rate above 0."
+            )
+        return layer_map
+
+    def _give_rates(self, optimizer: Optimizer, scheduler: Any) -> None:
+        module = self._layerwise_module or self._module_to_place(self.model)
+        layer_map = self._freeze(module)
+        placement = Placement.of(module, layer_map)
+        _check_composite(optimizer)
+        self._check_schedule(scheduler)
+        self._check_coverage(optimizer, placement, module)
+        # In a second `train` the optimizer is the same, split already, and the schedule is new.
+        allowed = self._layerwise_allow_schedulers
+        regroup(optimizer, [scheduler], placement, self._layerwise_distribution, allow_schedulers=allowed)
+        if self._layerwise_verbose and optimizer is not self._layerwise_optimizer and self.is_world_process_zero():
+            sizes = {id(p): p.numel() for group in optimizer.param_groups for p in group["params"]}
+            print_table(optimizer, self._layerwise_distribution, sizes, starts={})
+        self._layerwise_optimizer = optimizer
+        names = [group["name"] for group in optimizer.param_groups]
+        overrides = self._layerwise_overrides
+        written = identity(self._layerwise_distribution, overrides, layer_map.num_layers, names)
+        self._layerwise_callback.written = written
+        if self._layerwise_resumed is not None:
+            _compare(self._layerwise_resumed, written)
+
+    def _check_schedule(self, scheduler: Any) -> None:
+        try:
+            check_schedulers([scheduler], self._layerwise_allow_schedulers)
+        except UnsupportedSchedulerError as error:
+            raise UnsupportedSchedulerError(f"{error} In a Trainer: layerwise_allow_schedulers=(...,).") from None
+
+    def _check_coverage(self, optimizer: Optimizer, placement: Placement, module: nn.Module) -> None:
+        layers, others = uncovered([optimizer], placement, module)
+        if layers:
+            raise OptimizerCoverageError(
+                f"{type(optimizer).__name__} does not hold {len(layers)} trainable parameter(s) of the transformer's "
+                f"layers, which therefore get no rate: {listed(layers)}. Pass them to the optimizer; to freeze a "
+                "layer, give it the rate 0 in the distribution."
+            )
+        if others:
+            logger.warning(
+                f"{type(optimizer).__name__} does not hold {len(others)} trainable parameter(s) outside the layers, so "
+                f"they get no rate: {listed(others)}."
+            )
+
+    # Checkpoints -----------------------------------------------------------------------------------------
+
+    def _check_resumed(self, state: Mapping[str, Any] | None, checkpoint: str | None) -> Mapping[str, Any]:
+        if state is None:
+            raise ResumeMismatchError(
+                f"The checkpoint {checkpoint} was written by a Trainer without LayerwiseTrainerMixin, so its optimizer "
+                f"does not have the groups of {self._layerwise_distribution}. Resume without the mixin, {_NEW_RUN}"
+            )
+        if state.get("fingerprint") != self._layerwise_distribution.fingerprint:
+            raise ResumeMismatchError(
+                f"The checkpoint {checkpoint} was written under the distribution {_shown(state.get('distribution'))}, "
+                f"this Trainer has {self._layerwise_distribution}. Resuming would bring the old rates back. Give "
+                f"layerwise_lr the checkpoint's distribution, {_NEW_RUN}"
+            )
+        return state
+
+
+class LayerwiseRates(TrainerCallback, ExportableState):
+    """What `LayerwiseTrainerMixin` writes into checkpoints, and the rates of the last step; it adds this itself.
+
+    Attributes:
+        written: the distribution, the overrides and the groups, as plain data; the Trainer keeps it in the
+            `trainer_state.json` of each checkpoint.
+        rates: layer -> rate in the last step of the optimizer; where the groups of one layer differ, each group's.
+    """
+
+    def __init__(self) -> None:
+        self.written: dict[str, Any] = {}
+        self.rates: dict[str, float] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer saves, and sets where it restores callbacks."""
+        return {"args": {}, "attributes": {"written": self.written}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse to train an optimizer that never got the rates."""
+        optimizer = kwargs["optimizer"]
+        if not self.written or [group.get("name") for group in optimizer.param_groups] != self.written["groups"]:
+            raise UnsupportedTrainerError(
+                f"The optimizer ({type(_unwrapped(optimizer)).__name__}) does not have the groups of the layers. A "
+                "Trainer that overrides create_optimizer or create_scheduler has to call super().create_optimizer() "
+                "and super().create_scheduler(...), which also take an optimizer and a schedule that were set before."
+            )
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Keep the step's rates: the Trainer logs only after the schedule has moved on."""
+        by_layer: dict[str, dict[str, float]] = {}
+        for group in kwargs["optimizer"].param_groups:
+            by_layer.setdefault(group["name"].partition("/")[0], {})[group["name"]] = float(group["lr"])
+        self.rates = {}
+        for layer, rates in by_layer.items():
+            self.rates |= {layer: next(iter(rates.values()))} if len(set(rates.values())) == 1 else rates
+
+
+# Optimizers ----------------------------------------------------------------------------------------------
+
+
+def _unwrapped(optimizer: Any) -> Any:
+    """The torch optimizer inside accelerate's wrapper."""
+    while isinstance(optimizer, AcceleratedOptimizer):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def _check_composite(optimizer: Any) -> None:
+    """Refuse an optimizer around others that have groups of their own, on which split groups would have no effect."""
+    inner = [o for value in vars(optimizer).values() for o in _optimizers_in(value)]
+    if optimizer.param_groups is not optimizer.param_groups or any(
+        o.param_groups is not optimizer.param_groups for o in inner
+    ):
+        kinds = ", ".join(type(o).__name__ for o in inner) or "others"
+        raise UnsupportedOptimizerError(
+            f"{type(optimizer).__name__} hands its parameters on to optimizers with groups of their own ({kinds}), so "
+            "rates in its groups would have no effect. Use one optimizer for all parameters, such as AdamW; or build "
+            "the inner optimizers from lr_dist.param_groups, without LayerwiseTrainerMixin."
+        )
+
+
+def _optimizers_in(value: Any) -> Iterator[Optimizer]:
+    if isinstance(value, Optimizer):
+        yield value
+    elif isinstance(value, (list, tuple, set)):
+        yield from (item for item in value if isinstance(item, Optimizer))
+    elif isinstance(value, dict):
+        yield from (item for item in value.values() if isinstance(item, Optimizer))
+
+
+# Checkpoints ---------------------------------------------------------------------------------------------
+
+_NEW_RUN = (
+    "or start a new run from its weights alone: load the model with from_pretrained(checkpoint), and train() without "
+    "resume_from_checkpoint."
+)
+
+
+def _checkpoint_folder(resume_from_checkpoint: str | bool | None, output_dir: str | None) -> str | None:
+    """The folder that the Trainer is about to resume from."""
+    if resume_from_checkpoint is True:
+        return get_last_checkpoint(output_dir) if output_dir and os.path.isdir(output_dir) else None
+    return os.fspath(resume_from_checkpoint) if resume_from_checkpoint else None
+
+
+def _trainer_state(checkpoint: str | None) -> TrainerState | None:
+    """The state in a checkpoint; None where it cannot be read, of which the Trainer complains as it reads it next."""
+    try:
+        return TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)) if checkpoint else None
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _written(trainer_state: TrainerState) -> Mapping[str, Any] | None:
+    """What `LayerwiseRates` wrote into a checkpoint, or None."""
+    try:
+        saved: Any = trainer_state.stateful_callbacks[LayerwiseRates.__name__]  # type: ignore[index, call-overload]
+        state = saved["attributes"]["written"]
+    except (TypeError, LookupError):
+        return None
+    return state if isinstance(state, Mapping) else None
+
+
+def _compare(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    for key in ("overrides", "num_layers", "groups"):
+        if state.get(key) != own[key]:
+            raise ResumeMismatchError(
+                f"The checkpoint was written with {key} = {state.get(key)!s:.300}, this Trainer has {own[key]!s:.300}. "
+                f"Use the same model, TrainingArguments, optimizer groups and layerwise_overrides, {_NEW_RUN}"
+            )
+
+
+def _shown(data: Any) -> str:
+    """A distribution from a checkpoint as text, whatever wrote it."""
+    try:
+        return str(LRDistribution.from_dict(data))
+    except Exception:
+        return repr(data)

@@ -1,0 +1,296 @@
+"""`LossAdaptiveLR`: a Lightning callback that takes smaller steps on batches with a high loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from typing_extensions import override
+
+from lr_dist._callback.changes import unwrapped
+from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
+from lr_dist._distribution.rates import check_rate
+from lr_dist.errors import DivergedError, InvalidLossError, InvalidScheduleError, ResumeMismatchError
+from lr_dist.step_factors import StepFactors
+
+_NAME = "LossAdaptiveLR"
+
+
+@dataclass
+class RunningMean:
+    """An exponential mean that is right from the first value on: uncorrected / (1 - momentum^count)."""
+
+    momentum: float
+    uncorrected: float = 0.0
+    count: int = 0
+
+    @property
+    def value(self) -> float:
+        return self.uncorrected / (1 - self.momentum**self.count)
+
+    def add(self, number: float) -> None:
+        self.uncorrected = self.momentum * self.uncorrected + (1 - self.momentum) * number
+        self.count += 1
+
+
+class LossAdaptiveLR(L.Callback):
+    """Multiplies every group's rate, for one step at a time, by
+
+        factor_t = clip(sqrt(L_ref / L_t), f_min, f_max),
+
+    L_t being the loss of the step's batch and L_ref the running mean of the losses before it (1 in the first step).
+
+    Where it comes from: FINCH (arXiv 2605.20005) bounds what one step makes a model forget by the rate times the
+    square root of the batch's loss, so its rate falls on batches with a high loss and rises as the model converges,
+    and the objective stays as it is. FINCH's exact schedule was not available to us: this formula, the running mean
+    and the bounds are OURS, and so are their defaults, which have not been tuned.
+
+    It composes with `LayerwiseLR`, whose ratios between layers stay, and works without it, with any optimizer and any
+    schedule; neither schedules nor checkpoints see the factor (`StepFactors`), and neither does LearningRateMonitor:
+    the factor is known only after the loss. `log=True` logs it as `lr_factor`.
+
+        trainer = L.Trainer(callbacks=[LayerwiseLR("decay:lr=4e-4,factor=0.7"), LossAdaptiveLR(log=True)])
+
+    L_t is what `training_step` returned; of the batches of an accumulation window and of all processes, the mean.
+    One number is read from the device for each step.
+
+    With manual optimization it is what was given to `manual_backward` since a step was last taken: the mean, if that
+    was called several times. Where several optimizers step after one `manual_backward`, they have the same loss, and
+    each its own running mean. Optimizers that are stepped directly (`use_pl_optimizer=False`) have no factor.
+
+    With a gradient scaler (`16-mixed`), a step whose loss is infinite has no factor and is left out of the mean: the
+    scaler skips it, as it skips others, and lowers its scale.
+
+    Args:
+        momentum: of the running mean, from 0 (the loss before) to below 1.
+        f_min: smallest factor.
+        f_max: largest factor.
+        log: whether to log the factor as `lr_factor` (`lr_factor_1`, ... for further optimizers).
+
+    Raises:
+        InvalidRateError: a momentum or bound that is negative or no number.
+        InvalidScheduleError: a momentum of 1 or more, or bounds that exclude each other.
+        InvalidLossError: in training, a loss below 0, which has no root.
+        DivergedError: in training, a loss that is NaN or infinite.
+        UnsupportedOptimizerError: before training, an optimizer without a rate.
+        ResumeMismatchError: a checkpoint that was written without this callback, or with other settings.
+    """
+
+    def __init__(self, momentum: float = 0.99, f_min: float = 0.1, f_max: float = 2.0, *, log: bool = False) -> None:
+        self.momentum = check_rate("momentum", momentum)
+        self.f_min = check_rate("f_min", f_min)
+        self.f_max = check_rate("f_max", f_max)
+        if self.momentum >= 1:
+            raise InvalidScheduleError(f"momentum={momentum!r} must be below 1, or the mean would never move.")
+        if not self.f_min <= self.f_max or self.f_max == 0:
+            raise InvalidScheduleError(
+                f"f_min={f_min!r} and f_max={f_max!r} must be 0 <= f_min <= f_max, and f_max above 0."
+            )
+        # Not `log`: Lightning puts the module's `log` there.
+        self.logs_factor = log
+        self._means: dict[int, RunningMean] = {}
+        self._window = _Window()
+        self._alone = False
+
+    # The loss of a step ----------------------------------------------------------------------------------
+
+    @override
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Begin a window where Lightning begins one: a batch may be repeated after an interruption."""
+        if pl_module.automatic_optimization and batch_idx % trainer.accumulate_grad_batches == 0:
+            self._window = _Window()
+
+    @override
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """Add the loss, as `training_step` returned it; on its device, without waiting for it."""
+        if self._window.used is not None:
+            self._window = _Window()
+        value = loss.detach().float().mean()
+        if (scaler := _scaler(trainer)) is not None:
+            # A gradient scaler has multiplied it already.
+            value = value / scaler.scale(torch.ones_like(value))
+        if pl_module.automatic_optimization:
+            # Lightning has divided it by the length of the window.
+            pass
+        self._window.add(value)
+
+    @override
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
+        """Set the factor of the step that is about to be taken."""
+        index = next((i for i, own in enumerate(trainer.optimizers) if unwrapped(own) is unwrapped(optimizer)), None)
+        if index is None or not self._window.count:
+            return
+        loss = self._window.mean(trainer)
+        factors = StepFactors.of(unwrapped(optimizer))
+        if not math.isfinite(loss) and _scaler(trainer) is not None:
+            factors.remove(_NAME)
+            return
+        mean = self._means.setdefault(index, RunningMean(self.momentum))
+        factor = self._factor(loss, mean, trainer)
+        mean.add(loss)
+        factors.set(_NAME, factor)
+        if self.logs_factor:
+            pl_module.log("lr_factor" if index == 0 else f"lr_factor_{index}", factor)
+
+    def _factor(self, loss: float, mean: RunningMean, trainer: L.Trainer) -> float:
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"The loss before step {trainer.global_step} is {loss}. Lower the rate, clip gradients "
+                "(gradient_clip_val), or look into the batch."
+            )
+        if loss < 0:
+            raise InvalidLossError(
+                f"The loss before step {trainer.global_step} is {loss:g}, and LossAdaptiveLR takes a root of it. It "
+                "needs a loss that is never below 0, as cross-entropy is. Add a constant to yours, or remove the "
+                "callback."
+            )
+        reference = mean.value if mean.count else loss
+        # What the quotient tends to where the loss is 0.
+        quotient = reference / loss if loss else (1.0 if reference == 0 else math.inf)
+        return min(max(math.sqrt(quotient), self.f_min), self.f_max)
+
+    @override
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        """A factor is that of one step; what steps without a loss has none."""
+        self._remove(trainer)
+
+    # Before and after ------------------------------------------------------------------------------------
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """A second fit of the same Trainer continues the mean; that of another one begins a new one."""
+        self._window, self._alone = _Window(), False
+        if trainer.global_step == 0:
+            self._means = {}
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse optimizers that cannot have a factor, before a step is taken."""
+        for optimizer in trainer.optimizers:
+            StepFactors.of(unwrapped(optimizer))
+
+    @override
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._alone = True
+        self._remove(trainer)
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._remove(trainer)
+
+    def _remove(self, trainer: L.Trainer) -> None:
+        for index in self._means:
+            if index < len(trainer.optimizers):
+                StepFactors.of(unwrapped(trainer.optimizers[index])).remove(_NAME)
+
+    # Checkpoints -----------------------------------------------------------------------------------------
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """The same for all settings: a checkpoint with others has to be recognised."""
+        return _NAME
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data only, so that a checkpoint loads with `weights_only=True`."""
+        return {
+            "settings": self._settings(),
+            "means": [[index, mean.uncorrected, mean.count] for index, mean in self._means.items()],
+            "windows": [self._window.plain()],
+        }
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Within a window every process has losses of its own; Lightning calls this in all of them."""
+        if trainer.world_size > 1 and self._window.is_open and not self._alone:
+            windows: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(windows, self._window.plain())
+            checkpoint["callbacks"][self.state_key]["windows"] = windows
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run that had other factors.
+
+        Raises:
+            ResumeMismatchError: the checkpoint was written without this callback, or with other settings.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or is_own_checkpoint_of_a_tuner(trainer):
+            return
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is None or state["settings"] != self._settings():
+            then = "no LossAdaptiveLR" if state is None else f"LossAdaptiveLR({_arguments(state['settings'])})"
+            raise ResumeMismatchError(
+                f"The checkpoint was written by a run with {then}, this run has LossAdaptiveLR("
+                f"{_arguments(self._settings())}), so it would not continue that run. Use the same callbacks and "
+                "settings, or start a new run from the checkpoint's weights alone, without ckpt_path."
+            )
+        windows = state["windows"]
+        # Of another number of processes than before, none can have its own window back.
+        own = windows[trainer.global_rank] if len(windows) == trainer.world_size else None
+        self._window = _Window.from_plain(own)
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._means = {
+            index: RunningMean(self.momentum, uncorrected, count) for index, uncorrected, count in state_dict["means"]
+        }
+
+    def _settings(self) -> dict[str, float]:
+        return {"momentum": self.momentum, "f_min": self.f_min, "f_max": self.f_max}
+
+
+class _Window:
+    """The losses since the last step; once a step has used them they stay for further optimizers' steps."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        self.count = 0
+        self.used: float | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there are losses that no step has used."""
+        return self.count > 0 and self.used is None
+
+    def add(self, loss: Tensor) -> None:
+        self.total = self.total + loss
+        self.count += 1
+
+    def mean(self, trainer: L.Trainer) -> float:
+        """Over batches and processes; read from the device once."""
+        if self.used is None:
+            mean = torch.as_tensor(self.total / self.count)
+            if trainer.world_size > 1:
+                mean = trainer.strategy.reduce(mean, reduce_op="mean")
+            self.used = float(mean)
+        return self.used
+
+    def plain(self) -> list[float] | None:
+        """What a checkpoint needs to go on within the window."""
+        return [float(self.total), self.count] if self.is_open else None
+
+    @classmethod
+    def from_plain(cls, data: list[Any] | None) -> _Window:
+        """The inverse of `plain`."""
+        window = cls()
+        if data is not None:
+            window.total, window.count = data
+        return window
+
+
+def _scaler(trainer: Any) -> Any:
+    """The gradient scaler, if there is one."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler if scaler is not None and scaler.is_enabled() else None
+
+
+def _arguments(settings: Any) -> str:
+    return ", ".join(f"{name}={value:g}" for name, value in settings.items())
