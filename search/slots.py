@@ -1,8 +1,9 @@
 """A study of exactly N trials, whatever is killed: every trial fills a numbered slot.
 
-All N trials are queued when a study starts; a worker takes a waiting one (the storage lets only one have it) and never
-makes one of its own. So the total is right by construction. What is lost with a worker is queued again under its slot,
-by whoever looks next; where two look at once, the trial with the lower number keeps the slot.
+All N trials are queued when a study starts; a worker takes a waiting one (the storage lets only one have it; for SQLite
+a lock on a file does) and never makes one of its own. So the total is right by construction. What is lost with a worker
+is queued again under its slot, by whoever looks next; where two look at once, the trial with the lower number keeps the
+slot.
 
 A slot is settled by a trial that is complete, pruned, or failed with a `reason` of its own (a diverged loss).
 """
@@ -13,10 +14,11 @@ import contextlib
 import os
 import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from filelock import FileLock
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
@@ -54,33 +56,14 @@ def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
         study: the study.
         plan: for each slot, `params` (fixed ones; those missing are sampled) and `attrs` (user attributes).
     """
-    trials = study.get_trials(deepcopy=False)
-    taken = by_slot(trials)
-    for slot, entry in enumerate(plan):
-        if slot in taken:
-            continue
-        lost = [t for t in trials if t.user_attrs.get(SLOT) == slot]
-        # What was drawn for a lost trial is tried again, not another draw.
-        params = dict(lost[-1].params) or entry["params"] if lost else entry["params"]
-        kept = {key: lost[-1].user_attrs[key] for key in KEPT if lost and key in lost[-1].user_attrs}
-        study.enqueue_trial(dict(params), user_attrs={**entry["attrs"], **kept, SLOT: slot})
+    with exclusive(study._storage):
+        _fill(study, plan)
 
 
 def claim(study: Study) -> Trial | None:
     """Take the first waiting trial; None where none waits."""
-    storage, study_id = study._storage, study._study_id
-    for waiting in storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,)):
-        try:
-            if not storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
-                continue
-        except UpdateFinishedTrialError:
-            continue
-        if _is_second(study, waiting):
-            storage.set_trial_state_values(waiting._trial_id, state=TrialState.FAIL)
-            continue
-        storage.set_trial_user_attr(waiting._trial_id, OWNER, owner())
-        return Trial(study, waiting._trial_id)
-    return None
+    with exclusive(study._storage):
+        return _claim(study)
 
 
 def release_dead(study: Study) -> list[int]:
@@ -102,10 +85,56 @@ def release_dead(study: Study) -> list[int]:
     return released
 
 
+@contextlib.contextmanager
+def exclusive(storage: Any) -> Iterator[None]:
+    """Alone with a SQLite file among the processes of this machine; nothing to do for other storages.
+
+    Optuna reads a trial's state and writes it in two steps, and SQLite has no row to lock in between: two workers would
+    both believe to have the same trial.
+    """
+    url = str(getattr(getattr(storage, "_backend", storage), "url", ""))
+    if not url.startswith("sqlite:///"):
+        yield
+        return
+    # Released by the system however the process ends.
+    with FileLock(f"{url.removeprefix('sqlite:///').partition('?')[0]}.lock"):
+        yield
+
+
 def owner() -> dict[str, Any]:
     """This process, so that others can tell whether it still lives."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "started": _started(pid)}
+
+
+def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
+    trials = study.get_trials(deepcopy=False)
+    taken = by_slot(trials)
+    for slot, entry in enumerate(plan):
+        if slot in taken:
+            continue
+        lost = [t for t in trials if t.user_attrs.get(SLOT) == slot]
+        # What was drawn for a lost trial is tried again, not another draw.
+        params = dict(lost[-1].params) or entry["params"] if lost else entry["params"]
+        kept = {key: lost[-1].user_attrs[key] for key in KEPT if lost and key in lost[-1].user_attrs}
+        study.enqueue_trial(dict(params), user_attrs={**entry["attrs"], **kept, SLOT: slot})
+
+
+def _claim(study: Study) -> Trial | None:
+    storage, study_id = study._storage, study._study_id
+    for waiting in storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,)):
+        try:
+            if not storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
+                continue
+        except UpdateFinishedTrialError:
+            continue
+        if _is_second(study, waiting):
+            with contextlib.suppress(UpdateFinishedTrialError):
+                storage.set_trial_state_values(waiting._trial_id, state=TrialState.FAIL)
+            continue
+        storage.set_trial_user_attr(waiting._trial_id, OWNER, owner())
+        return Trial(study, waiting._trial_id)
+    return None
 
 
 def _is_second(study: Study, trial: FrozenTrial) -> bool:

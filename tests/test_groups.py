@@ -1,14 +1,13 @@
-"""Parameter groups for plain torch and for Hugging Face's Trainer."""
+"""Parameter groups for plain torch."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
-from transformers import BertModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertModel
 
 from lr_dist import LRDistribution, param_groups
 from lr_dist.errors import (
@@ -170,74 +169,3 @@ def test_plain_sgd_moves_each_layer_by_its_rate_times_the_gradient() -> None:
         layer = next(group["name"] for group in optimizer.param_groups if any(parameter is p for p in group["params"]))
         assert torch.equal(parameter, before[name].add(parameter.grad, alpha=-tiny.RATES[layer])), name
     assert any(parameter.grad.abs().max() > 1e-3 for parameter in model.bert.encoder.layer[0].parameters())
-
-
-# Hugging Face's Trainer ----------------------------------------------------------------------------------
-
-
-class Rates(TrainerCallback):
-    """The rates of all groups at each step."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, float]] = []
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.seen.append({group["name"]: float(group["lr"]) for group in kwargs["optimizer"].param_groups})
-
-
-def train_with_hugging_face(model: Any, optimizer: Any, folder: Path) -> Rates:
-    rates = Rates()
-    data = [
-        {"input_ids": x, "labels": y} for tokens, labels in tiny.batches() for x, y in zip(tokens, labels, strict=True)
-    ]
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=4,
-        max_steps=5,
-        warmup_steps=2,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=data, optimizers=(optimizer, None), callbacks=[rates])
-    trainer.train()
-    return rates
-
-
-def test_the_hugging_face_trainer_uses_the_rates_under_its_own_schedule(tmp_path: Path) -> None:
-    model = tiny.bert()
-    distribution = LRDistribution.from_dict(tiny.EXPLICIT).freeze("layers.0")
-    before = tiny.weights(model)
-    optimizer = torch.optim.AdamW(param_groups(model, distribution, weight_decay=0.01))
-
-    rates = train_with_hugging_face(model, optimizer, tmp_path)
-
-    # Its default schedule: linear warm-up over 2 steps, then linear to 0 at step 5.
-    factors = [0, 1 / 2, 1, 2 / 3, 1 / 3]
-    expected = {name: rate for name, rate in tiny.RATES.items() if name != "layers.0"}
-    for seen, factor in zip(rates.seen, factors, strict=True):
-        assert set(seen) == set(expected) | {f"{name}/no_decay" for name in expected}
-        for name, rate in expected.items():
-            assert seen[name] == pytest.approx(rate * factor, rel=1e-9, abs=0)
-            assert seen[f"{name}/no_decay"] == seen[name]
-
-    def moved(part: str) -> float:
-        return max((p - before[n]).abs().max().item() for n, p in model.named_parameters() if part in n)
-
-    assert moved("encoder.layer.0.") == 0.0
-    # One step of Adam moves a weight by about its rate; the factors of the five steps add up to 2.5.
-    assert 0.5 < moved("encoder.layer.1.") / (2.5 * 2e-4) < 1.5
-    assert 0.5 < moved("encoder.layer.2.") / (2.5 * 5e-4) < 1.5
-    assert 0.5 < moved("classifier") / (2.5 * 7e-3) < 1.5
-    assert 0.5 < moved("embeddings") / (2.5 * 1e-5) < 1.5
-
-
-def test_the_hugging_face_trainer_with_a_flat_distribution_equals_the_same_run_without_groups(tmp_path: Path) -> None:
-    plain, grouped = tiny.bert(), tiny.bert()
-    optimizer = torch.optim.AdamW(param_groups(grouped, "flat:lr=1e-3"))
-    train_with_hugging_face(grouped, optimizer, tmp_path)
-    single = torch.optim.AdamW([{"params": list(plain.parameters()), "name": "all"}], lr=1e-3, weight_decay=0.0)
-    train_with_hugging_face(plain, single, tmp_path)
-    for (name, ours), theirs in zip(grouped.named_parameters(), plain.parameters(), strict=True):
-        assert torch.equal(ours, theirs), name

@@ -1,0 +1,2 @@
+def summarize(maps, done): return {}
+def render(result): return ""
