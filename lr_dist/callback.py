@@ -10,11 +10,18 @@ import lightning.pytorch as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
 
 from lr_dist._callback.changes import Watch, unwrapped
-from lr_dist._callback.company import check_averaging, check_callbacks, check_resumed_callbacks, check_trainer
+from lr_dist._callback.company import (
+    check_averaging,
+    check_callbacks,
+    check_not_unfrozen_twice,
+    check_resumed_callbacks,
+    check_trainer,
+)
 from lr_dist._callback.exact import ExactResume
 from lr_dist._callback.finder import (
     anchor_at,
@@ -27,8 +34,9 @@ from lr_dist._callback.finder import (
     suggestions,
 )
 from lr_dist._callback.gradual import Gradual
-from lr_dist._callback.identity import check_present, check_same, identity
+from lr_dist._callback.identity import check_complete, check_present, check_same, identity
 from lr_dist._callback.precision import warn_of_lost_steps
+from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
 from lr_dist._callback.strategies import (
     after_configure_model,
     before_loading,
@@ -61,8 +69,8 @@ class LayerwiseLR(L.Callback):
 
         trainer = L.Trainer(callbacks=[LayerwiseLR("decay:lr=4e-4,factor=0.7")])
 
-    A run that is resumed must use the same distribution. Random states are not part of a checkpoint of Lightning, so a
-    resumed run with dropout equals the unbroken one only if the random numbers of each step are seeded.
+    A run that is resumed must use the same distribution, and ends bit for bit where the unbroken run ends
+    (docs/callback.md says where that cannot be).
 
     Args:
         distribution: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
@@ -105,6 +113,8 @@ class LayerwiseLR(L.Callback):
         self.exact_resume = exact_resume
         self._num_layers: int | None = None
         self._group_names: list[str] = []
+        self._optimization: dict[str, Any] = {}
+        self._trainable: list[tuple[Parameter, bool]] = []
         self._loaded: Mapping[str, Any] | None = None
         self._sizes: dict[str, int] = {}
         self._printed = False
@@ -124,13 +134,17 @@ class LayerwiseLR(L.Callback):
             return
         check_strategy(trainer)
         check_callbacks(trainer)
+        check_alone(trainer, self.state_key)
+        if self.schedule:
+            check_not_unfrozen_twice(trainer)
         # Nothing of an earlier fit of this callback counts.
-        self._num_layers, self._group_names, self._loaded = None, [], None
+        self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
         self._found_lr, self._watch = None, None
         self._gradual.join(trainer)
         self._exact.close()
         self._exact = ExactResume()
-        before_loading(trainer.strategy, self.state_key, self._check_loaded)
+        before_loading(trainer.strategy, self.state_key, lambda state: self._check_loaded(trainer, state))
+        before_weights(trainer, lambda checkpoint: self._check_resumed(trainer, checkpoint))
         # A model that is built in `configure_model` does not exist yet.
         if is_overridden("configure_model", pl_module):
             after_configure_model(pl_module, lambda: self._before_wrapping(pl_module))
@@ -160,7 +174,8 @@ class LayerwiseLR(L.Callback):
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.exact_resume:
-            self._exact.on_train_start(trainer, pl_module)
+            self._exact.on_train_start(trainer)
+        self._trainable = []
 
     @override
     def on_train_batch_start(
@@ -182,7 +197,11 @@ class LayerwiseLR(L.Callback):
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """A checkpoint that is written now cannot count on the other processes."""
+        """Leave the model of a fit that was refused as it was given."""
+        for parameter, trainable in self._trainable:
+            parameter.requires_grad_(trainable)
+        self._trainable = []
+        # A checkpoint that is written now cannot count on the other processes.
         self._exact.on_exception()
 
     @override
@@ -191,11 +210,13 @@ class LayerwiseLR(L.Callback):
         if self._watch is None:
             self._suggested = suggestions(trainer) or self._suggested
         self._watch = None
+        release(trainer.strategy)
         self._exact.teardown(trainer)
 
     def _before_wrapping(self, pl_module: L.LightningModule) -> None:
         check_parameters(pl_module)
-        self._freeze(pl_module)
+        self._trainable = [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()]
+        self._num_layers = self._freeze(pl_module).num_layers
         # FSDP leaves each process a share of a parameter.
         self._sizes = {clean_name(name): parameter.numel() for name, parameter in pl_module.named_parameters()}
 
@@ -253,6 +274,7 @@ class LayerwiseLR(L.Callback):
 
     def _remember(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
         self._group_names = [group["name"] for group in optimizer.param_groups]
+        self._optimization = optimization(trainer)
         self._watch = Watch(optimizer, finders(trainer))
         assert self._num_layers is not None
         self._gradual.attach(optimizer, self._num_layers)
@@ -289,7 +311,7 @@ class LayerwiseLR(L.Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         """Plain data only, so that a checkpoint loads with `weights_only=True`."""
-        state = identity(self.distribution, self.overrides, self._num_layers, self._group_names)
+        state = identity(self.distribution, self.overrides, self._num_layers, self._group_names, self._optimization)
         return {
             **state,
             "found_lr": self._found_lr,
@@ -311,9 +333,7 @@ class LayerwiseLR(L.Callback):
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
         if trainer.state.fn == TrainerFn.FITTING and not is_own_checkpoint_of_a_tuner(trainer):
-            check_resumed_without_tuner(trainer)
-            check_resumed_callbacks(trainer)
-            self._check_loaded(checkpoint.get("callbacks", {}).get(self.state_key))
+            self._check_resumed(trainer, checkpoint)
             if self.exact_resume:
                 self._exact.load(trainer, checkpoint, checkpoint["callbacks"][self.state_key].get(ExactResume.KEY))
 
@@ -323,8 +343,15 @@ class LayerwiseLR(L.Callback):
         if (state := self._exact.state(trainer, pl_module)) is not None:
             checkpoint["callbacks"][self.state_key][ExactResume.KEY] = state
 
-    def _check_loaded(self, state: Mapping[str, Any] | None) -> None:
-        present = check_present(state, self.distribution)
+    def _check_resumed(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
+        if not is_own_checkpoint_of_a_tuner(trainer):
+            check_resumed_without_tuner(trainer)
+            check_resumed_callbacks(trainer)
+            check_complete(checkpoint, trainer.ckpt_path)
+            self._check_loaded(trainer, checkpoint.get("callbacks", {}).get(self.state_key))
+
+    def _check_loaded(self, trainer: L.Trainer, state: Mapping[str, Any] | None) -> None:
+        present = check_present(state, self.distribution, trainer.ckpt_path)
         check_same(present, self.state_dict(), self.distribution)
         self._gradual.before_loading(present.get("gradual"))
 

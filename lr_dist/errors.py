@@ -103,11 +103,11 @@ class OptimizerCoverageError(LRDistError, ValueError):
 
 
 class UnsupportedTrainerError(LRDistError, TypeError):
-    """A trainer that is not `lightning.pytorch.Trainer`."""
+    """A trainer that cannot carry the rates: neither Lightning's own nor transformers', or one that goes round them."""
 
 
 class UnsupportedStrategyError(LRDistError, ValueError):
-    """A Lightning strategy under which parameter groups cannot be rewritten."""
+    """A strategy of Lightning or accelerate under which parameter groups cannot be rewritten."""
 
 
 class RankMismatchError(LRDistError, RuntimeError):
@@ -158,7 +158,7 @@ class InvalidResultError(LRDistError, ValueError):
 
 
 class ConfigurationError(LRDistError, ValueError):
-    """A command's settings that cannot work; found before anything is computed."""
+    """A command's or a Trainer's settings that cannot work; found before anything is computed."""
 
 
 class OutputInUseError(LRDistError, RuntimeError):

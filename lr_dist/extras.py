@@ -9,7 +9,7 @@ from lr_dist.errors import MissingExtraError
 EXTRAS = {
     "tasks": ("transformers", "datasets", "torchmetrics", "safetensors", "filelock"),
     "report": ("matplotlib", "jinja2"),
-    "search": ("optuna",),
+    "search": ("optuna", "psutil"),
 }
 
 

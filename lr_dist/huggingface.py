@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -216,7 +216,6 @@ class LayerwiseTrainerMixin(_Trainer):
         module = self._layerwise_module or self._module_to_place(self.model)
         layer_map = self._freeze(module)
         placement = Placement.of(module, layer_map)
-        _check_composite(optimizer)
         self._check_schedule(scheduler)
         self._check_coverage(optimizer, placement, module)
         # In a second `train` the optimizer is the same, split already, and the schedule is new.
@@ -315,29 +314,6 @@ def _unwrapped(optimizer: Any) -> Any:
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer
-
-
-def _check_composite(optimizer: Any) -> None:
-    """Refuse an optimizer around others that have groups of their own, on which split groups would have no effect."""
-    inner = [o for value in vars(optimizer).values() for o in _optimizers_in(value)]
-    if optimizer.param_groups is not optimizer.param_groups or any(
-        o.param_groups is not optimizer.param_groups for o in inner
-    ):
-        kinds = ", ".join(type(o).__name__ for o in inner) or "others"
-        raise UnsupportedOptimizerError(
-            f"{type(optimizer).__name__} hands its parameters on to optimizers with groups of their own ({kinds}), so "
-            "rates in its groups would have no effect. Use one optimizer for all parameters, such as AdamW; or build "
-            "the inner optimizers from lr_dist.param_groups, without LayerwiseTrainerMixin."
-        )
-
-
-def _optimizers_in(value: Any) -> Iterator[Optimizer]:
-    if isinstance(value, Optimizer):
-        yield value
-    elif isinstance(value, (list, tuple, set)):
-        yield from (item for item in value if isinstance(item, Optimizer))
-    elif isinstance(value, dict):
-        yield from (item for item in value.values() if isinstance(item, Optimizer))
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------

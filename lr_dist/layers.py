@@ -11,10 +11,22 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
-from lr_dist._layers.stacks import Parameter, Stack, Tree, clean_name, common_prefix, find_stacks, side_of
+from lr_dist._layers.stacks import (
+    Parameter,
+    Side,
+    Stack,
+    Tree,
+    clean_name,
+    common_prefix,
+    find_stacks,
+    receives,
+    side_of,
+    stages_around,
+)
 from lr_dist.errors import InvalidOverrideError, LayersNotFoundError, UnplacedParametersError
 from lr_dist.names import group_names
 
@@ -126,9 +138,10 @@ def _nearness(name: str, stacks: list[Stack]) -> int:
 def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
     head = 1 + sum(len(stack.keys) for stack in stacks)
     parts = name.split(".")
-    first, shared = 1, -1
-    nearest: list[tuple[Stack, str, int]] = []
-    for stack in stacks:
+    last, shared = 0, -1
+    nearest: list[_Near] = []
+    for position, stack in enumerate(stacks):
+        first, last = last + 1, last + len(stack.keys)
         for path in stack.paths:
             stack_parts = path.split(".") if path else []
             prefix = common_prefix(parts, stack_parts)
@@ -136,35 +149,98 @@ def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
                 return first + stack.keys.index(parts[prefix])
             if prefix > shared:
                 nearest, shared = [], prefix
-            if prefix == shared and stack not in [near for near, *_ in nearest]:
-                nearest.append((stack, path, first))
-        first += len(stack.keys)
+            if prefix == shared and position not in [near.position for near in nearest]:
+                nearest.append(_Near(position, path, side_of(tree, name, path), first, last))
 
-    sides = [side_of(tree, name, path) for _, path, _ in nearest]
-    last = [first + len(stack.keys) - 1 for stack, _, first in nearest]
-    # What closes the encoder of an encoder-decoder comes before the decoder's first layer: a norm or a projection.
-    # A whole network there (FastSpeech's duration predictors) has a depth of its own.
-    closes_encoder = last[0] if len(parts) == shared + 2 else None
-    if len(nearest) == 2:  # beside an encoder and a decoder
-        if sides[0] == "before" or (sides[0] in (None, "unrelated") and sides[1] == "before"):
-            return 0
-        if sides[1] == "after":
+    alternating = _alternating(tree, parts, nearest, head)
+    if alternating is not None:
+        return alternating
+    if len(nearest) > 1:
+        return _beside_several(tree, name, shared, nearest, head)
+    (near,) = nearest
+    match near.side:
+        case "before":
+            previous = stacks[near.position - 1].paths[0] if near.position else None
+            if previous is None or not receives(tree, name, previous):
+                return 0
+            return near.first - 1 if _is_step(tree, parts, shared, previous, near.path) else None
+        case "after" if near.last == head - 1:
             return head
-        if sides == ["after", "before"]:
-            return closes_encoder
-        return _by_name(tree, name, shared, head) if sides == [None, None] else None
-    side = sides[0]
-    if side == "before":
+        case "after":
+            # That the next stack gets it is not known (it does not get an encoder's pooler), except of a norm.
+            following = stacks[near.position + 1].paths[0]
+            closes = len(parts) == shared + 2 or stages_around(tree, near.path, following) is not None
+            return near.last if closes else None
+        case "reused":
+            # An output projection that is the embedding matrix, a position added again; anything else is in doubt.
+            return 0 if _by_name(tree, name, shared, head) == 0 else None
+        case "between":
+            owner = tree.modules[".".join(parts[:shared])]
+            return near.first if (type(owner).__name__, parts[shared]) in _IN_FIRST_LAYER else None
+        case None:
+            return _by_name(tree, name, shared, head)
+    return None
+
+
+class _Near(NamedTuple):
+    """A stack that shares the most leading parts with a name: which one, its path, and the name's side of it."""
+
+    position: int
+    path: str
+    side: Side | None
+    first: int
+    last: int
+
+
+def _beside_several(tree: Tree, name: str, shared: int, nearest: list[_Near], head: int) -> int | None:
+    """The depth of what stands beside an encoder and a decoder, or beside stages."""
+    sides = [near.side for near in nearest]
+    if sides[0] == "before":
         return 0
-    if side == "after":
-        return closes_encoder if len(stacks) == 2 and nearest[0][0] is stacks[0] else head
-    if side == "reused":
-        # An output projection that is the embedding matrix, a position added again; anything else is in doubt.
-        return 0 if _by_name(tree, name, shared, head) == 0 else None
-    if side == "between":
-        owner = tree.modules[".".join(parts[:shared])]
-        return nearest[0][2] if (type(owner).__name__, parts[shared]) in _IN_FIRST_LAYER else None
-    return _by_name(tree, name, shared, head) if side is None else None
+    if sides[-1] == "after" or (sides[-1] == "unrelated" and "after" in sides and "before" not in sides):
+        return head
+    if sides[0] in (None, "unrelated") and "before" in sides and "after" not in sides:
+        return 0
+    passed = sides.count("after")
+    if sides == ["after"] * passed + ["before"] * (len(sides) - passed):
+        closed, following = nearest[passed - 1 : passed + 1]
+        return closed.last if _is_step(tree, name.split("."), shared, closed.path, following.path) else None
+    return _by_name(tree, name, shared, head) if set(sides) == {None} else None
+
+
+def _is_step(tree: Tree, parts: list[str], shared: int, first: str, second: str) -> bool:
+    """Whether what comes between two stacks is a mere step, which belongs to the last layer of the first.
+
+    A whole network there (FastSpeech's duration predictors) has a depth of its own, unless it lies between two stages.
+    """
+    if stages_around(tree, first, second) is not None:
+        return True
+    module = tree.modules.get(".".join(parts[: shared + 1]))
+    inside = module.modules() if module is not None else ()
+    return not any(isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1 for m in inside)
+
+
+def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) -> int | None:
+    """The depth of an entry of a list that alternates with the layers (XLM's norms) or with the stages (PVT's patches)."""
+    for at, key in enumerate(parts):
+        entries = tree.modules.get(".".join(parts[:at]))
+        if at == 0 or not isinstance(entries, nn.ModuleList | nn.ParameterList) or not key.isdigit():
+            continue
+        for near in nearest:
+            partner = near.path.split(".")[:at]
+            layers = tree.modules.get(".".join(partner))
+            same = partner[:-1] == parts[: at - 1] and partner != parts[:at] and isinstance(layers, nn.ModuleList)
+            missing = len(layers) - len(entries) if same else None
+            if (missing, near.side) not in ((0, "reused"), (0, "between"), (1, "between")):
+                continue
+            if len(partner) == len(near.path.split(".")):
+                return near.first + int(key)
+            # Of a stage: what comes before it belongs to the layer before it, what comes after it to its last one.
+            stages = {int(other.path.split(".")[at]): other for other in nearest}
+            reached = [other.last for stage, other in stages.items() if stage < int(key) + (near.side == "between")]
+            depth = max(reached, default=0)
+            return head if depth == head - 1 else depth
+    return None
 
 
 def _by_name(tree: Tree, name: str, shared: int, head: int) -> int | None:

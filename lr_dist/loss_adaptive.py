@@ -118,7 +118,7 @@ class LossAdaptiveLR(L.Callback):
             value = value / scaler.scale(torch.ones_like(value))
         if pl_module.automatic_optimization:
             # Lightning has divided it by the length of the window.
-            pass
+            value = value * trainer.accumulate_grad_batches
         self._window.add(value)
 
     @override

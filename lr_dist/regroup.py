@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -248,6 +248,16 @@ def _check_optimizer(optimizer: Optimizer, placement: Placement) -> None:
             "ZeroRedundancyOptimizer shards its parameter groups when it is built, so they cannot be split by layer "
             "afterwards. Use FSDP to shard the optimizer's state, or a plain optimizer."
         )
+    inner = [o for value in vars(optimizer).values() for o in _optimizers_in(value)]
+    # A property that joins the groups of its parts makes a new list each time.
+    joined = optimizer.param_groups is not optimizer.param_groups
+    if joined or any(o.param_groups is not optimizer.param_groups for o in inner):
+        kinds = ", ".join(type(o).__name__ for o in inner) or "others"
+        raise UnsupportedOptimizerError(
+            f"{kind} hands its parameters on to optimizers with groups of their own ({kinds}), so rates in its groups "
+            "would have no effect. Use one optimizer for all parameters, such as AdamW; or build the inner optimizers "
+            "from lr_dist.param_groups, and let nothing else split them."
+        )
     if any(group.get("lr") is None for group in optimizer.param_groups):
         raise UnsupportedOptimizerError(
             f"{kind} has a parameter group without a learning rate (`lr` is missing or None), so it cannot have one "
@@ -278,6 +288,15 @@ def _check_rates(group: Mapping[str, Any], keys: Sequence[str], owner: str) -> N
             number = math.nan
         if not math.isfinite(number):
             raise InvalidRateError(f"{owner} has {key}={shown(value)}. A rate is a finite number of 0 or more.")
+
+
+def _optimizers_in(value: Any) -> Iterator[Optimizer]:
+    if isinstance(value, Optimizer):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (item for item in value.values() if isinstance(item, Optimizer))
+    elif isinstance(value, (list, tuple, set)):
+        yield from (item for item in value if isinstance(item, Optimizer))
 
 
 def _split_groups(old_groups: Sequence[dict[str, Any]], placement: Placement) -> tuple[list[int], list[dict[str, Any]]]:

@@ -77,12 +77,13 @@ class Split:
 
 def _scale(value: Any, anchor: float, rate: float) -> Any:
     """`value` (a float or a tensor with one element) times rate / anchor."""
+    # Divided first: the factor value / anchor is near 1, where rate / anchor could leave the range of floats.
     if isinstance(value, torch.Tensor):
-        return value.clone() if rate == anchor else value * (rate / anchor)
+        return value.clone() if rate == anchor else value / anchor * rate
     # The first two cases are exact where a product would be off by a rounding.
     if rate in (anchor, 0):
         return value if rate else 0.0
-    return rate if value == anchor else value * (rate / anchor)
+    return rate if value == anchor else value / anchor * rate
 
 
 def check_schedulers(schedulers: Iterable[Any], allowed: Sequence[type] = ()) -> None:
@@ -94,7 +95,7 @@ def check_schedulers(schedulers: Iterable[Any], allowed: Sequence[type] = ()) ->
         UnsupportedSchedulerError: names the type and how to allow it.
     """
     for scheduler in _flatten(schedulers):
-        kind = type(scheduler)
+        kind = _kind(scheduler)
         if kind not in SUPPORTED_SCHEDULERS and kind not in allowed:
             raise UnsupportedSchedulerError(
                 f"The scheduler {kind.__module__}.{kind.__qualname__} is not on the tested list "
@@ -154,7 +155,7 @@ def _split_floors(scheduler: Any, split: Split) -> dict[str, list[float]]:
     The scheduler object has to stay (Lightning and the user hold it), so its class changes to a subclass that reads
     the floors from a list. The list is plain data in the scheduler's state dict.
     """
-    kind, parents = type(scheduler), 1 + max(split.parents)
+    kind, parents = _kind(scheduler), 1 + max(split.parents)
     if kind in (CosineAnnealingLR, CosineAnnealingWarmRestarts) and scheduler.eta_min != 0:
         swap = LayerwiseCosineAnnealingLR if kind is CosineAnnealingLR else LayerwiseCosineAnnealingWarmRestarts
         scheduler.__class__ = swap
@@ -175,6 +176,16 @@ def _flatten(schedulers: Iterable[Any]) -> Iterator[Any]:
             seen.add(id(scheduler))
             yield scheduler
             queue.extend(getattr(scheduler, "_schedulers", ()))
+
+
+def _kind(scheduler: Any) -> type:
+    """The type by which a scheduler computes its rates.
+
+    LightningCLI has a ReduceLROnPlateau of its own, which adds the name of a metric to torch's and nothing else.
+    """
+    kind = type(scheduler)
+    of_cli = kind.__module__.endswith(".cli") and kind.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
+    return ReduceLROnPlateau if of_cli and kind.__name__ == "ReduceLROnPlateau" else kind
 
 
 def _one_group(scheduler: Any, index: int, **own: Any) -> Any:

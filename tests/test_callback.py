@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import pytest
 import tiny
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DeepSpeedStrategy
 from torch import nn
 from torch.optim import lr_scheduler as sch
 
-from lr_dist import LayerwiseLR, LRDistribution, param_groups
+from lr_dist import LayerwiseLR, LRDistribution
 from lr_dist.errors import (
     InvalidDistributionError,
     OptimizerCoverageError,
@@ -236,184 +232,6 @@ def test_a_model_built_in_configure_model_is_frozen_and_grouped() -> None:
         assert torch.equal(parameter, tiny.bert().bert.encoder.layer[0].get_parameter(name))
 
 
-# Company -------------------------------------------------------------------------------------------------
-
-
-def read_csv(folder: Path) -> list[dict[str, str]]:
-    with next(folder.rglob("metrics.csv")).open() as file:
-        return list(csv.DictReader(file))
-
-
-def test_the_learning_rate_monitor_logs_every_layer_by_name(tmp_path: Path) -> None:
-    def configure(module: Any) -> Any:
-        halves = [
-            {"params": [p for p in module.parameters() if p.ndim > 1], "weight_decay": 0.1},
-            {"params": [p for p in module.parameters() if p.ndim < 2], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(halves, lr=1e-3)
-        return [optimizer], [{"scheduler": sch.StepLR(optimizer, 2, 0.5), "interval": "step"}]
-
-    logger = CSVLogger(tmp_path)
-    monitor = LearningRateMonitor(logging_interval="step")
-    tiny.fit(tiny.Classifier(configure), layerwise(), monitor, logger=logger, log_every_n_steps=1)
-
-    rows = [row for row in read_csv(tmp_path) if row.get("lr-AdamW/layers.0")]
-    for name, rate in tiny.RATES.items():
-        logged = [float(row[f"lr-AdamW/{name}"]) for row in rows]
-        assert logged == pytest.approx([rate, rate, rate / 2, rate / 2, rate / 4, rate / 4, rate / 8, rate / 8])
-        assert [float(row[f"lr-AdamW/{name}/no_decay"]) for row in rows] == logged
-
-
-def test_gradient_accumulation_steps_as_often_and_as_far_as_plain_torch() -> None:
-    def configure(module: Any) -> Any:
-        optimizer = torch.optim.SGD(module.parameters(), lr=1e-3, momentum=0.9)
-        return [optimizer], [{"scheduler": sch.LinearLR(optimizer, 0.5, 1.0, 3), "interval": "step"}]
-
-    module, recorder = tiny.Classifier(configure), tiny.Recorder()
-    tiny.fit(module, layerwise(), recorder, accumulate_grad_batches=2)
-
-    model = tiny.bert()
-    optimizer = torch.optim.SGD(param_groups(model, DISTRIBUTION), momentum=0.9)
-    schedule = sch.LinearLR(optimizer, 0.5, 1.0, 3)
-    expected = []
-    for index, (tokens, labels) in enumerate(tiny.batches()):
-        (model(input_ids=tokens, labels=labels).loss / 2).backward()
-        if index % 2:
-            expected.append(optimizer.param_groups[-1]["lr"])
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-    assert recorder.rates["head"] == pytest.approx(expected, rel=1e-12)
-    assert len(expected) == 4
-    for (name, ours), theirs in zip(module.model.named_parameters(), model.parameters(), strict=True):
-        assert torch.allclose(ours, theirs, rtol=0, atol=1e-7), name
-
-
-def test_bf16_mixed_moves_the_float32_weights_by_each_layers_rate() -> None:
-    module = tiny.Classifier(lambda m: adamw(m, weight_decay=0.0))
-    before = tiny.weights(module)
-    tiny.fit(module, layerwise(), precision="bf16-mixed", max_steps=1)
-    parts = {"embeddings": "word_embeddings", "head": "classifier", **{f"layers.{i}": f"layer.{i}." for i in range(3)}}
-    for layer, part in parts.items():
-        moved = max((p - before[n]).abs().max().item() for n, p in module.named_parameters() if part in n)
-        # The first step of Adam is the rate times a sign.
-        assert moved == pytest.approx(tiny.RATES[layer], rel=0.02), layer
-        assert all(p.dtype == torch.float32 for p in module.parameters())
-
-
-class TwoOptimizers(tiny.Classifier):
-    """A transformer and a critic that judges its logits, each with an optimizer, stepped by hand."""
-
-    def __init__(self, critic_first: bool) -> None:
-        super().__init__(None)
-        self.automatic_optimization = False
-        self.critic = nn.Linear(2, 1)
-        self.critic_first = critic_first
-
-    def configure_optimizers(self) -> Any:
-        transformer = adamw(self.model)
-        critic = torch.optim.SGD(self.critic.parameters(), lr=0.25)
-        schedules = [sch.ExponentialLR(transformer, 0.5), sch.ExponentialLR(critic, 0.9)]
-        both = [transformer, critic]
-        return ([critic, transformer], schedules[::-1]) if self.critic_first else (both, schedules)
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        output = self.model(input_ids=batch[0], labels=batch[1])
-        self.manual_backward(output.loss + self.critic(output.logits).mean() ** 2)
-        for optimizer, schedule in zip(self.optimizers(), self.lr_schedulers(), strict=True):
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-
-
-@pytest.mark.parametrize("critic_first", [False, True])
-def test_of_several_optimizers_only_the_transformers_is_regrouped(critic_first: bool) -> None:
-    module = TwoOptimizers(critic_first)
-    run = tiny.fit(module, layerwise(), max_steps=8)
-    critic, transformer = run.optimizers if critic_first else run.optimizers[::-1]
-    factor = 0.5 ** (run.global_step / 2)
-    assert [g["lr"] for g in transformer.param_groups] == pytest.approx([r * factor for r in tiny.RATES.values()])
-    assert len(critic.param_groups) == 1
-    assert critic.param_groups[0]["lr"] == pytest.approx(0.25 * 0.9 ** (run.global_step / 2))
-    assert "name" not in critic.param_groups[0]
-
-
-# Fit again -----------------------------------------------------------------------------------------------
-
-
-def test_a_second_fit_with_new_optimizers_has_the_same_rates() -> None:
-    module, callback, recorder = tiny.Classifier(adamw), layerwise(), tiny.Recorder()
-    run = tiny.fit(module, callback, recorder)
-    run.fit_loop.max_epochs = 2
-    run.fit(module, tiny.batches())
-    tiny.fit(module, callback, recorder)
-    assert {name: set(rates) for name, rates in recorder.rates.items()} == {n: {r} for n, r in tiny.RATES.items()}
-    assert len(recorder.rates["head"]) == 24
-
-
-@pytest.mark.parametrize("text", ["linear:first=0.1,last=5,relative=true", "linear:first=1e-4,last=5e-3"])
-def test_a_second_fit_with_the_same_optimizer_keeps_its_state_and_does_not_multiply_twice(text: str) -> None:
-    kept: list[Any] = []
-
-    def configure(module: Any) -> Any:
-        if not kept:
-            kept.append(adamw(module))
-        # A new schedule, whose floor is a part of the user's rate.
-        return [kept[0]], [{"scheduler": sch.CosineAnnealingLR(kept[0], 8, eta_min=1e-4), "interval": "step"}]
-
-    module = tiny.Classifier(configure)
-    tiny.fit(module, layerwise(text))
-    first = [group["lr"] for group in kept[0].param_groups]
-    steps = {id(p): state["step"].item() for p, state in kept[0].state.items()}
-    assert set(steps.values()) == {8}
-    for group in kept[0].param_groups:  # as a user would who starts another round
-        group["lr"] = group["initial_lr"]
-    tiny.fit(module, layerwise(text))
-    assert {state["step"].item() for state in kept[0].state.values()} == {16}
-    rates = [rate * (1e-3 if "relative" in text else 1) for rate in LRDistribution.parse(text).rates(3).values()]
-    assert first == pytest.approx([rate / 10 for rate in rates])
-    assert [group["lr"] for group in kept[0].param_groups] == pytest.approx(first)
-    assert [group["name"] for group in kept[0].param_groups] == list(tiny.RATES)
-
-
-def test_a_new_plateau_on_the_same_optimizer_has_each_layers_share_of_the_floor() -> None:
-    optimizers: list[Any] = []
-
-    def configure(module: Any) -> Any:
-        optimizers.append(optimizers[0] if optimizers else adamw(module))
-        plateau = sch.ReduceLROnPlateau(optimizers[0], min_lr=1e-4)
-        return {"optimizer": optimizers[0], "lr_scheduler": {"scheduler": plateau, "monitor": "score"}}
-
-    module = tiny.Classifier(configure, scores=[1.0])
-    for _ in range(2):
-        plateau = tiny.fit(module, layerwise()).lr_scheduler_configs[0].scheduler
-        # A tenth of the user's rate.
-        assert plateau.min_lrs == pytest.approx([rate / 10 for rate in tiny.RATES.values()])
-
-
-def test_another_distribution_on_the_same_optimizer_replaces_the_first() -> None:
-    kept: list[Any] = []
-
-    def configure(module: Any) -> Any:
-        kept.append(kept[0] if kept else torch.optim.SGD(module.parameters(), lr=1e-3))
-        return kept[0]
-
-    module = tiny.Classifier(configure)
-    tiny.fit(module, layerwise("decay:lr=3,factor=0.5,relative=true"))
-    tiny.fit(module, layerwise("flat:lr=2,relative=true"))
-    assert [group["lr"] for group in kept[0].param_groups] == pytest.approx([2e-3] * 5)
-
-
-def test_evaluation_alone_leaves_the_model_untouched() -> None:
-    class Evaluated(tiny.Classifier):
-        def test_step(self, batch: Any, batch_idx: int) -> None:
-            self.log("loss", super().training_step(batch, batch_idx))
-
-    module = Evaluated(adamw)
-    tiny.trainer(layerwise(DISTRIBUTION.freeze("layers.0"))).test(module, tiny.batches(2), verbose=False)
-    assert all(parameter.requires_grad for parameter in module.parameters())
-
-
 def test_the_table_is_printed_once_with_every_layer(capsys: pytest.CaptureFixture[str]) -> None:
     module, callback = tiny.Classifier(adamw), LayerwiseLR(DISTRIBUTION.freeze("layers.1"))
     tiny.fit(module, callback, max_steps=1)
@@ -484,20 +302,6 @@ def test_a_trainer_that_is_not_lightnings_is_refused_by_name() -> None:
 
     with pytest.raises(UnsupportedTrainerError, match=r"Trainer.*import lightning\.pytorch"):
         layerwise().setup(Trainer(), tiny.Classifier(adamw), "fit")  # type: ignore[arg-type]
-
-
-def test_two_optimizers_that_share_the_layers_are_refused() -> None:
-    class Shared(TwoOptimizers):
-        def configure_optimizers(self) -> Any:
-            layers = self.model.bert.encoder.layer
-            top = {id(p) for p in layers[2].parameters()}
-            return [
-                torch.optim.SGD([p for p in self.parameters() if id(p) not in top], lr=0.1),
-                adamw(layers[2]),
-            ], []
-
-    with pytest.raises(OptimizerCoverageError, match=r"2 optimizers \(SGD, AdamW\)"):
-        tiny.fit(Shared(critic_first=False), layerwise())
 
 
 def test_an_optimizer_that_holds_no_layer_is_refused() -> None:

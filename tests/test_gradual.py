@@ -551,19 +551,25 @@ def test_with_several_optimizers_the_steps_of_the_transformers_count() -> None:
 
 def test_several_steps_in_one_batch_of_manual_optimization_count_each() -> None:
     class Often(TwoOptimizers):
+        took_part: list[int]
+
         def training_step(self, batch: Any, batch_idx: int) -> None:
             _, transformer = self.optimizers()
+            layers = by_layer(self.model).values()
             for _ in range(4):
                 output = self.model(input_ids=batch[0], labels=batch[1])
                 self.manual_backward(output.loss + self.critic(output.logits).mean())
                 transformer.step()
+                self.took_part.append(sum(any(p.grad is not None for p in parameters) for parameters in layers))
                 transformer.zero_grad()
 
     module, rates = Often(), tiny.Recorder()
+    module.took_part = []
     tiny.fit(module, layerwise(unfreeze_every_n_steps=2), rates, max_steps=8)
     assert rates.rates["layers.2"] == [0, 0] + [5e-4] * 6
     assert rates.rates["layers.1"] == [0] * 4 + [2e-4] * 4
     assert rates.rates["embeddings"] == [0] * 8
+    assert module.took_part == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_an_optimizer_that_is_stepped_behind_lightnings_back_is_refused() -> None:
@@ -687,7 +693,7 @@ def test_resuming_with_other_options_raises(options: dict[str, Any], tmp_path: P
     first = layerwise(unfreeze_every_n_steps=3)
     tiny.fit(tiny.Classifier(adamw), first, saver, max_steps=2, enable_checkpointing=True)
     rates = tiny.Recorder()
-    with pytest.raises(ResumeMismatchError, match=r"schedule = .*'every_n_steps': 3.*this run has"):
+    with pytest.raises(ResumeMismatchError, match=r"schedule by layer = .*'every_n_steps': 3.*this run has"):
         tiny.fit(tiny.Classifier(adamw), layerwise(**options), rates, ckpt=tmp_path / "stopped.ckpt")
     assert rates.rates == {}
 
@@ -701,5 +707,5 @@ def test_a_checkpoint_from_before_there_were_options_resumes_without_them(tmp_pa
     torch.save(saved, tmp_path / "old.ckpt")
     run = tiny.fit(tiny.Classifier(adamw), layerwise(), ckpt=tmp_path / "old.ckpt")
     assert run.global_step == 8
-    with pytest.raises(ResumeMismatchError, match="schedule = None"):
+    with pytest.raises(ResumeMismatchError, match="schedule by layer = None"):
         tiny.fit(tiny.Classifier(adamw), layerwise(layer_warmup_steps=3), ckpt=tmp_path / "old.ckpt")

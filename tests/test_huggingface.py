@@ -302,6 +302,31 @@ def test_activation_checkpointing_changes_no_bit(tmp_path: Path) -> None:
     assert_equal_weights(kept.model, recomputed.model)
 
 
+def test_mixed_precision_keeps_the_rates(tmp_path: Path) -> None:
+    trainer, rates = layerwise(tmp_path, bf16=True)
+    trainer.train()
+    assert_rates(rates.seen, tiny.RATES, LINEAR)
+
+
+def test_a_search_for_the_batch_size_begins_anew_with_the_same_rates(tmp_path: Path) -> None:
+    model = tiny.bert()
+    sizes: list[int] = []
+
+    def with_little_memory(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        sizes.append(len(kwargs["input_ids"]))
+        if sizes[-1] > 6 and len(sizes) > 2:
+            raise RuntimeError("CUDA out of memory.")
+
+    model.register_forward_pre_hook(with_little_memory, with_kwargs=True)
+    options = {"auto_find_batch_size": True, "per_device_train_batch_size": 8, "weight_decay": 0.1}
+    trainer, rates = layerwise(tmp_path, "decay:lr=1,factor=0.5,relative=true", model=model, **options)
+    trainer.train()
+    assert sizes[:3] == [8, 8, 8]
+    assert max(sizes[3:]) < 8
+    shares = {"embeddings": 1 / 16, "layers.0": 1 / 8, "layers.1": 1 / 4, "layers.2": 1 / 2, "head": 1}
+    assert_rates(rates.seen, {name: BASE * share for name, share in shares.items()}, [0, 1 / 2, *LINEAR])
+
+
 def test_the_log_shows_the_rate_of_every_layer_in_the_step_beside_the_usual_one(tmp_path: Path) -> None:
     trainer, rates = layerwise(tmp_path, weight_decay=0.1, max_grad_norm=0.5)
     trainer.train()

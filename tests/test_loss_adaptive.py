@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import lightning.pytorch as L
 import pytest
 import tiny
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
@@ -40,23 +41,20 @@ SETTINGS = {"momentum": 0.5, "f_min": 0.25, "f_max": 1.8}
 
 
 class Given(L.LightningModule):
-    """One weight whose gradient is always 1, and a loss whose value is the batch's number."""
+    """One weight whose gradient is always 1, and a loss whose value is the batch's number, or the process's own."""
 
-    def __init__(self, *, configure: Any = None, losses_by_rank: bool = False) -> None:
+    def __init__(self, *, configure: Any = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.configure = configure
-        self.losses_by_rank = losses_by_rank
         self.weights: list[float] = []
 
     def configure_optimizers(self) -> Any:
         return self.configure(self) if self.configure else torch.optim.SGD(self.parameters(), lr=RATE)
 
     def value(self, batch: torch.Tensor) -> torch.Tensor:
-        loss = batch.squeeze().double()
-        if self.losses_by_rank:
-            loss = loss * (1 + 2 * self.global_rank)
-        return loss + self.weight - self.weight.detach()
+        loss = batch.flatten().double()
+        return loss[self.global_rank % len(loss)] + self.weight - self.weight.detach()
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         return self.value(batch)
@@ -69,7 +67,7 @@ class Given(L.LightningModule):
         return [(before - after) / RATE for before, after in zip([0.0, *self.weights], self.weights, strict=False)]
 
 
-def batches(losses: list[float]) -> DataLoader:
+def batches(losses: Sequence[Any]) -> DataLoader:
     return DataLoader(torch.tensor(losses), batch_size=1)
 
 
@@ -77,7 +75,7 @@ def adaptive(**options: Any) -> LossAdaptiveLR:
     return LossAdaptiveLR(**{**SETTINGS, **options})
 
 
-def fit(module: L.LightningModule, losses: list[float], *callbacks: Any, **options: Any) -> Any:
+def fit(module: L.LightningModule, losses: Sequence[Any], *callbacks: Any, **options: Any) -> Any:
     return tiny.fit(module, *(callbacks or (adaptive(),)), data=batches(losses), **options)
 
 
@@ -119,6 +117,12 @@ def test_in_a_window_of_batches_the_loss_is_their_mean() -> None:
     assert module.steps() == pytest.approx([0, FACTORS[0], 0, FACTORS[1], FACTORS[2] / 2], rel=1e-6)
 
 
+def test_a_window_that_grows_does_not_change_the_losses() -> None:
+    module = Given()
+    fit(module, [4, 4], adaptive(), GradientAccumulationScheduler({0: 1, 2: 2}), max_epochs=4)
+    assert module.steps() == pytest.approx([1, 1, 1, 1, 0, 1, 0, 1])
+
+
 def test_the_next_epoch_begins_a_window_of_its_own() -> None:
     module = Given()
     fit(module, [4, 4, 4], adaptive(f_max=9.0), accumulate_grad_batches=2, max_epochs=2)
@@ -143,16 +147,16 @@ def test_all_processes_use_the_factor_of_their_mean_loss(accumulate: int, tmp_pa
         def on_train_end(self) -> None:
             (tmp_path / f"{self.global_rank}.json").write_text(json.dumps(self.steps()))
 
-    losses = [loss for loss in [2.0, 0.5, 2.0, 8.0] for _ in range(accumulate)]
+    # On average 4, 1, 4, 16.
+    losses = [[1.0, 7.0], [1.5, 0.5], [6.0, 2.0], [10.0, 22.0]]
     fit(
-        Saved(losses_by_rank=True),
-        losses,
+        Saved(),
+        [loss for loss in losses for _ in range(accumulate)],
         strategy="ddp_fork",
         devices=2,
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
     )
-    # Process 0 has the losses, process 1 three times as much: on average 4, 1, 4, 16.
     for rank in (0, 1):
         steps = json.loads((tmp_path / f"{rank}.json").read_text())
         assert [step for step in steps if step] == pytest.approx(FACTORS[:4], rel=1e-6), rank
@@ -385,9 +389,9 @@ def test_every_process_has_its_own_part_of_a_window_back(tmp_path: Path) -> None
 
     def run(name: str, *callbacks: Any, **options: Any) -> None:
         fit(
-            Given(losses_by_rank=True),
+            Given(),
             # A plain DataLoader begins anew when it is resumed, so that its first batch has to be like its sixth.
-            [0.1, 0.7, 5.3, 2.2, 9.9, 0.1],
+            [[0.1, 3.0], [0.7, 0.2], [5.3, 1.0], [2.2, 4.0], [9.9, 0.3], [0.1, 3.0]],
             adaptive(),
             Rates(name),
             *callbacks,
@@ -401,7 +405,7 @@ def test_every_process_has_its_own_part_of_a_window_back(tmp_path: Path) -> None
 
     run("whole", SaveAfter(5, tmp_path / "stopped.ckpt", stop=False))
     windows = torch.load(tmp_path / "stopped.ckpt", weights_only=True)["callbacks"]["LossAdaptiveLR"]["windows"]
-    assert windows == [[pytest.approx(12.1), 2], [pytest.approx(3 * 12.1), 2]]
+    assert windows == [[pytest.approx(12.1), 2], [pytest.approx(4.3), 2]]
     run("rest", ckpt=tmp_path / "stopped.ckpt", weights_only=True)
     for rank in (0, 1):
         whole, rest = (json.loads((tmp_path / f"{name}.{rank}.json").read_text()) for name in ("whole", "rest"))

@@ -1,31 +1,42 @@
-"""A run that is stopped and resumed ends bit for bit where the unbroken run ends, or is refused before a step."""
+"""A run that may not be resumed is refused before a step; what is resumed exactly is in `test_exact_resume*.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import tiny
 import torch
+from exact import Case, Saver
+from exact import run as exact_run
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import lr_scheduler as sch
-from transformers import get_linear_schedule_with_warmup
 
 from lr_dist import LayerwiseLR, LRDistribution
-from lr_dist.errors import ResumeMismatchError
+from lr_dist._callback import loops
+from lr_dist.errors import InexactResumeWarning, ResumeMismatchError, UnsupportedCallbackError
 
 BASE = 2e-3
 BATCHES = 6
 EPOCHS = 2
 DISTRIBUTION = LRDistribution.from_dict(tiny.EXPLICIT).freeze("layers.0")
-# No improvement after the first epoch: a plateau with patience 0 reduces after the second.
-SCORES = [0.5, 0.6, 0.7]
 
 
-def step(scheduler: Any) -> dict[str, Any]:
-    return {"scheduler": scheduler, "interval": "step"}
+def decayed(own: Any, kind: Any = torch.optim.AdamW) -> Any:
+    """An optimizer with the usual halves."""
+    matrices = [p for p in own.parameters() if p.ndim > 1]
+    vectors = [p for p in own.parameters() if p.ndim < 2]
+    halves = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return kind(halves, lr=BASE)
+
+
+def scheduled(own: Any, make: Any, **options: Any) -> Any:
+    optimizer = decayed(own)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": make(optimizer), "interval": "step", **options}}
 
 
 def warm_up_then_cosine(optimizer: Any) -> Any:
@@ -33,123 +44,23 @@ def warm_up_then_cosine(optimizer: Any) -> Any:
     return sch.SequentialLR(optimizer, parts, milestones=[3])
 
 
-SCHEDULES: dict[str, Callable[[Any], Any]] = {
-    "none": lambda o: None,
-    "warm_up_then_linear": lambda o: step(get_linear_schedule_with_warmup(o, 3, 12)),
-    "warm_up_then_cosine": lambda o: step(warm_up_then_cosine(o)),
-    "restarts_with_floor": lambda o: step(sch.CosineAnnealingWarmRestarts(o, 3, 2, eta_min=BASE / 9)),
-    "one_cycle": lambda o: step(sch.OneCycleLR(o, BASE, total_steps=13)),
-    "cyclic": lambda o: step(sch.CyclicLR(o, BASE / 10, BASE, step_size_up=3)),
-    "multistep": lambda o: step(sch.MultiStepLR(o, [2, 5, 9], 0.5)),
-    "chained": lambda o: step(sch.ChainedScheduler([sch.ConstantLR(o, 0.5, 5), sch.ExponentialLR(o, 0.9)], o)),
-}
-
-
-def plateau(optimizer: Any) -> dict[str, Any]:
-    scheduler = sch.ReduceLROnPlateau(optimizer, factor=0.3, patience=0, min_lr=BASE / 2)
-    return {"scheduler": scheduler, "interval": "epoch", "monitor": "score"}
-
-
-def module(schedule: Callable[[Any], Any] = SCHEDULES["warm_up_then_cosine"]) -> tiny.Classifier:
-    def configure(own: Any) -> Any:
-        decayed = [p for p in own.parameters() if p.ndim > 1]
-        rest = [p for p in own.parameters() if p.ndim < 2]
-        halves = [{"params": decayed, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(halves, lr=BASE)
-        scheduler = schedule(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": scheduler} if scheduler else optimizer
-
-    return tiny.Classifier(configure, dropout=0.3, scores=SCORES)
+def module(configure: Any = lambda own: scheduled(own, warm_up_then_cosine)) -> tiny.Classifier:
+    return tiny.Classifier(configure, dropout=0.3)
 
 
 def run(own: tiny.Classifier, *callbacks: Any, epochs: int = EPOCHS, **options: Any) -> Any:
-    return tiny.fit(own, *callbacks, data=tiny.ShuffledBatches(BATCHES), max_epochs=epochs, **options)
+    return tiny.fit(own, *callbacks, data=tiny.shuffled(BATCHES), max_epochs=epochs, **options)
 
 
-def checkpoint_after(
-    steps: int, folder: Path, own: tiny.Classifier, *callbacks: Any, epochs: int = EPOCHS, **options: Any
-) -> Path:
+def checkpoint_after(steps: int, folder: Path, own: tiny.Classifier, *callbacks: Any, **options: Any) -> Path:
     """Train for `steps` steps, stop, and return the checkpoint."""
     saver = ModelCheckpoint(folder, filename="stopped", every_n_train_steps=steps, save_top_k=-1)
-    run(own, saver, *callbacks, epochs=epochs, max_steps=steps, enable_checkpointing=True, **options)
+    run(own, saver, *callbacks, max_steps=steps, enable_checkpointing=True, **options)
     return folder / "stopped.ckpt"
 
 
 def layerwise(distribution: Any = DISTRIBUTION, **options: Any) -> LayerwiseLR:
     return LayerwiseLR(distribution, verbose=False, **options)
-
-
-def assert_equal(left: Any, right: Any, where: str = "") -> None:
-    assert type(left) is type(right), where
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right), where
-    elif isinstance(left, dict):
-        assert list(left) == list(right), where
-        for key in left:
-            assert_equal(left[key], right[key], f"{where}.{key}")
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right), where
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_equal(a, b, f"{where}[{index}]")
-    else:
-        assert left == right, where
-
-
-def assert_resumes_exactly(
-    schedule: Any, steps: int, path: Path, *, epochs: int = EPOCHS, weights_only: bool | None = None
-) -> None:
-    """Compare the run resumed from the checkpoint `path`, written after `steps` steps, with the unbroken one."""
-    whole, whole_rates = module(schedule), tiny.Recorder()
-    unbroken = run(whole, layerwise(), whole_rates, epochs=epochs)
-    rest, rest_rates = module(schedule), tiny.Recorder()
-    resumed = run(rest, layerwise(), rest_rates, epochs=epochs, ckpt=path, weights_only=weights_only)
-
-    assert resumed.global_step == unbroken.global_step == BATCHES * epochs
-    assert_equal({n: rates[steps:] for n, rates in whole_rates.rates.items()}, rest_rates.rates, "rates")
-    assert_equal(whole.state_dict(), rest.state_dict(), "weights")
-    assert_equal(unbroken.optimizers[0].state_dict(), resumed.optimizers[0].state_dict(), "optimizer")
-    for one, other in zip(unbroken.lr_scheduler_configs, resumed.lr_scheduler_configs, strict=True):
-        assert_equal(one.scheduler.state_dict(), other.scheduler.state_dict(), "scheduler")
-    stopped = torch.load(path, weights_only=True)
-    assert stopped["global_step"] == steps
-    assert not torch.equal(stopped["state_dict"]["model.classifier.weight"], rest.model.classifier.weight)
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_a_run_stopped_within_an_epoch_resumes_exactly(name: str, tmp_path: Path) -> None:
-    path = checkpoint_after(4, tmp_path, module(SCHEDULES[name]), layerwise())
-    assert_resumes_exactly(SCHEDULES[name], 4, path)
-
-
-@pytest.mark.parametrize("steps", [1, 6, 9, 11])
-def test_a_run_resumes_exactly_wherever_it_was_stopped(steps: int, tmp_path: Path) -> None:
-    schedule = SCHEDULES["warm_up_then_cosine"]
-    assert_resumes_exactly(schedule, steps, checkpoint_after(steps, tmp_path, module(schedule), layerwise()))
-
-
-@pytest.mark.parametrize("name", ["warm_up_then_cosine", "multistep", "cyclic"])
-def test_a_run_resumes_exactly_from_a_checkpoint_read_as_plain_data(name: str, tmp_path: Path) -> None:
-    path = checkpoint_after(4, tmp_path, module(SCHEDULES[name]), layerwise())
-    assert_resumes_exactly(SCHEDULES[name], 4, path, weights_only=True)
-
-
-def test_a_run_with_a_plateau_resumes_exactly_after_an_epoch(tmp_path: Path) -> None:
-    # Lightning leaves out a plateau's step at the end of the epoch in which a run is resumed, with any callback or
-    # none, and its ModelCheckpoint saves before that step; so this checkpoint is one of a finished fit.
-    stopped = run(module(plateau), layerwise(), epochs=2)
-    stopped.save_checkpoint(tmp_path / "epoch.ckpt")
-    assert stopped.optimizers[0].param_groups[-1]["lr"] == pytest.approx(tiny.RATES["head"] / 2)
-    assert_resumes_exactly(plateau, 2 * BATCHES, tmp_path / "epoch.ckpt", epochs=3, weights_only=True)
-
-
-def test_dropout_takes_part_in_these_runs(tmp_path: Path) -> None:
-    with_dropout, without = module(), module()
-    for part in without.modules():
-        if isinstance(part, torch.nn.Dropout):
-            part.p = 0.0
-    run(with_dropout, layerwise())
-    run(without, layerwise())
-    assert not torch.equal(with_dropout.model.classifier.weight, without.model.classifier.weight)
 
 
 def test_the_state_in_a_checkpoint_is_plain_and_names_the_distribution(tmp_path: Path) -> None:
@@ -161,6 +72,9 @@ def test_the_state_in_a_checkpoint_is_plain_and_names_the_distribution(tmp_path:
     assert state["num_layers"] == 3
     assert state["overrides"] == [["pooler", "layers.2"]]
     assert state["groups"] == [f"{name}{end}" for name in tiny.RATES for end in ("", "/no_decay")]
+    assert state["optimizers"] == ["AdamW"]
+    assert state["schedulers"] == ["SequentialLR(LinearLR, CosineAnnealingLR) every 1 step(s)"]
+    assert sum(state["sizes"][0]) == len(list(tiny.bert().parameters()))
 
 
 # What is refused -----------------------------------------------------------------------------------------
@@ -196,8 +110,159 @@ def test_resuming_with_other_overrides_raises(tmp_path: Path) -> None:
 
 def test_resuming_with_other_groups_of_the_optimizer_raises(tmp_path: Path) -> None:
     path = checkpoint_after(2, tmp_path, module(), layerwise())
-    single = tiny.Classifier(lambda m: torch.optim.AdamW(m.parameters(), lr=BASE))
+    single = module(lambda own: scheduled_without_halves(own))
     refused(path, layerwise(), own=single, match=r"groups = .*embeddings/no_decay.*this run has")
+
+
+def scheduled_without_halves(own: Any) -> Any:
+    optimizer = torch.optim.AdamW(own.parameters(), lr=BASE)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up_then_cosine(optimizer), "interval": "step"}}
+
+
+def test_resuming_with_another_split_of_the_weight_decay_raises(tmp_path: Path) -> None:
+    def less_decayed(own: Any) -> Any:
+        # The pooler's weight is in the other half.
+        configured = scheduled(own, warm_up_then_cosine)
+        first, second = configured["optimizer"].param_groups
+        moved = own.model.bert.pooler.dense.weight
+        first["params"] = [p for p in first["params"] if p is not moved]
+        second["params"] = [*second["params"], moved]
+        return configured
+
+    path = checkpoint_after(2, tmp_path, module(), layerwise())
+    refused(path, layerwise(), own=module(less_decayed), match=r"numbers of parameters in the optimizer's groups = ")
+
+
+def test_resuming_with_another_optimizer_raises(tmp_path: Path) -> None:
+    path = checkpoint_after(2, tmp_path, module(decayed), layerwise())
+    other = module(lambda own: decayed(own, torch.optim.NAdam))
+    refused(path, layerwise(), own=other, match=r"optimizers = \['AdamW'\], this run has \['NAdam'\]")
+
+
+def test_resuming_with_another_scheduler_raises(tmp_path: Path) -> None:
+    path = checkpoint_after(2, tmp_path, module(), layerwise())
+    for make, options, shown in (
+        (lambda o: sch.StepLR(o, 2), {}, r"\['StepLR every 1 step\(s\)'\]"),
+        (warm_up_then_cosine, {"frequency": 2}, r"CosineAnnealingLR\) every 2 step\(s\)'\]"),
+        (lambda o: sch.SequentialLR(o, [sch.ConstantLR(o), sch.StepLR(o, 2)], [3]), {}, r"\(ConstantLR, StepLR\)"),
+    ):
+        other = module(lambda own, make=make, options=options: scheduled(own, make, **options))
+        refused(path, layerwise(), own=other, match=rf"schedulers = .*LinearLR, Cosine.*this run has .*{shown}")
+    none = module(decayed)
+    refused(path, layerwise(), own=none, match=r"schedulers = .*this run has \[\]")
+
+
+def test_a_floor_of_the_schedule_may_change(tmp_path: Path) -> None:
+    # Lightning takes a scheduler's numbers from the checkpoint.
+    path = checkpoint_after(2, tmp_path, module(lambda own: scheduled(own, lambda o: cosine(o, BASE / 9))), layerwise())
+    resumed = run(module(lambda own: scheduled(own, lambda o: cosine(o, BASE / 3))), layerwise(), ckpt=path)
+    assert resumed.global_step == BATCHES * EPOCHS
+    assert resumed.lr_scheduler_configs[0].scheduler.eta_min == pytest.approx(BASE / 9)
+
+
+def cosine(optimizer: Any, floor: float) -> Any:
+    return sch.CosineAnnealingLR(optimizer, 12, eta_min=floor)
+
+
+def test_resuming_with_a_model_of_another_depth_raises_before_the_weights_are_loaded(tmp_path: Path) -> None:
+    class Deeper(tiny.Classifier):
+        def __init__(self, configure: Any) -> None:
+            super().__init__(configure)
+            self.model = tiny.bert(layers=5)
+
+    path = checkpoint_after(2, tmp_path, module(), layerwise("decay:lr=1e-3,factor=0.5"))
+    deeper = Deeper(decayed)
+    before = tiny.weights(deeper)
+    refused(
+        path, layerwise("decay:lr=1e-3,factor=0.5"), own=deeper, match=r"num_layers = 3, this run has 5.*same model"
+    )
+    assert all(torch.equal(before[name], weight) for name, weight in tiny.weights(deeper).items())
+
+
+def test_the_way_out_of_a_checkpoint_without_the_callback_works_as_printed(tmp_path: Path) -> None:
+    stopped = module()
+    path = checkpoint_after(2, tmp_path, stopped)
+    with pytest.raises(ResumeMismatchError) as refusal:
+        run(module(), layerwise(), ckpt=path)
+    printed = re.search(r"alone: (model\.load_state_dict\(.*\)), then fit without ckpt_path", str(refusal.value))
+    assert printed is not None
+    model = module()
+    exec(printed.group(1), {"torch": torch, "model": model})
+    assert all(torch.equal(a, b) for a, b in zip(stopped.parameters(), model.parameters(), strict=True))
+    assert run(model, layerwise()).global_step == BATCHES * EPOCHS
+
+
+def test_a_checkpoint_of_weights_alone_is_refused_with_the_same_way_out(tmp_path: Path) -> None:
+    run(module(), layerwise(), epochs=1).save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+    refused(tmp_path / "weights.ckpt", layerwise(), match=r"holds weights only.*model\.load_state_dict\(torch\.load\(")
+
+
+def test_what_a_run_without_the_callback_sees_of_a_checkpoint_with_it(tmp_path: Path) -> None:
+    # Nothing of lr-dist runs there: docs/callback.md says what Lightning and torch print.
+    path = checkpoint_after(2, tmp_path, module(), layerwise())
+    with (
+        pytest.warns(UserWarning, match=r"Please add the following callbacks: .*'LayerwiseLR'"),
+        pytest.raises(ValueError, match="different number of parameter groups"),
+    ):
+        run(module(), ckpt=path)
+
+
+@pytest.mark.parametrize("distribution", ["flat:lr=1e-4", DISTRIBUTION], ids=["other", "frozen"])
+def test_a_refused_fit_leaves_the_model_as_it_was_given(distribution: Any, tmp_path: Path) -> None:
+    path = checkpoint_after(2, tmp_path, module(), layerwise("decay:lr=1e-3,factor=0.5"))
+    own = module()
+    own.model.classifier.bias.requires_grad_(False)
+    flags = {name: parameter.requires_grad for name, parameter in own.named_parameters()}
+    refused(path, layerwise(distribution), own=own, match="under the distribution")
+    assert {name: parameter.requires_grad for name, parameter in own.named_parameters()} == flags
+    run(own, layerwise(), epochs=1)
+    assert not own.model.bert.encoder.layer[0].output.dense.weight.requires_grad
+
+
+def test_a_second_callback_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="LayerwiseLR"):
+        tiny.trainer(layerwise(), layerwise("flat:lr=1e-4"))
+    trainer = tiny.trainer(layerwise())
+    trainer.callbacks.append(layerwise("flat:lr=1e-4"))
+    with pytest.raises(UnsupportedCallbackError, match="2 LayerwiseLR callbacks"):
+        trainer.fit(module(), tiny.batches(2))
+
+
+# Without an exact resume ---------------------------------------------------------------------------------
+
+
+def test_without_exact_resume_a_run_resumes_as_lightning_does(tmp_path: Path) -> None:
+    def inexact() -> list[Any]:
+        return [layerwise(exact_resume=False)]
+
+    case = Case(callbacks=inexact)
+    saver = Saver(tmp_path, "on_train_batch_end")
+    unbroken = exact_run(case, saver, layerwise=False)
+    path = saver.paths["on_train_batch_end", 3]
+    assert "exact_resume" not in torch.load(path, weights_only=True)["callbacks"]["LayerwiseLR"]
+    resumed = exact_run(case, layerwise=False, seed=2, ckpt=path)
+    assert resumed.trainer.global_step == unbroken.trainer.global_step
+    assert resumed.module.seen != unbroken.module.seen[3:]
+    assert resumed.random != unbroken.random
+
+
+def test_a_checkpoint_that_was_written_without_exact_resume_says_so(tmp_path: Path) -> None:
+    path = checkpoint_after(2, tmp_path, module(), layerwise(exact_resume=False))
+    with pytest.warns(InexactResumeWarning, match="written without exact_resume"):
+        run(module(), layerwise(), ckpt=path)
+
+
+def test_another_version_of_lightning_is_named_and_resumed_as_it_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint_after(2, tmp_path, module(), layerwise())
+    monkeypatch.setitem(loops._PARTS, "epoch", ("advance", "advance_in_another_way"))
+    with pytest.warns(InexactResumeWarning, match=rf"Lightning {L.__version__} lacks epoch.advance_in_another_way"):
+        resumed = run(module(), layerwise(), ckpt=path)
+    assert resumed.global_step == BATCHES * EPOCHS
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        run(module(), layerwise(exact_resume=False), ckpt=path)
 
 
 def test_testing_a_checkpoint_of_another_distribution_is_no_matter(tmp_path: Path) -> None:

@@ -352,6 +352,15 @@ def test_a_product_that_no_floating_point_number_holds_is_refused(multiple: floa
     assert len(optimizer.param_groups) == 1
 
 
+def test_a_second_split_may_be_far_from_the_first() -> None:
+    optimizer, placement = optimizer_of_a_model(lr=BASE)
+    silence = sch.LambdaLR(optimizer, lambda step: 0.0)
+    for rate in (1e-230, 1e90):  # rate / anchor is no floating-point number
+        regroup(optimizer, [silence], placement, LRDistribution.flat(rate))
+    assert {group["lr"] for group in optimizer.param_groups} == {0.0}
+    assert silence.base_lrs == [1e90] * 5
+
+
 @pytest.mark.parametrize("peak", [math.nan, -0.1, math.inf])
 def test_a_peak_that_is_no_rate_is_refused(peak: float) -> None:
     optimizer, placement = optimizer_of_a_model(lr=BASE, momentum=0.9)

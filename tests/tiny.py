@@ -19,13 +19,13 @@ RATES = {"embeddings": 1e-5, "layers.0": 3e-5, "layers.1": 2e-4, "layers.2": 5e-
 EXPLICIT = {"family": "from_layers", "embeddings": 1e-5, "layers": [3e-5, 2e-4, 5e-4], "head": 7e-3}
 
 
-def bert(*, dropout: float = 0.0, seed: int = 0) -> BertForSequenceClassification:
+def bert(*, dropout: float = 0.0, seed: int = 0, layers: int = LAYERS) -> BertForSequenceClassification:
     """A BERT of three layers with 16 dimensions and random weights."""
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=40,
         hidden_size=16,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=16,

@@ -50,6 +50,20 @@ def check_callbacks(trainer: L.Trainer) -> None:
             )
 
 
+def check_not_unfrozen_twice(trainer: L.Trainer) -> None:
+    """Refuse callbacks that unfreeze layers beside LayerwiseLR's own options for that.
+
+    Raises:
+        UnsupportedCallbackError: a BaseFinetuning.
+    """
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, BaseFinetuning):
+            raise UnsupportedCallbackError(
+                f"{type(callback).__name__} and LayerwiseLR's own unfreezing or warm-up by layer would both decide "
+                "when a layer starts. Remove the callback, or the options."
+            )
+
+
 def check_resumed_callbacks(trainer: L.Trainer) -> None:
     """Refuse to resume beside callbacks that rebuild the parameter groups in their own way.
 

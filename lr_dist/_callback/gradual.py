@@ -44,7 +44,6 @@ class Gradual(L.Callback):
         self._started: dict[str, int] = {}
         self._switched_off: dict[str, list[nn.Parameter]] = {}
         self._may_switch = False
-        self._within_window = False
         self._direct_steps = 0
         self._hook: RemovableHandle | None = None
 
@@ -128,14 +127,14 @@ class Gradual(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._optimizer is None:
             return
-        # Other processes wait for the gradients of what needed one when the strategy wrapped the model. Compiled code
-        # is compiled again for every change, and reentrant checkpoints pass no gradient where their input needs none.
+        # Other processes wait for the gradients of what needed one when the strategy wrapped the model. With manual
+        # optimization a layer may start in the middle of a batch. Compiled code is compiled again for every change,
+        # and reentrant checkpoints pass no gradient where their input needs none.
         self._may_switch = (
             isinstance(trainer.strategy, SingleDeviceStrategy)
             and pl_module.automatic_optimization
             and not any(_is_compiled(m) or getattr(m, "gradient_checkpointing", False) for m in pl_module.modules())
         )
-        self._within_window = False
         self._refresh(trainer)
         self._warn_of_layers_out_of_reach(trainer, pl_module)
 
@@ -153,10 +152,6 @@ class Gradual(L.Callback):
         self._show()
 
     @override
-    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Any) -> None:
-        self._within_window = True
-
-    @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         if self._optimizer is None or unwrapped(optimizer) is not self._optimizer:
             return
@@ -166,7 +161,6 @@ class Gradual(L.Callback):
             parameter.grad = None
         self._steps += 1
         self._direct_steps -= 1
-        self._within_window = False
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
@@ -196,8 +190,8 @@ class Gradual(L.Callback):
         self._started = self.schedule.started(layers, before, step=self._steps, epoch=trainer.current_epoch)
         factors = {layer: layer_factor(self._started, self._warmup, layer, self._steps) for layer in layers}
         StepFactors.of(self._optimizer).set(_NAME, factors)
-        # A layer that is switched on between two batches of one step would have the gradient of the second only.
-        if self._may_switch and not self._within_window:
+        # Neither steps nor epochs change within a window of accumulation, of which a layer needs every batch.
+        if self._may_switch:
             self._switch_on(self._started)
             self._switch_off(layer for layer in layers if layer not in self._started)
 

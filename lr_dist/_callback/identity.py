@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from lr_dist.distribution import LRDistribution
@@ -10,12 +11,38 @@ from lr_dist.errors import ResumeMismatchError
 from lr_dist.layers import Overrides
 
 _NEW_RUN = "or start a new run from the checkpoint's weights alone, without ckpt_path."
+# What each key is called in an error, and what has to be as it was.
+_FACTS = {
+    "overrides": ("overrides", "overrides"),
+    "schedule": ("schedule by layer", "options of the schedule by layer"),
+    "num_layers": ("num_layers", "model"),
+    "optimizers": ("optimizers", "optimizers"),
+    "schedulers": ("schedulers", "schedulers"),
+    "groups": ("groups", "model and optimizer groups"),
+    "sizes": ("numbers of parameters in the optimizer's groups", "model and optimizer groups"),
+}
+# Known from the start, and compared even if one of the two runs has none.
+_ALWAYS_KNOWN = ("overrides", "schedule")
+# Empty before `on_fit_start`, and in a checkpoint that was written before it.
+_NOT_YET_KNOWN = ("num_layers", "groups")
 
 
 def identity(
-    distribution: LRDistribution, overrides: Overrides | None, num_layers: int | None, groups: list[str]
+    distribution: LRDistribution,
+    overrides: Overrides | None,
+    num_layers: int | None,
+    groups: Sequence[str],
+    optimization: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What must not change when a run is resumed; plain data, so that a checkpoint loads with `weights_only=True`."""
+    """What must not change when a run is resumed; plain data, so that a checkpoint loads with `weights_only=True`.
+
+    Args:
+        distribution: the run's.
+        overrides: the run's.
+        num_layers: of the model; None before it is known.
+        groups: names of the optimizer's groups; empty before they are known.
+        optimization: more of what is compared, by the keys "optimizers", "schedulers" and "sizes".
+    """
     items = overrides.items() if isinstance(overrides, Mapping) else overrides or ()
     return {
         "distribution": distribution.to_dict(),
@@ -23,11 +50,12 @@ def identity(
         "overrides": [[pattern, group] for pattern, group in items],
         "num_layers": num_layers,
         "groups": list(groups),
+        **(optimization or {}),
     }
 
 
-def check_present(state: Mapping[str, Any] | None, distribution: LRDistribution) -> Mapping[str, Any]:
-    """`state`, unless the checkpoint was written without the callback.
+def check_present(state: Mapping[str, Any] | None, distribution: LRDistribution, path: Any = None) -> Mapping[str, Any]:
+    """`state`, unless the checkpoint `path` was written without the callback.
 
     Raises:
         ResumeMismatchError: there is no state.
@@ -35,11 +63,22 @@ def check_present(state: Mapping[str, Any] | None, distribution: LRDistribution)
     if state is None:
         raise ResumeMismatchError(
             "The checkpoint was written by a run without LayerwiseLR, so its optimizer state does not have the "
-            f"groups of {distribution}. Resume without the callback; or start a new run from the weights "
-            "alone: model.load_state_dict(torch.load(path, weights_only=True)['state_dict']), then fit without "
-            "ckpt_path."
+            f"groups of {distribution}. Resume without the callback; or {_from_weights(path)}"
         )
     return state
+
+
+def check_complete(checkpoint: Mapping[str, Any], path: Any = None) -> None:
+    """Refuse a checkpoint that has no optimizer and no schedule to go on with.
+
+    Raises:
+        ResumeMismatchError: it holds weights only.
+    """
+    if "callbacks" not in checkpoint:
+        raise ResumeMismatchError(
+            "The checkpoint holds weights only (it was saved with `save_weights_only` or `weights_only`), so there is "
+            f"no optimizer state and no schedule to resume. To use it, {_from_weights(path)}"
+        )
 
 
 def check_same(loaded: Mapping[str, Any], own: Mapping[str, Any], distribution: LRDistribution) -> None:
@@ -54,15 +93,31 @@ def check_same(loaded: Mapping[str, Any], own: Mapping[str, Any], distribution: 
             f"{distribution}. Resuming would bring the old rates back. Give LayerwiseLR the checkpoint's "
             f"distribution, {_NEW_RUN}"
         )
-    for key in ("overrides", "schedule", "num_layers", "groups"):
-        # The last two are not known before `on_fit_start`, nor in a checkpoint that was written before it.
-        known = key in ("overrides", "schedule") or (own[key] and loaded.get(key))
+    for key, (name, same) in _FACTS.items():
         then, now = loaded.get(key), own.get(key)
+        known = key in _ALWAYS_KNOWN or (key in own and key in loaded)
+        if key in _NOT_YET_KNOWN:
+            known = bool(now and then)
         if known and then != now:
+            instead = "." if key == "num_layers" else f", {_NEW_RUN}"
             raise ResumeMismatchError(
-                f"The checkpoint was written with {key} = {then!s:.300}, this run has {now!s:.300}. "
-                f"Use the same model, optimizer groups, overrides and options of the schedule by layer, {_NEW_RUN}"
+                f"The checkpoint was written with {name} = {then!s:.300}, this run has {now!s:.300}. "
+                f"Use the same {same}{instead}"
             )
+
+
+def _from_weights(path: Any) -> str:
+    """How to start from a checkpoint's weights: a statement that can be copied."""
+    convert = ""
+    if path is not None and Path(path).is_dir():
+        # What a sharding strategy wrote in parts.
+        convert = f"run `python -m lightning.pytorch.utilities.consolidate_checkpoint {path}`, and then "
+        path = f"{path}.consolidated"
+    file = "path" if path is None else repr(str(path))
+    return (
+        f"start a new run from the weights alone: {convert}"
+        f"model.load_state_dict(torch.load({file}, weights_only=True)['state_dict']), then fit without ckpt_path."
+    )
 
 
 def _shown(data: Any) -> str:

@@ -51,7 +51,9 @@ def restore(results: Any, entries: list[dict[str, Any]], module: nn.Module, redu
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     for entry in entries:
         metric = entry["metric"]
-        value = torch.zeros((), device=device) if metric is None else attrgetter(entry["metric_attribute"])(module)
+        value: Any = torch.zeros((), device=device)
+        if metric is not None:
+            value = attrgetter(entry["metric_attribute"])(module)
         results.log(
             entry["fx"],
             entry["name"],

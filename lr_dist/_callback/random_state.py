@@ -20,7 +20,7 @@ class RandomState:
 
     python: tuple[Any, ...]
     numpy: dict[str, Any]
-    torch: torch.Tensor
+    cpu: torch.Tensor
     device: torch.Tensor | None
     loaders: tuple[torch.Tensor, ...]
 
@@ -30,7 +30,7 @@ class RandomState:
         return cls(
             python=random.getstate(),
             numpy=np.random.get_state(legacy=False),  # type: ignore[arg-type]
-            torch=torch.get_rng_state(),
+            cpu=torch.get_rng_state(),
             device=_device_state(device),
             loaders=tuple(generator.get_state() for generator in loaders),
         )
@@ -39,7 +39,7 @@ class RandomState:
         """Make every generator continue from here."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
-        torch.set_rng_state(self.torch)
+        torch.set_rng_state(self.cpu)
         if self.device is not None:
             _set_device_state(self.device, device)
         # Other loaders than before have no state to continue from.
@@ -52,7 +52,7 @@ class RandomState:
         return {
             "python": _plain(self.python),
             "numpy": _plain(self.numpy),
-            "torch": self.torch,
+            "cpu": self.cpu,
             "device": self.device,
             "loaders": list(self.loaders),
         }
@@ -64,7 +64,7 @@ class RandomState:
         python = (version, tuple(internal), gauss)
         # Lightning moves a loaded checkpoint's tensors to the device, and generators take states on the CPU only.
         device = None if data["device"] is None else data["device"].cpu()
-        return cls(python, data["numpy"], data["torch"].cpu(), device, tuple(s.cpu() for s in data["loaders"]))
+        return cls(python, data["numpy"], data["cpu"].cpu(), device, tuple(s.cpu() for s in data["loaders"]))
 
 
 def loader_generators(loaders: Iterable[Any]) -> list[torch.Generator]:

@@ -136,13 +136,13 @@ class _CheckedLoading:
     def __init__(self, strategy: Strategy, state_key: str, check: Callable[[Mapping[str, Any] | None], None]) -> None:
         self.strategy, self.state_key, self.check = strategy, state_key, check
 
-    def __call__(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+    def __call__(self, checkpoint_path: Any, **options: Any) -> dict[str, Any]:
         _let_load(self.strategy)
         path = Path(self.strategy.broadcast(checkpoint_path))
-        known, callbacks = _callback_states(path, weights_only)
+        known, callbacks = _callback_states(path, options.get("weights_only"))
         if known:
             self.check(callbacks.get(self.state_key))
-        return self.strategy.load_checkpoint(checkpoint_path, weights_only)
+        return self.strategy.load_checkpoint(checkpoint_path, **options)
 
 
 def _let_load(strategy: Strategy) -> None:

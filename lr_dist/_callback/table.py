@@ -22,8 +22,10 @@ def print_table(
     """
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=f"LayerwiseLR: {distribution}")
+    # Text: rich would read `[...]` in a distribution as markup.
+    table = Table(title=Text(f"LayerwiseLR: {distribution}"))
     table.add_column("group")
     table.add_column("parameters", justify="right")
     table.add_column("learning rate", justify="right")

@@ -73,9 +73,10 @@ def apply_edits(rates: Mapping[str, float], edits: Sequence[Edit]) -> dict[str, 
 def _checked_end(end: Any) -> str | float:
     if isinstance(end, str) and GROUP_NAME.fullmatch(end):
         return str.__str__(end)  # a plain str: YAML has no form for its subclasses
-    # Real takes NumPy's scalars in too.
-    if isinstance(end, Real) and not isinstance(end, bool) and 0 <= end <= 1:
-        return float(end) + 0.0  # -0.0 becomes 0.0
+    # Real takes NumPy's scalars in too; to mypy it has no order.
+    number: Any = end
+    if isinstance(end, Real) and not isinstance(end, bool) and 0 <= number <= 1:
+        return float(number) + 0.0  # -0.0 becomes 0.0
     raise InvalidDistributionError(
         f"{shown(end)} names no depth. Use embeddings, head, layers.K (layers.-1 is the last), "
         "or a relative depth from 0 to 1."

@@ -38,17 +38,24 @@ class Flows(NamedTuple):
     Attributes:
         edges: (source, target) -> rank; data from `source` entered `target`, first at that point in time.
         used: every child path that the source reads. `*` stands for a child chosen at run time.
+        entries: (source, target) -> the arguments of `target` by which it entered: a position, a keyword, or `*` for
+            what is spread over several. Here a source can also be an argument of `forward` itself, as `@input_ids`.
     """
 
     edges: dict[tuple[str, str], int]
     used: frozenset[str]
+    entries: dict[tuple[str, str], set[int | str]]
 
 
 class _Value(NamedTuple):
-    """An expression: children whose output is in it, and children that it *is* (not yet applied)."""
+    """An expression: children whose output is in it, children that it *is* (not yet applied), a tuple's elements."""
 
     taint: frozenset[str] = frozenset()
     direct: frozenset[str] = frozenset()
+    parts: tuple[_Value, ...] = ()
+
+    def whole(self) -> _Value:
+        return _Value(self.taint, self.direct)
 
 
 _NOTHING = _Value()
@@ -91,6 +98,7 @@ class _Interpreter:
     def __init__(self, cls: type[nn.Module]) -> None:
         self.cls = cls
         self.edges: dict[tuple[str, str], int] = {}
+        self.entries: dict[tuple[str, str], set[int | str]] = {}
         self.used: set[str] = set()
         self.active: list[Callable[..., object]] = []
         self.owner: list[type] = []
@@ -100,10 +108,17 @@ class _Interpreter:
     def run(self, entries: Iterable[str]) -> Flows:
         try:
             for name in entries:
-                self._inline(name, [], {}, _NOTHING)
+                self._inline(name, [], self._own_arguments(name), _NOTHING)
         except (_OutOfSteps, RecursionError):
-            return Flows({}, frozenset())
-        return Flows(self.edges, frozenset(self.used))
+            return Flows({}, frozenset(), {})
+        return Flows(self.edges, frozenset(self.used), self.entries)
+
+    def _own_arguments(self, name: str) -> dict[str, _Value]:
+        found = _method(self.cls, name)
+        tree = _parse(found[1]) if found else None
+        spec = tree.args if tree else None
+        names = [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)][1:] if spec else []
+        return {argument: _Value(frozenset({f"@{argument}"})) for argument in names}
 
     # Functions ---------------------------------------------------------------------------------------------
 
@@ -139,15 +154,7 @@ class _Interpreter:
     def _statement(self, node: ast.stmt, env: _Env) -> None:
         match node:
             case ast.Assign(targets=targets, value=value):
-                if len(targets) == 1 and isinstance(targets[0], ast.Tuple) and isinstance(value, ast.Tuple):
-                    values = [self._eval(item, env) for item in value.elts]
-                    if len(values) == len(targets[0].elts):
-                        for target, item in zip(targets[0].elts, values, strict=True):
-                            _assign(target, item, env)
-                        return
-                    result = _union(values)
-                else:
-                    result = self._eval(value, env)
+                result = self._eval(value, env)
                 for target in targets:
                     _assign(target, result, env)
             case ast.AnnAssign(target=target, value=ast.expr() as value):
@@ -168,7 +175,7 @@ class _Interpreter:
                     if isinstance(node, ast.While):
                         self._eval(node.test, env)
                     else:
-                        self._bind_loop(node.target, node.iter, env)
+                        _assign(node.target, self._element(node.iter, env), env)
                     self._body(node.body, env)
                     _merge(env, [before])
                 self._body(node.orelse, env)
@@ -200,18 +207,14 @@ class _Interpreter:
         env.clear()
         _merge(env, results)
 
-    def _bind_loop(self, target: ast.expr, iterated: ast.expr, env: _Env) -> None:
-        """Binds a loop's target; `enumerate` and `zip` element by element, so that an index stays clean."""
-        if isinstance(iterated, ast.Call) and isinstance(iterated.func, ast.Name) and isinstance(target, ast.Tuple):
-            if iterated.func.id == "enumerate" and len(target.elts) == 2 and iterated.args:
-                _assign(target.elts[0], _NOTHING, env)
-                self._bind_loop(target.elts[1], iterated.args[0], env)
-                return
-            if iterated.func.id == "zip" and len(target.elts) == len(iterated.args):
-                for part, source in zip(target.elts, iterated.args, strict=True):
-                    self._bind_loop(part, source, env)
-                return
-        _assign(target, self._eval(iterated, env), env)
+    def _element(self, iterated: ast.expr, env: _Env) -> _Value:
+        """What a loop over this binds: of `enumerate` and `zip` a tuple, so that an index stays clean."""
+        match iterated:
+            case ast.Call(func=ast.Name(id="enumerate"), args=[inner, *_]):
+                return _tuple([_NOTHING, self._element(inner, env)])
+            case ast.Call(func=ast.Name(id="zip"), args=sources) if sources:
+                return _tuple([self._element(source, env) for source in sources])
+        return self._eval(iterated, env).whole()
 
     # Expressions -------------------------------------------------------------------------------------------
 
@@ -230,6 +233,8 @@ class _Interpreter:
                 return self._subscript(self._eval(value, env), index, env)
             case ast.Call():
                 return self._call(node, env)
+            case ast.Tuple(elts=elements) if not any(isinstance(element, ast.Starred) for element in elements):
+                return _tuple([self._eval(element, env) for element in elements])
             case ast.BinOp(left=left, right=right):
                 return self._combine([self._eval(left, env), self._eval(right, env)])
             case ast.Compare(left=left, ops=ops, comparators=comparators):
@@ -249,7 +254,7 @@ class _Interpreter:
             case ast.ListComp() | ast.SetComp() | ast.GeneratorExp() | ast.DictComp():
                 inner = dict(env)
                 for generator in node.generators:
-                    self._bind_loop(generator.target, generator.iter, inner)
+                    _assign(generator.target, self._element(generator.iter, inner), inner)
                     for test in generator.ifs:
                         self._eval(test, inner)
                 element = node.value if isinstance(node, ast.DictComp) else node.elt
@@ -258,6 +263,7 @@ class _Interpreter:
         return _union([self._eval(child, env) for child in children], keep_direct=True)
 
     def _attribute(self, base: _Value, attr: str) -> _Value:
+        base = base.whole()
         if attr in _METADATA:
             return _NOTHING
         if not base.direct:
@@ -272,6 +278,12 @@ class _Interpreter:
 
     def _subscript(self, base: _Value, index: ast.expr, env: _Env) -> _Value:
         taint = self._eval(index, env).taint
+        if (
+            isinstance(index, ast.Constant)
+            and isinstance(index.value, int)
+            and -len(base.parts) <= index.value < len(base.parts)
+        ):
+            return base.parts[index.value]
         if base.direct and isinstance(index, ast.Constant) and isinstance(index.value, str | int):
             base = self._extend(base, str(index.value))
         return _Value(base.taint | taint, base.direct)
@@ -300,20 +312,22 @@ class _Interpreter:
             case ast.Name(id="len" | "isinstance" | "hasattr" | "type" | "id"):
                 return _NOTHING
             case ast.Name(id=name) | ast.Attribute(attr=name) if name in _TRANSPARENT and name not in env:
-                return _union(given, keep_direct=True)
+                return _union(given, keep_direct=True).whole()
             case ast.Attribute(value=receiver, attr=method) if method in _TRANSPARENT_METHODS:
-                return _union([self._eval(receiver, env), *given], keep_direct=True)
+                return _union([self._eval(receiver, env), *given], keep_direct=True).whole()
             case ast.Attribute(value=ast.Name(id=name), attr=method) if method in _MUTATORS and name in env:
-                env[name] = _union([env[name], *given], keep_direct=True)
+                env[name] = _union([env[name], *given], keep_direct=True).whole()
                 return _NOTHING
         function = self._eval(node.func, env)
         if not function.direct:
             # `F.layer_norm(x, shape, self.weight)`, `checkpoint(layer, x)`: what is handed over is applied.
-            return _union([function, self._combine(given)])
-        for source in _union(given).taint:
-            for target in function.direct:
-                self._flow(source, target)
-        return _union([function, *given])
+            return _union([function, self._combine(given)]).whole()
+        labelled: list[tuple[int | str, _Value]] = [*enumerate(args), *keywords.items(), ("*", rest)]
+        for label, value in labelled:
+            for source in value.taint:
+                for target in function.direct:
+                    self._flow(source, target, "*" if starred and isinstance(label, int) else label)
+        return _union([function, *given]).whole()
 
     def _inlined_call(
         self, func: ast.expr, args: list[_Value], keywords: dict[str, _Value], rest: _Value, env: _Env
@@ -335,23 +349,35 @@ class _Interpreter:
             for target in value.direct:
                 for source in others:
                     self._flow(source, target)
-        return _union(values)
+        return _union(values).whole()
 
-    def _flow(self, source: str, target: str) -> None:
-        if source and target:
+    def _flow(self, source: str, target: str, label: int | str = "*") -> None:
+        if not source or not target:
+            return
+        self.entries.setdefault((source, target), set()).add(label)
+        if not source.startswith("@"):
             self.edges.setdefault((source, target), len(self.edges))
 
 
 def _union(values: Iterable[_Value], keep_direct: bool = False) -> _Value:
     values = list(values)
     taint = frozenset[str]().union(*(value.taint for value in values))
-    return _Value(taint, frozenset[str]().union(*(v.direct for v in values)) if keep_direct else frozenset())
+    direct = frozenset[str]().union(*(value.direct for value in values)) if keep_direct else frozenset[str]()
+    parts: tuple[_Value, ...] = ()
+    if values and len({len(value.parts) for value in values}) == 1:
+        columns = zip(*(value.parts for value in values), strict=True)
+        parts = tuple(_union(column, keep_direct) for column in columns)
+    return _Value(taint, direct, parts)
+
+
+def _tuple(values: list[_Value]) -> _Value:
+    return _union(values, keep_direct=True)._replace(parts=tuple(values))
 
 
 def _merge(env: _Env, others: Iterable[_Env]) -> None:
     for other in others:
         for name, value in other.items():
-            env[name] = _union([env.get(name, _NOTHING), value], keep_direct=True)
+            env[name] = _union([env[name], value], keep_direct=True) if name in env else value
 
 
 def _assign(target: ast.expr, value: _Value, env: _Env) -> None:
@@ -359,12 +385,13 @@ def _assign(target: ast.expr, value: _Value, env: _Env) -> None:
         case ast.Name(id=name):
             env[name] = value
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
-            for element in elements:
-                _assign(element, value, env)
+            fits = len(value.parts) == len(elements) and not any(isinstance(e, ast.Starred) for e in elements)
+            for element, part in zip(elements, value.parts if fits else [value.whole()] * len(elements), strict=True):
+                _assign(element, part, env)
         case ast.Starred(value=inner):
             _assign(inner, value, env)
         case ast.Subscript(value=ast.Name(id=name)) | ast.Attribute(value=ast.Name(id=name)) if name != "self":
-            env[name] = _union([env.get(name, _NOTHING), value], keep_direct=True)
+            env[name] = _union([env.get(name, _NOTHING), value], keep_direct=True).whole()
 
 
 def _bind(spec: ast.arguments, args: list[_Value], keywords: dict[str, _Value], rest: _Value, static: bool) -> _Env:

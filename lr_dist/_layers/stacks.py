@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ _DEPTH_KEYS = [
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups", "depth"),
     *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
 ]
+_DEPTHS_KEY = "depths"  # one for each stage, as in Swin
 _ATTENTION = re.compile(r"attn|attention|(^|_)mha($|_)|qkv|q_proj", re.IGNORECASE)
 
 Side = Literal["before", "after", "reused", "between", "unrelated"]
@@ -88,14 +90,14 @@ def unwrap(module: nn.Module) -> nn.Module:
 
 
 def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple[list[Stack], list[Stack]]:
-    """The model's stack of layers, or its encoder's and its decoder's.
+    """The model's stack of layers, or its encoder's and its decoder's, or those of its stages.
 
     Args:
         tree: The model.
         is_overridden: Whether an override places this parameter; a stack of nothing else is no stack.
 
     Returns:
-        One stack, or two that follow each other in depth; and the frozen ones that were passed over (a teacher, a
+        One stack, or several that follow each other, in the order of depth; and the frozen ones that were passed over (a teacher, a
         frozen image tower), whose parameters have no depth here.
 
     Raises:
@@ -118,10 +120,9 @@ def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple
             + (f" (beside the overridden {', '.join(map(str, beside))})" if beside else "")
             + ". Pass the transformer itself."
         )
-    if len(stacks) == 2:
-        for encoder, decoder in (stacks, stacks[::-1]):
-            if _is_encoder_decoder(tree, encoder, decoder):
-                return [encoder, decoder], ignored
+    ordered = sorted(stacks, key=lambda stack: sum(_follows(tree, other, stack) for other in stacks))
+    if all(_follows(tree, first, then) for k, first in enumerate(ordered) for then in ordered[k + 1 :]):
+        return ordered, ignored
     raise LayersNotFoundError(_several(stacks))
 
 
@@ -130,7 +131,7 @@ def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
     trained = [s for s in stacks if any(p.value.requires_grad for p in tree.below(s.paths[0]))]
 
     def stands_by(frozen: Stack, learner: Stack) -> bool:
-        if any(_is_encoder_decoder(tree, *pair) for pair in ((frozen, learner), (learner, frozen))):
+        if _follows(tree, frozen, learner) or _follows(tree, learner, frozen):
             return False
         # Idefics' frozen layers alternate with its trained ones, and then they are its depth too.
         return side_of(tree, frozen.paths[0], learner.paths[0]) in ("before", "unrelated", None)
@@ -191,27 +192,40 @@ def _has_attention(layer: nn.Module) -> bool:
     return any(
         _ATTENTION.search(name.rpartition(".")[2]) or _ATTENTION.search(type(module).__name__)
         for name, module in layer.named_modules()
+        if not isinstance(module, nn.Embedding)  # `relative_attention_bias`: a table
     )
 
 
 def _matches_config(tree: Tree, stack: Stack) -> bool:
     """Whether the configuration of the nearest module around the stack names its length as the depth."""
-    for path in stack.paths:
-        parts = path.split(".")
-        for end in range(len(parts) - 1, -1, -1):
-            config = getattr(tree.modules[".".join(parts[:end])], "config", None)
-            depths = _depths(config)
-            if depths:
-                if len(stack.keys) in depths:
-                    return True
-                break
-    return False
+    return any(len(stack.keys) in _depths(_config_around(tree, path)) for path in stack.paths)
+
+
+def _config_around(tree: Tree, path: str) -> object | None:
+    """The configuration of the nearest module around a stack that says how deep it is."""
+    parts = path.split(".")
+    for end in range(len(parts) - 1, -1, -1):
+        config = getattr(tree.modules[".".join(parts[:end])], "config", None)
+        if _depths(config):
+            return config
+    return None
 
 
 def _depths(config: object) -> set[int]:
-    read = config.get if isinstance(config, Mapping) else lambda key: getattr(config, key, None)
-    values = [read(key) for key in _DEPTH_KEYS] if config is not None else []
-    return {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
+    values = [_read(config, key) for key in _DEPTH_KEYS]
+    depths = {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
+    return depths | set(_depths_of_stages(config))
+
+
+def _depths_of_stages(config: object) -> list[int]:
+    values = _read(config, _DEPTHS_KEY)
+    return list(values) if isinstance(values, list | tuple) and all(type(value) is int for value in values) else []
+
+
+def _read(config: object, key: str) -> object:
+    if config is None:
+        return None
+    return config.get(key) if isinstance(config, Mapping) else getattr(config, key, None)
 
 
 def _is_chained(tree: Tree, stack: Stack) -> bool | None:
@@ -239,9 +253,11 @@ def _drop_nested(tree: Tree, stacks: list[Stack]) -> list[Stack]:
         return [s for s in stacks if s is not outer and s.paths[0].startswith(prefixes)]
 
     def is_wrapper(outer: Stack) -> bool:
+        inner = inner_of(outer)
+        if _is_list_of_stages(tree, outer, inner):
+            return True
         if _matches_config(tree, outer):
             return False
-        inner = inner_of(outer)
         if len(outer.keys) == 1:
             return bool(inner)
         return any(_matches_config(tree, s) or (len(s.keys) > 1 and _is_alike(s)) for s in inner)
@@ -249,6 +265,60 @@ def _drop_nested(tree: Tree, stacks: list[Stack]) -> list[Stack]:
     kept = [s for s in stacks if not is_wrapper(s)]
     nested = [s for outer in kept for s in inner_of(outer)]
     return [s for s in kept if s not in nested]
+
+
+def _is_list_of_stages(tree: Tree, outer: Stack, inner: list[Stack]) -> bool:
+    """Whether each entry of a list holds layers of its own: as many as the config's depths say, or with attention."""
+    stages: dict[str, list[Stack]] = {}
+    for stack in inner:
+        key = stack.paths[0].removeprefix(outer.paths[0] + "." if outer.paths[0] else "").partition(".")[0]
+        if not any(stack.paths[0].startswith(other.paths[0] + ".") for other in inner):
+            stages.setdefault(key, []).append(stack)
+    if len(stages) < 2 or any(len(stacks) != 1 for stacks in stages.values()):
+        return False
+    layers = [stages[key][0] for key in outer.keys if key in stages]
+    config = _config_around(tree, outer.paths[0])
+    if [len(stack.keys) for stack in layers] == _depths_of_stages(config):
+        return True
+    return len(layers) == len(outer.keys) and any(_has_equals_with_attention(stack) for stack in layers)
+
+
+def _has_equals_with_attention(stack: Stack) -> bool:
+    kinds = [type(layer) for layer in map(unwrap, stack.module.children()) if _has_attention(layer)]
+    return len(kinds) > len(set(kinds))
+
+
+def _follows(tree: Tree, first: Stack, then: Stack) -> bool:
+    """Whether two stacks are known to be one after the other in depth."""
+    if _is_encoder_decoder(tree, first, then):
+        return True
+    if side_of(tree, first.paths[0], then.paths[0]) != "before":
+        return False
+    if not (_is_layered(tree, first) and _is_layered(tree, then)):
+        return False
+    if stages_around(tree, first.paths[0], then.paths[0]) is not None:
+        return True
+    # Of one class, in one model with a config of its own. Two towers, or a model on top of another, are not.
+    kinds = {type(unwrap(layer)) for stack in (first, then) for layer in stack.module.children()}
+    parts = first.paths[0].split(".")
+    around = [".".join(parts[:end]) for end in range(common_prefix(parts, then.paths[0].split(".")) + 1)]
+    return len(kinds) == 1 and any(getattr(tree.modules[path], "config", None) is not None for path in around)
+
+
+def stages_around(tree: Tree, first: str, second: str) -> str | None:
+    """The list, applied entry after entry, in different entries of which two names are; None if there is none."""
+    one, two = first.split("."), second.split(".")
+    shared = common_prefix(one, two)
+    if shared >= min(len(one), len(two)):
+        return None
+    path = ".".join(one[:shared])
+    module = tree.modules.get(path)
+    if (
+        not isinstance(module, nn.ModuleList | nn.Sequential)
+        or not {one[shared], two[shared]} <= module._modules.keys()
+    ):
+        return None
+    return path if _is_chained(tree, Stack((path,), module, tuple(module._modules))) else None
 
 
 def _is_encoder_decoder(tree: Tree, encoder: Stack, decoder: Stack) -> bool:
@@ -291,6 +361,9 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
                 keys = list(module._modules)
                 return "before" if keys.index(rest[0]) < keys.index(stack_rest[0]) else "after"
             continue
+        if end == shared and stages_around(tree, path, stack) is not None:
+            keys = list(module._modules)
+            return "before" if keys.index(rest[0]) < keys.index(stack_rest[0]) else "after"
         flows = flows_of(type(module))
         kinds = {token: _kind(tree, parent, token, rest, stack_rest) for token in flows.used}
         if "stack" not in kinds.values() and "*" in kinds:
@@ -310,6 +383,63 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
             return "before" if before >= 0 else "after"
         unrelated = unrelated or {"path", "stack"} <= set(kinds.values())
     return "unrelated" if unrelated else None
+
+
+def receives(tree: Tree, path: str, stack: str) -> bool | None:
+    """Whether data that has passed a stack enters a module or parameter, followed argument by argument.
+
+    `side_of` sees one module enter another; this looks into it: of a decoder that is called with token ids and with the
+    encoder's output, the embedding receives the one, and the projection of the other.
+
+    Args:
+        tree: The model.
+        path: Clean name of the module or parameter, outside the stack.
+        stack: Clean name of the stack.
+
+    Returns:
+        None if the source does not say.
+    """
+    parts, stack_parts = path.split("."), stack.split(".") if stack else []
+    shared = common_prefix(parts, stack_parts)
+    if stages_around(tree, path, stack) is not None:
+        return int(stack_parts[shared]) < int(parts[shared])
+    parent = ".".join(parts[:shared])
+    flows = flows_of(type(tree.modules[parent]))
+    sources = {
+        source
+        for source, _ in flows.entries
+        if not source.startswith("@") and _kind(tree, parent, source, parts[shared:], stack_parts[shared:]) == "stack"
+    }
+    return _enters(tree, parent, sources, parts[shared:]) if sources else None
+
+
+def _enters(tree: Tree, parent: str, sources: set[str], rest: list[str]) -> bool:
+    """Whether one of these sources of a module's flows reaches the path `rest` below it."""
+    flows = flows_of(type(tree.modules[parent]))
+    for (source, target), labels in flows.entries.items():
+        steps = target.split(".")
+        if source not in sources or common_prefix(steps, rest) < min(len(steps), len(rest)):
+            continue
+        below = ".".join([parent, *steps] if parent else steps)
+        if len(steps) >= len(rest) or not _own_flows(tree, below):
+            return True
+        if _enters(tree, below, _arguments(tree.modules[below], labels), rest[len(steps) :]):
+            return True
+    return False
+
+
+def _own_flows(tree: Tree, path: str) -> bool:
+    return path in tree.modules and bool(flows_of(type(tree.modules[path])).entries)
+
+
+def _arguments(module: nn.Module, labels: set[int | str]) -> set[str]:
+    """The arguments of a module's forward that these labels of a call stand for, as sources of its flows."""
+    names = [name for name in inspect.signature(inspect.unwrap(type(module).forward)).parameters if name != "self"]
+    if "*" in labels:
+        return {f"@{name}" for name in names}
+    return {
+        f"@{names[label] if label < len(names) else '*'}" if isinstance(label, int) else f"@{label}" for label in labels
+    }
 
 
 def _kind(tree: Tree, parent: str, token: str, rest: list[str], stack_rest: list[str]) -> str | None:

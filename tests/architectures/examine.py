@@ -10,7 +10,7 @@ from typing import Any
 
 from build import build, tiny_configs
 from inputs import argument_sets
-from oracle import NothingSeen, Truth, growing_lists, observe
+from oracle import NothingSeen, Truth, all_lists, growing_lists, observe
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -69,7 +69,8 @@ def examine(model_type: str, class_name: str, progress: Callable[[Finding], obje
         if best.outcome == "unbuildable" and (finding.outcome == "unchecked" or not best.reason):
             best = finding
             progress(best)
-        sizes[finding.reason].add(how.partition(",")[0])
+        if finding.outcome == "unchecked":
+            sizes[finding.reason].add(how.partition(",")[0])
         if len(sizes[finding.reason]) == _MAX_SIZES:
             break
     return best
@@ -117,14 +118,18 @@ def _run(class_name: str, config: PreTrainedConfig, skeleton: nn.Module) -> Trut
     size = sum(parameter.numel() for parameter in skeleton.parameters())
     if size > _MAX_PARAMETERS:
         raise MemoryError(f"{size / 1e6:.0f} million parameters with the smallest config that can be built")
-    lists = growing_lists(config, lambda changed: build(class_name, changed))
+    growing = growing_lists(config, lambda changed: build(class_name, changed))
     model = build(class_name, config, "cpu")
     first: Exception | None = None
     for arguments in argument_sets(model):
-        try:
-            return observe(model, lambda: model(**arguments), lists)  # noqa: B023 - called at once
-        except Exception as error:  # noqa: BLE001 - whatever a model's forward raises on inputs that do not suit it
-            first = first or error
+        for lists in (growing, all_lists(model)):
+            try:
+                return observe(model, lambda: model(**arguments), lists)  # noqa: B023 - called at once
+            except NothingSeen as error:
+                first = first or error
+            except Exception as error:  # noqa: BLE001 - whatever a model's forward raises on unsuitable inputs
+                first = first or error
+                break
     raise first or NothingSeen("forward takes no input that is known here")
 
 

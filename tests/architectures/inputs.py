@@ -42,11 +42,13 @@ def argument_sets(model: nn.Module) -> Iterator[dict[str, Any]]:
         makers |= {name: (_patches,) for name in ("hidden_states", "pixel_values") if name in makers}
     if "spatial_shapes" in makers:
         makers["pixel_values"] = (lambda config: _patches(config)[None],)
-    for k in range(max((len(shapes) for shapes in makers.values()), default=1)):
-        made = {name: shapes[k % len(shapes)](model.config) for name, shapes in makers.items()}
-        if "use_cache" in parameters:
-            made["use_cache"] = False
-        yield made
+    beside = {name: _MAKERS[name] for name in ("pixel_values", "attention_mask") if name in parameters.keys() - makers.keys()}
+    for chosen in (makers, {**makers, **beside}) if "pixel_values" in beside else (makers,):
+        for k in range(max((len(shapes) for shapes in chosen.values()), default=1)):
+            made = {name: shapes[k % len(shapes)](model.config) for name, shapes in chosen.items()}
+            if "use_cache" in parameters:
+                made["use_cache"] = False
+            yield made
 
 
 def _find(config: PreTrainedConfig, *names: str, default: Any = None) -> Any:
@@ -168,7 +170,7 @@ def _steps(width: str) -> Maker:
 _MAKERS: dict[str, tuple[Maker, ...]] = {
     "input_ids": (_tokens, _codebook_tokens),
     "decoder_input_ids": (_tokens, _codebook_tokens),
-    "decoder_input_values": (lambda config: torch.randn(1, _TOKENS, _mel_bins(config)),),
+    "decoder_input_values": (lambda config: torch.randn(1, _TOKENS, _mel_bins(config)), *[_embedded] * 3),
     "inputs_embeds": (_embedded,),
     "query_embeds": (_embedded,),
     "noise_embeds": (_embedded,),
@@ -190,7 +192,7 @@ _MAKERS: dict[str, tuple[Maker, ...]] = {
     "merge_sizes": (lambda config: torch.tensor([2]),),
     "bool_masked_pos": (lambda config: torch.arange(1568)[None] % 2 == 0,),
     "flattened_patches": (_flat_patches,),
-    "input_values": (_samples, lambda config: _samples(config)[None], _spectrogram),
+    "input_values": (_samples, lambda config: _samples(config)[None], _spectrogram, _embedded),
     "input_features": (_frames, _bins_first(_FRAMES), _whisper_frames, _bins_first(3000)),
     "input_features_mask": (
         lambda config: torch.ones(1, _FRAMES, dtype=torch.long),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from itertools import chain
@@ -24,6 +24,8 @@ from torch.autograd.graph import Node
 from transformers import PreTrainedConfig
 
 _DEPTH_FIELD = re.compile(r"layer|depth|block|group")
+_LOOKUP_NODE = re.compile(r"Embedding|Index|Gather")  # what is looked up is data, though no edge of the graph says so
+_TABLE_NODE = re.compile(r"^(Add|Sub|Cat|Stack)Backward")
 _ATTENTION_NODE = re.compile(r"ScaledDotProduct|Softmax|Attention")
 
 
@@ -61,7 +63,8 @@ def growing_lists(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], 
     Returns:
         Path of the list -> the fields that it follows, as `text_config.num_hidden_layers`.
     """
-    before = _lengths(build(config))
+    model = build(config)
+    before = _lengths(model)
     found: dict[str, set[str]] = defaultdict(set)
     for name, changed, step in _with_one_layer_more(config):
         try:
@@ -71,7 +74,19 @@ def growing_lists(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], 
         for path in before.keys() & after.keys():
             if after[path] - before[path] == step:
                 found[path].add(name)
-    return dict(found)
+    # A list of the same layers that does not grow (Canine's encoders of characters) is one of layers all the same.
+    kinds = {_kind(model, path) for path in found}
+    return {path: found.get(path, set()) for path in before if path in found or _kind(model, path) in kinds}
+
+
+def _kind(model: nn.Module, path: str) -> type | None:
+    kinds = {type(child) for child in model.get_submodule(path).children()}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def all_lists(model: nn.Module) -> dict[str, set[str]]:
+    """Every list of modules, for a model whose depth its config does not say: the run alone then tells its layers."""
+    return {path: set() for path in _lengths(model)}
 
 
 def _lengths(model: nn.Module) -> dict[str, int]:
@@ -150,7 +165,7 @@ def observe(model: nn.Module, run: Callable[[], Any], lists: dict[str, set[str]]
     Args:
         model: A model with real weights.
         run: Calls it, and returns its outputs.
-        lists: Its growing lists of modules (`growing_lists`).
+        lists: The lists of modules that may be layers (`growing_lists`, or else `all_lists`).
 
     Returns:
         The truth.
@@ -166,10 +181,10 @@ def observe(model: nn.Module, run: Callable[[], Any], lists: dict[str, set[str]]
     if not units:
         raise NothingSeen("no list that grows with the config's depth was called")
     roots = [t.grad_fn for t in _tensors(outputs) if t.grad_fn is not None]
-    if not roots:
-        raise NothingSeen("no output depends on a parameter")
     graph = _Graph(model, roots, units)
-    stacks, doubts = _order(graph, units)
+    if not any(graph.passed[root] for root in roots):
+        raise NothingSeen("no output depends on a layer: the graph is cut")
+    stacks, doubts = _order(graph, units, lists)
     return _place(model, graph, stacks, doubts)
 
 
@@ -259,11 +274,6 @@ class _Graph:
         names = {id(p): name for name, p in model.named_parameters()}
         self.parameters = list(names.values())
         index = {name: k for k, name in enumerate(self.parameters)}
-        owner = [name.partition(".parametrizations.")[0].rpartition(".")[0] for name in self.parameters]
-        owned: dict[str, int] = defaultdict(int)
-        for k, path in enumerate(owner):
-            owned[path] |= 1 << k
-        self.siblings = [owned[path] for path in owner]
 
         left: dict[Node, int] = defaultdict(int)
         for k, unit in enumerate(units):
@@ -281,7 +291,7 @@ class _Graph:
                 self.attention.append(node._sequence_nr())
             inputs = [child for child, _ in node.next_functions]
             passed, fed_by = left.get(node, 0), 0
-            constant = None not in inputs or _only_scaled(node)
+            constant = (None not in inputs or _only_scaled(node)) and not _LOOKUP_NODE.search(node.name())
             variable = getattr(node, "variable", None)
             if variable is not None and not inputs:
                 constant = id(variable) in names
@@ -301,16 +311,34 @@ class _Graph:
         """The units that the data passed before it came to this node."""
         return reduce(or_, (self.passed[child] for child, _ in node.next_functions if child is not None), 0)
 
+    def met_outside(self, node: Node, layers: Collection[int]) -> set[int]:
+        """The layers that other data has passed which this node's output meets before it enters a layer."""
+        intervals = [interval for k in layers for interval in self.units[k].intervals]
+        met, seen, queue = set(), set(), [node]
+        while queue:
+            here = queue.pop()
+            if here in seen or any(start <= here._sequence_nr() < end for start, end in intervals):
+                continue
+            seen.add(here)
+            passed = {k for k in _bits(self.passed[here]) if k in layers}
+            met |= passed
+            if not passed:
+                queue += self.consumers[here]
+        return met
+
+    def is_bare(self, k: int, node: Node) -> bool:
+        """Whether parameter k comes to this node as itself, not as the weight of an operation on data."""
+        return any(c is not None and self.constant[c] and self.fed_by[c] >> k & 1 for c, _ in node.next_functions)
+
     def joins(self, k: int) -> list[Node]:
-        """Where parameter k first meets data: past what only prepares it (a transpose, a weight norm), by time."""
+        """Where parameter k first meets data: past what is made of parameters alone (a transpose, 1 + w), by time."""
         found, seen, queue = [], set(), list(self.consumers[self.leaf[k]])
         while queue:
             node = queue.pop()
             if node in seen:
                 continue
             seen.add(node)
-            prepares = self.constant[node] and not self.fed_by[node] & ~self.siblings[k]
-            if prepares and self.consumers[node]:
+            if self.constant[node] and self.consumers[node]:
                 queue += self.consumers[node]
             else:
                 found.append(node)
@@ -352,15 +380,15 @@ def _bits(mask: int) -> Iterator[int]:
 _Stack = list[list[int]]
 
 
-def _order(graph: _Graph, units: list[_Unit]) -> tuple[list[_Stack], list[str]]:
+def _order(graph: _Graph, units: list[_Unit], fields: dict[str, set[str]]) -> tuple[list[_Stack], list[str]]:
     """The stacks in the order in which data passes them, and what speaks against it."""
     upstream = [_upstream(graph, k) for k in range(len(units))]
     lists: dict[str, _Stack] = {}
     for k, unit in enumerate(units):
         lists.setdefault(unit.stack, []).append([k])
     chained = {path: stack for path, stack in lists.items() if _is_chain(stack, upstream)}
-    stacks = {path: stack for path, stack in chained.items() if _attends(graph, stack)} or chained
-    stacks = _merge_alternating(_not_nested(stacks, units), upstream)
+    stacks = _merge_alternating(_not_nested(graph, chained, fields), upstream)
+    stacks = {path: stack for path, stack in stacks.items() if _attends(graph, stack)} or stacks
 
     doubts = []
     paths = list(stacks)
@@ -374,19 +402,20 @@ def _order(graph: _Graph, units: list[_Unit]) -> tuple[list[_Stack], list[str]]:
     return [stacks[path] for path in sorted(paths, key=lambda path: position[path])], doubts
 
 
-def _not_nested(stacks: dict[str, _Stack], units: list[_Unit]) -> dict[str, _Stack]:
+def _not_nested(graph: _Graph, stacks: dict[str, _Stack], fields: dict[str, set[str]]) -> dict[str, _Stack]:
     """Of stacks inside each other: the outer one, unless it is a list of stages, each of several layers."""
     kept = dict(stacks)
     for path in sorted(stacks, key=len):
-        inside = tuple(units[k].path + "." for layer in stacks[path] for k in layer)
-        inner = [other for other in kept if other.startswith(inside)]
+        inside = tuple(graph.units[k].path + "." for layer in stacks[path] for k in layer)
+        inner = [other for other in kept if f"{other}.".startswith(inside)]
         if path not in kept or not inner:
             continue
-        if sum(len(kept[other]) for other in inner) > len(stacks[path]):
-            del kept[path]
+        layers = [other for other in inner if _attends(graph, kept[other]) or not _attends(graph, kept[path])]
+        if sum(len(kept[other]) for other in layers) > len(stacks[path]):
+            # With the stages goes what else there is one of for each stage.
+            kept = {p: stack for p, stack in kept.items() if p != path and not fields[p] & fields[path]}
         else:
-            for other in inner:
-                del kept[other]
+            kept = {p: stack for p, stack in kept.items() if p not in inner}
     return kept
 
 
@@ -460,12 +489,16 @@ def _place(model: nn.Module, graph: _Graph, stacks: list[_Stack], doubts: list[s
         elif not fed:
             depths[name] = _one(num_layers + 1)
         elif not passed:
+            # A looked-up table that meets, on its way to a later stack, what has passed an earlier one is between them.
+            met = [depth_of[k] for k in graph.met_outside(joins[0], depth_of)]
             shallowest = min(depth_of[k] for k in fed)
-            depths[name] = _one(0) if fed & first_layers else range(shallowest)
+            depths[name] = range(max(met, default=0) + 1) if fed & first_layers else range(shallowest)
         else:
             deepest = max(depth_of[k] for k in passed)
             later = [depth_of[k] for k in fed if depth_of[k] > deepest]
-            depths[name] = range(deepest, max(deepest + 1, min(later, default=0)))
+            # A table that is added between two layers takes nothing from those before: it may count as input, too.
+            table = _TABLE_NODE.search(joins[0].name()) and graph.is_bare(index, joins[0])
+            depths[name] = range(0 if table else deepest, max(deepest + 1, min(later, default=0)))
     paths = tuple(tuple(dict.fromkeys(units[k].stack for k in stack[0])) for stack in stacks)
     return Truth(num_layers, paths, depths, tuple(unused), tuple(beside), tuple(doubts))
 

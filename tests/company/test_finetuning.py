@@ -276,6 +276,12 @@ def test_backbone_finetuning_is_refused_with_what_to_use_instead() -> None:
         tiny.fit(module, BackboneFinetuning(unfreeze_backbone_at_epoch=1), layerwise())
 
 
+def test_unfreezing_beside_the_callbacks_own_unfreezing_is_refused() -> None:
+    both = LayerwiseLR(DISTRIBUTION, unfreeze_every_n_epochs=1, verbose=False)
+    with pytest.raises(UnsupportedCallbackError, match="UnfreezeAtOne and LayerwiseLR's own unfreezing"):
+        tiny.fit(Module(), UnfreezeAtOne(), both)
+
+
 def test_a_subclass_of_backbone_finetuning_with_a_schedule_of_its_own_is_not() -> None:
     class Own(BackboneFinetuning):
         def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:

@@ -1,4 +1,4 @@
-"""Two processes for all tests of strategies: importing torch and Lightning anew for each would take most of the time."""
+"""Two processes for all tests of strategies: to import torch and Lightning for each would take most of the time."""
 
 from __future__ import annotations
 

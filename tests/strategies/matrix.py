@@ -42,6 +42,7 @@ TITLES = {
     "fsdp2-distributed": "FSDP2, distributed checkpoint",
     "fsdp1": "FSDP1, sharded checkpoint",
 }
+_NOT_RUN = "\N{EN DASH}"
 Check = Callable[[Case, Run, Path], list[str]]
 CHECKS: dict[str, Check] = {
     "rates": lambda case, run, folder: checks.rates(case, run(case)),
@@ -92,7 +93,7 @@ def render(result: dict[str, Any]) -> str:
         row = []
         for name in CHECKS:
             lists = [found[name] for found in schedules.values() if name in found]
-            row.append(f"{sum(not found for found in lists)} of {len(lists)}" if lists else "–")
+            row.append(f"{sum(not found for found in lists)} of {len(lists)}" if lists else _NOT_RUN)
         counted.append(f"| {TITLES[strategy]} | " + " | ".join(row) + " |")
     strategies = list(result["cells"])
     titles = " | ".join(TITLES[name] for name in strategies)
@@ -102,7 +103,7 @@ def render(result: dict[str, Any]) -> str:
         for strategy in strategies:
             found = result["cells"][strategy].get(schedule, {})
             failed = [name for name, lines in found.items() if lines]
-            count = f"{len(found) - len(failed)} of {len(found)}" if found else "–"
+            count = f"{len(found) - len(failed)} of {len(found)}" if found else _NOT_RUN
             row.append(count + (f", not {', '.join(failed)}" if failed else ""))
         each.append(f"| {schedule} | " + " | ".join(row) + " |")
     made = result["environment"]

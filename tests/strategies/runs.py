@@ -52,7 +52,6 @@ class Case:
         layerwise: further options of `LayerwiseLR`.
         options: of the Trainer.
         dropout: above 0, every process draws its own random numbers.
-        resumable_data: the data come from a loader with a state of its own, not from a plain DataLoader.
         built_late: the model is made in `configure_model`, not in `__init__`.
         epochs: how many, of `STEPS` batches each.
         save_after: batches after which a checkpoint is written, in the middle of a window of accumulation too.
@@ -71,7 +70,6 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
     dropout: float = 0.0
     built_late: bool = False
-    resumable_data: bool = False
     epochs: int = EPOCHS
     save_after: int | None = None
     save_at_step: int | None = None
@@ -93,7 +91,9 @@ class FSDPOnCPU(FSDPStrategy):
         from torch.distributed.fsdp import FullyShardedDataParallel
 
         device = torch.device("cpu")
-        return FullyShardedDataParallel(model, device_id=device, sharding_strategy=self.sharding_strategy, **self.kwargs)
+        return FullyShardedDataParallel(
+            model, device_id=device, sharding_strategy=self.sharding_strategy, **self.kwargs
+        )
 
 
 class DeepSpeedOnCPU(DeepSpeedStrategy):
@@ -104,6 +104,9 @@ class DeepSpeedOnCPU(DeepSpeedStrategy):
 
     def setup_environment(self) -> None:
         DDPStrategy.setup_environment(self)
+
+    def setup_distributed(self) -> None:
+        DDPStrategy.setup_distributed(self)
 
 
 def _fsdp1(**options: Any) -> Strategy:
@@ -121,6 +124,7 @@ STRATEGIES: dict[str, Callable[[], Strategy | str]] = {
     "ddp": lambda: DDPStrategy(timeout=PATIENCE),
     "fsdp2": lambda: _fsdp2(distributed=False),
     "fsdp2-distributed": lambda: _fsdp2(distributed=True),
+    "tensor-parallel": lambda: ModelParallelStrategy(1, 2, save_distributed_checkpoint=False, timeout=PATIENCE),
     # torch crashes when it writes a full checkpoint of FSDP1 on a CPU, with or without LayerwiseLR.
     "fsdp1": lambda: _fsdp1(use_orig_params=True, state_dict_type="sharded"),
     "fsdp1-flat": lambda: _fsdp1(use_orig_params=False),
@@ -185,7 +189,7 @@ def _zero(module: nn.Module) -> Any:
     return ZeroRedundancyOptimizer(module.parameters(), torch.optim.AdamW, lr=BASE)
 
 
-# Where a gradient is 0 but for rounding (attention's key bias) Adam with its usual eps takes steps that are noise alone.
+# Where a gradient is 0 but for rounding (attention's key bias), Adam with its usual eps takes steps of noise alone.
 _EPS = 1e-4
 OPTIMIZERS: dict[str, Callable[[nn.Module], Any]] = {
     "adamw": lambda module: torch.optim.AdamW(module.parameters(), lr=BASE, eps=_EPS),
@@ -259,24 +263,31 @@ class ShardedModule(LateModule):
         fully_shard(self.model, mesh=mesh)
 
 
+class TensorParallelModule(LateModule):
+    """The same with the feed-forward matrices of each layer split between the processes."""
+
+    def configure_model(self) -> None:
+        from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+        super().configure_model()
+        assert self.model is not None
+        plan = {"intermediate.dense": ColwiseParallel(), "output.dense": RowwiseParallel()}
+        for layer in self.model.bert.encoder.layer:
+            parallelize_module(layer, self.device_mesh["tensor_parallel"], plan)
+
+
 def module_of(case: Case) -> Module:
     if case.strategy.startswith("fsdp2"):
         return ShardedModule(case)
+    if case.strategy == "tensor-parallel":
+        return TensorParallelModule(case)
     return (LateModule if case.built_late else Module)(case)
-
-
-class _Share(tiny.ShuffledBatches):
-    """What one process sees of each batch, with a position that a checkpoint keeps."""
-
-    def __init__(self, rank: int, processes: int) -> None:
-        super().__init__(STEPS)
-        self.batches = [[part[rank::processes] for part in batch] for batch in self.batches]
 
 
 def data_of(case: Case, processes: int) -> Any:
     """As much for each step as all processes see together; Lightning's own sampler shuffles and splits it."""
-    if case.resumable_data:
-        return _Share(int(os.environ.get("LOCAL_RANK", 0)), processes)
+    if case.strategy == "tensor-parallel":
+        processes = 1  # all see the same
     dataset = tiny.batches(STEPS, size=BATCH).dataset
     if processes > 1:
         return DataLoader(dataset, BATCH // processes)
@@ -382,7 +393,8 @@ def _own(value: Any) -> Any:
 
 def _sorted(optimizer: dict[str, Any]) -> dict[str, Any]:
     """An optimizer's state in the order of the parameters; that of a loaded one can be another."""
-    return {**optimizer, "state": dict(sorted(optimizer["state"].items()))}
+    states = {index: dict(sorted(state.items())) for index, state in sorted(optimizer["state"].items())}
+    return {**optimizer, "state": states}
 
 
 def _plain(scheduler: Any) -> Any:

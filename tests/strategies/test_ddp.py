@@ -57,9 +57,7 @@ def _with(case: Case) -> dict[str, object]:
 
 
 def test_clipping_takes_part_in_these_runs(together: Run) -> None:
-    free, clipped = (
-        together(Case("clip", "ddp", options=options)) for options in ((), (("gradient_clip_val", 0.1),))
-    )
+    free, clipped = (together(Case("clip", "ddp", options=options)) for options in ((), (("gradient_clip_val", 0.1),)))
     assert checks.differences(free[0]["whole"], clipped[0]["whole"], "weights") != []
 
 

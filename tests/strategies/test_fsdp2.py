@@ -57,6 +57,14 @@ def test_the_table_counts_the_parameters_of_all_processes_and_is_printed_once(to
     assert second["printed"] == ""
 
 
+def test_tensor_parallel_layers_have_the_rates_and_the_weights_of_one_process(together: Run) -> None:
+    case = Case("tp", "tensor-parallel", "SequentialLR")
+    outcomes = together(case)
+    assert outcomes[0]["weights"]["model.bert.encoder.layer.1.intermediate.dense.weight"].shape == (16, 16)
+    assert checks.rates(case, outcomes) == []
+    assert checks.weights(case, outcomes) == []
+
+
 # Resume ----------------------------------------------------------------------------------------------------
 
 
@@ -64,6 +72,12 @@ def test_the_table_counts_the_parameters_of_all_processes_and_is_printed_once(to
 @pytest.mark.parametrize("schedule", ["SequentialLR", "ReduceLROnPlateau"])
 def test_a_run_resumes_exactly_in_each_process(kind: str, schedule: str, together: Run, tmp_path: Path) -> None:
     assert checks.resumes(Case("resume", kind, schedule, optimizer="halves"), together, tmp_path) == []
+
+
+def test_a_run_with_tensor_parallel_layers_resumes_exactly(together: Run, tmp_path: Path) -> None:
+    # With the same random numbers everywhere, because both processes compute the same sample.
+    case = Case("tp", "tensor-parallel", "SequentialLR", optimizer="halves")
+    assert checks.resumes(case, together, tmp_path, dropout=0.0) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,17 @@ ROOT = Path(__file__).parents[2]
 FILE = ROOT / "configs" / "evidence" / "strategies.json"
 
 
+SMALL = ["--strategies", "single", "ddp", "--schedules", "StepLR"]
+
+
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("matrix")
-    small = ["--output", str(folder), "--strategies", "single", "ddp", "--schedules", "StepLR"]
-    assert matrix.main(small) == 0
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        # Someone may edit the code while the tests run.
+        patch.setattr(matrix, "_code", lambda: "this code")
+        assert matrix.main(["--output", str(folder), *SMALL]) == 0
+        yield folder
 
 
 def test_the_command_runs_every_check_of_a_cell(made: Path) -> None:
@@ -32,11 +38,24 @@ def test_the_command_goes_on_where_it_was_stopped(made: Path, capsys: pytest.Cap
     result = json.loads(file.read_text())
     del result["cells"]["single"]["StepLR"]["refusal"]
     file.write_text(json.dumps(result))
-    assert matrix.main(["--output", str(made), "--strategies", "single", "ddp", "--schedules", "StepLR"]) == 0
+    assert matrix.main(["--output", str(made), *SMALL]) == 0
     first, second = capsys.readouterr().out.splitlines()[:2]
-    assert first.startswith("[1/2] single, StepLR: rates ok") and "done before" not in first
+    assert first.startswith("[1/2] single, StepLR: rates ok")
+    assert "done before" not in first
     assert "done before" in second
     assert json.loads(file.read_text())["cells"]["single"]["StepLR"]["refusal"] == []
+
+
+def test_what_other_code_has_made_is_not_continued(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "strategies.json").write_text((made / "strategies.json").read_text())
+    monkeypatch.setattr(matrix, "_code", lambda: "other code")
+    monkeypatch.setattr(matrix, "CHECKS", {"rates": matrix.CHECKS["rates"]})
+    small = ["--output", str(tmp_path), "--strategies", "single", "--schedules", "none"]
+    assert matrix.main(small) == 0
+    assert "starting over" in capsys.readouterr().out
+    assert json.loads((tmp_path / "strategies.json").read_text())["cells"] == {"single": {"none": {"rates": []}}}
 
 
 def test_what_fails_is_counted_and_named() -> None:
@@ -45,10 +64,10 @@ def test_what_fails_is_counted_and_named() -> None:
         "single": {"StepLR": {"rates": []}, "OneCycleLR": {"rates": []}},
         "ddp": {"StepLR": {"rates": [], "resume": ["process 1: weights: other numbers"]}},
     }
-    text = matrix.render({"environment": environment, "cells": cells})
-    assert "| DDP | 1 of 1 | – | 0 of 1 | – | – |" in text
+    text = matrix.render({"environment": environment, "cells": cells}).replace("\N{EN DASH}", "-")
+    assert "| DDP | 1 of 1 | - | 0 of 1 | - | - |" in text
     assert "| StepLR | 1 of 1 | 1 of 2, not resume |" in text
-    assert "| OneCycleLR | 1 of 1 | – |" in text
+    assert "| OneCycleLR | 1 of 1 | - |" in text
     assert "3 of 4 checks pass" in text
 
 

@@ -1,7 +1,7 @@
 """One of the processes that `launch.Processes` starts: performs the cases that come in, until there are no more.
 
-Its argument is a file to make when it is ready. A line on stdin is a case and the file for its outcome. Lightning takes this process for one that a cluster started,
-from LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
+Its argument is a file to make when it is ready. A line on stdin is a case and the file for its outcome. Lightning takes
+this process for one that a cluster started, from LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def main() -> None:
     Path(sys.argv[1]).touch()
     for line in sys.stdin:
         task = json.loads(line)
-        options = tuple((key, value) for key, value in task["case"].pop("options"))
-        case = Case(**task["case"], options=options)
+        pairs = {name: tuple(map(tuple, task["case"].pop(name))) for name in ("options", "layerwise")}
+        case = Case(**task["case"], **pairs)
         print(f"--- {case.name}", file=sys.stderr, flush=True)
         outcome = perform(case, processes)
         half = Path(task["file"] + ".part")

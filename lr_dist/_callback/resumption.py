@@ -1,0 +1,83 @@
+"""What of a Trainer must stay as it was when a run is resumed, and a look at the checkpoint before it is used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning.pytorch as L
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lr_dist._callback.changes import unwrapped
+from lr_dist.errors import UnsupportedCallbackError
+
+
+def optimization(trainer: L.Trainer) -> dict[str, Any]:
+    """The kinds of the Trainer's optimizers and schedulers, and how many parameters each group holds.
+
+    Numbers such as a weight decay or a scheduler's length are not among them: Lightning takes those from the
+    checkpoint.
+    """
+    optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
+    return {
+        "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
+        "schedulers": [
+            f"{_kind(config.scheduler)} every {config.frequency} {config.interval}(s)"
+            for config in trainer.lr_scheduler_configs
+        ],
+        "sizes": [[len(group["params"]) for group in optimizer.param_groups] for optimizer in optimizers],
+    }
+
+
+def check_alone(trainer: Any, state_key: str) -> None:
+    """Refuse a second `LayerwiseLR`, which would split the groups of the first one again.
+
+    Lightning refuses two in the list that a Trainer is made with, but not one that was added to it later.
+
+    Raises:
+        UnsupportedCallbackError: there are several.
+    """
+    count = sum(callback.state_key == state_key for callback in trainer.callbacks)
+    if count > 1:
+        raise UnsupportedCallbackError(
+            f"The Trainer has {count} LayerwiseLR callbacks, and an optimizer can follow one distribution only. Keep "
+            "one of them; look also at `configure_callbacks` of the LightningModule."
+        )
+
+
+def before_weights(trainer: L.Trainer, check: Callable[[Mapping[str, Any]], None]) -> None:
+    """Let `check` see a checkpoint that a fit resumes from, before its weights are loaded.
+
+    Lightning loads them before it calls a callback, and with a model of another depth that fails with a list of
+    parameters. Strategies that load after their setup are not concerned.
+    """
+    strategy: Any = trainer.strategy
+    release(strategy)
+    if strategy.restore_checkpoint_after_setup:
+        return
+    original = strategy.load_checkpoint
+
+    @functools.wraps(original)
+    def load_checkpoint(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = original(*args, **kwargs)
+        if trainer.state.fn == TrainerFn.FITTING:
+            check(checkpoint)
+        return checkpoint
+
+    strategy.load_checkpoint = load_checkpoint
+    strategy._lr_dist_checks = True
+
+
+def release(strategy: Any) -> None:
+    """Undo `before_weights`."""
+    if vars(strategy).pop("_lr_dist_checks", False):
+        del strategy.load_checkpoint
+
+
+def _kind(scheduler: Any) -> str:
+    """A scheduler's class, and those of the schedulers in it."""
+    # `schedulers` gives some of them a class of ours, depending on their options.
+    name = type(scheduler).__name__.removeprefix("Layerwise")
+    inner = getattr(scheduler, "_schedulers", ())
+    return f"{name}({', '.join(map(_kind, inner))})" if inner else name

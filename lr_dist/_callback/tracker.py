@@ -1,0 +1,195 @@
+"""Where a run is, at every moment, and with which random numbers it got there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.optim import Optimizer
+
+from lr_dist._callback import logged
+from lr_dist._callback.data_position import is_stateful
+from lr_dist._callback.loops import Loops
+from lr_dist._callback.random_state import RandomState, loader_generators
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What passes from one batch to the next: random numbers, and what was logged in this epoch so far."""
+
+    random: RandomState
+    logged: logged.Snapshot
+
+
+@dataclass(frozen=True)
+class Place:
+    """A point of the run from which it can go on.
+
+    Attributes:
+        epochs: epochs that are done.
+        batches: batches of the running epoch that are done, None between two epochs.
+        moment: what was there at that point.
+        pending: what the loops have yet to do before the next batch or epoch: "nothing", "batch_end" (validation and
+            schedulers that watch a metric), "schedulers" (the latter only), "epoch_end" (schedulers that watch a
+            metric of the epoch).
+        gradients: those that wait for the rest of their window; None if they are the ones the parameters have now.
+        interrupted: whether a batch was under way, in which case other processes may be elsewhere.
+        doubts: why the run cannot go on exactly, if it cannot.
+    """
+
+    epochs: int
+    batches: int | None
+    moment: Moment
+    pending: str = "nothing"
+    gradients: dict[str, torch.Tensor] | None = None
+    interrupted: bool = False
+    doubts: tuple[str, ...] = ()
+
+
+class Tracker:
+    """Listens to the loops of one fit, and draws no random number.
+
+    Attributes:
+        loops: those it listens to.
+        started: the random state from which the data loaders were made.
+        epoch_start: the one from which this epoch's iterator was made; None if that was made with the loaders.
+        first_batch: the one from which this epoch's first batch was read; None before its iterator is made.
+        stepped: `id` of the parameters whose gradients were used in this batch.
+    """
+
+    def __init__(self, loops: Loops, started: RandomState) -> None:
+        self.loops = loops
+        self.started = started
+        self.epoch_start: RandomState | None = None
+        self.first_batch: RandomState | None = None
+        self.stepped: set[int] = set()
+        # The last moment between two batches, and the start of the window with the gradients that waited there.
+        self._boundary = self.now()
+        self._window: tuple[int, Moment, dict[str, torch.Tensor]] | None = None
+        self._phase = "start"  # then: opening, batches, batch, batch_end, batches, ..., epoch_end
+        self._validated = self._forced = self._open = False
+        loops.wrap(loops.fit, "on_advance_start", self._begin_epoch)
+        loops.wrap(loops.epoch, "on_run_start", self._open_data)
+        loops.wrap(loops.epoch, "advance", self._run_batch)
+        loops.wrap(loops.epoch, "on_advance_end", self._end_batch)
+        loops.wrap(loops.fit, "on_advance_end", self._end_epoch)
+
+    def now(self) -> Moment:
+        """This moment."""
+        loops = self.loops
+        random = RandomState.now(loops.trainer.strategy.root_device, generators(loops))
+        return Moment(random, logged.snapshot(loops.epoch._results))
+
+    def place(self) -> Place:
+        """Where the run is. Lightning's counters move on at each of its hooks."""
+        trainer, epochs, batches = self.loops.trainer, self.loops.epochs, self.loops.batches
+        if epochs.processed < epochs.started:
+            done = epochs.processed
+            if batches.processed < batches.ready:
+                return self._interrupted(trainer, done, batches.completed)
+            if batches.completed < batches.ready:
+                return Place(done, batches.ready, self.now(), "batch_end")
+            if self._phase != "batch_end":
+                return Place(done, batches.ready, self._boundary)
+            if trainer.validating and not self._validated:
+                return Place(done, batches.ready, self._boundary, "batch_end")
+            return Place(done, batches.ready, self._boundary if self._forced else self.now(), "schedulers")
+        if epochs.started < epochs.ready:
+            return Place(epochs.completed, None, self._boundary)
+        if self.loops.cut_short:
+            # As if the Trainer had not been told to stop: the epoch goes on.
+            return Place(epochs.processed - 1, batches.ready, self._boundary)
+        if epochs.completed < epochs.processed:
+            return Place(epochs.processed, None, self.now(), "epoch_end")
+        return Place(epochs.completed, None, self._boundary if self._phase == "epoch_end" else self.now())
+
+    def go_on(
+        self, epoch_start: RandomState | None, first_batch: RandomState | None, gradients: dict[str, torch.Tensor]
+    ) -> None:
+        """Count from this moment of a resumed epoch."""
+        self.epoch_start, self.first_batch = epoch_start, first_batch
+        self._phase, self._boundary = "batches", self.now()
+        self._window = self.loops.batches.ready, self._boundary, gradients
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """The gradients of this optimizer's parameters are used up."""
+        self.stepped.update(id(p) for group in optimizer.param_groups for p in group["params"])
+
+    def on_validation_end(self) -> None:
+        """What is saved from now on need not be validated again."""
+        self._validated = True
+
+    def _interrupted(self, trainer: L.Trainer, epochs: int, batches: int) -> Place:
+        """Within a batch: it is done again, and with it the earlier ones of its accumulation window."""
+        doubts = []
+        if self.stepped:
+            doubts.append("it was written while the optimizer took a step")
+        if is_stateful(self.loops.loaders[0]):
+            doubts.append("it was written within a batch, which the data loader's own state counts as used")
+        moment, gradients = self._boundary, dict[str, torch.Tensor]()
+        if not trainer.lightning_module.automatic_optimization:
+            if self._open:
+                doubts.append("it was written within a batch, and gradients of earlier ones had not been used yet")
+        elif self._window is not None:
+            batches, moment, gradients = self._window
+        return Place(epochs, batches, moment, gradients=gradients, interrupted=True, doubts=tuple(doubts))
+
+    # Around the loops' methods ---------------------------------------------------------------------------
+
+    def _begin_epoch(self, original: Callable[[], None]) -> None:
+        self._boundary = self.now()
+        if self.loops.fit._should_reload_train_dl:
+            self.started = self._boundary.random
+        original()
+
+    def _open_data(self, original: Callable[[Any], None], fetcher: Any) -> None:
+        self._phase, self._boundary, self.first_batch = "opening", self.now(), None
+        self.epoch_start = self._boundary.random if self.loops.trainer.current_epoch else None
+        original(fetcher)
+        self._phase, self._boundary = "batches", self.now()
+        self.first_batch = self._boundary.random
+
+    def _run_batch(self, original: Callable[[Any], None], fetcher: Any) -> None:
+        self._phase, self._boundary = "batch", self.now()
+        done = self.loops.batches.ready
+        if done % self.loops.trainer.accumulate_grad_batches == 0:
+            self._window = done, self._boundary, {}
+        self._open = bool(done) and not self.stepped
+        self.stepped.clear()
+        original(fetcher)
+
+    def _end_batch(self, original: Callable[[Any], None], fetcher: Any) -> None:
+        due = self.loops.validation_due(fetcher)
+        # A Trainer that was told to stop validates once more; a run that goes on does not.
+        self._forced = self.loops.trainer.should_stop and not due
+        self._phase, self._validated = "batch_end", False
+        if due or self._forced:
+            self._boundary = self.now()
+        try:
+            original(fetcher)
+        except SIGTERMException:
+            # Raised when all is done.
+            self._after_batch()
+            raise
+        self._after_batch()
+
+    def _after_batch(self) -> None:
+        self._phase = "batches"
+        if not self._forced:
+            self._boundary = self.now()
+
+    def _end_epoch(self, original: Callable[[], None]) -> None:
+        cut_short = self.loops.cut_short
+        original()
+        if not cut_short:
+            self._phase, self._boundary = "epoch_end", self.now()
+
+
+def generators(loops: Loops) -> list[torch.Generator]:
+    """The generators of the data loaders' own."""
+    train, validation = loops.loaders
+    return loader_generators([*train, *validation])
