@@ -39,6 +39,7 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
         exec(compile(block, "README.md", "exec"), names)
     assert names["d"].rates(12)["layers.0"] == pytest.approx(5.5e-6, rel=0.01)
     assert names["trainer"].state.global_step == 3
+    assert [group["name"] for group in names["optimizer"].param_groups][-1] == "head/no_decay"
     assert not torch.equal(before, names["model"].bert.encoder.layer[0].attention.self.query.weight)
 
 
