@@ -39,7 +39,6 @@ from lr_dist._callback.precision import warn_of_lost_steps
 from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
 from lr_dist._callback.strategies import (
     after_configure_model,
-    before_loading,
     check_parameters,
     check_processes_agree,
     check_strategy,
@@ -143,7 +142,6 @@ class LayerwiseLR(L.Callback):
         self._gradual.join(trainer)
         self._exact.close()
         self._exact = ExactResume()
-        before_loading(trainer.strategy, self.state_key, lambda state: self._check_loaded(trainer, state))
         before_weights(trainer, lambda checkpoint: self._check_resumed(trainer, checkpoint))
         # A model that is built in `configure_model` does not exist yet.
         if is_overridden("configure_model", pl_module):

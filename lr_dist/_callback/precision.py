@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.optim import NAdam, Optimizer, RAdam
-from torch.optim.adam import Adam
-from torch.optim.adamax import Adamax
+from torch.optim import Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
 from lr_dist.errors import LostStepsWarning
 
-# AdamW is a subclass of Adam. Their steps are about as long as the rate; of other optimizers' nothing is known here.
-_STEPS_OF_THE_RATE = (Adam, Adamax, NAdam, RAdam)
+# Their steps are about as long as the rate; of other optimizers' nothing is known here.
+_STEPS_OF_THE_RATE = (Adam, AdamW, Adamax, NAdam, RAdam)
 _FEW_DIGITS = (torch.bfloat16, torch.float16)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lr_dist._callback.changes import unwrapped
@@ -50,19 +52,24 @@ def before_weights(trainer: L.Trainer, check: Callable[[Mapping[str, Any]], None
     """Let `check` see a checkpoint that a fit resumes from, before its weights are loaded.
 
     Lightning loads them before it calls a callback, and with a model of another depth that fails with a list of
-    parameters. Strategies that load after their setup are not concerned.
+    parameters. Strategies that shard load the optimizer's state at the same time, and fail in the middle of that where
+    its groups are others.
     """
     strategy: Any = trainer.strategy
     release(strategy)
-    if strategy.restore_checkpoint_after_setup:
-        return
     original = strategy.load_checkpoint
 
     @functools.wraps(original)
-    def load_checkpoint(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        checkpoint = original(*args, **kwargs)
-        if trainer.state.fn == TrainerFn.FITTING:
-            check(checkpoint)
+    def load_checkpoint(checkpoint_path: Any, **options: Any) -> dict[str, Any]:
+        if trainer.state.fn != TrainerFn.FITTING:
+            return original(checkpoint_path, **options)
+        if strategy.restore_checkpoint_after_setup:
+            seen = _without_weights(strategy.broadcast(checkpoint_path), options.get("weights_only"))
+            if seen is not None:
+                check(seen)
+            return original(checkpoint_path, **options)
+        checkpoint = original(checkpoint_path, **options)
+        check(checkpoint)
         return checkpoint
 
     strategy.load_checkpoint = load_checkpoint
@@ -73,6 +80,18 @@ def release(strategy: Any) -> None:
     """Undo `before_weights`."""
     if vars(strategy).pop("_lr_dist_checks", False):
         del strategy.load_checkpoint
+
+
+def _without_weights(path: Any, weights_only: bool | None) -> dict[str, Any] | None:
+    """What a checkpoint holds beside weights and optimizer states; None if it cannot be read."""
+    from lightning.fabric.utilities.load import _METADATA_FILENAME
+
+    try:
+        file = Path(path) / _METADATA_FILENAME if Path(path).is_dir() else Path(path)
+        return torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only)
+    except Exception:
+        # The strategy, which reads it next, says what is wrong with it.
+        return None
 
 
 def _kind(scheduler: Any) -> str:

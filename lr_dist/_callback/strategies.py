@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as L
@@ -16,7 +15,6 @@ from lightning.pytorch.strategies import (
     ModelParallelStrategy,
     SingleDeviceStrategy,
     SingleDeviceXLAStrategy,
-    Strategy,
     XLAStrategy,
 )
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -88,22 +86,6 @@ def after_configure_model(pl_module: L.LightningModule, act: Callable[[], None])
     pl_module.configure_model = configure_and_act  # type: ignore[method-assign]
 
 
-def before_loading(strategy: Strategy, state_key: str, check: Callable[[Mapping[str, Any] | None], None]) -> None:
-    """Let `check` see the callback's state of a checkpoint before a strategy that shards loads anything from it.
-
-    Such a strategy loads weights and optimizer states before any callback sees the checkpoint: with other parameter
-    groups than the checkpoint's it fails in the middle, and says nothing of the reason.
-
-    Args:
-        strategy: the Trainer's.
-        state_key: the callback's.
-        check: raises if the run must not be resumed; it is given None where the checkpoint has no such state.
-    """
-    _let_load(strategy)
-    if strategy.restore_checkpoint_after_setup:
-        strategy.load_checkpoint = _CheckedLoading(strategy, state_key, check)  # type: ignore[method-assign]
-
-
 def check_processes_agree(trainer: L.Trainer, optimizer: Optimizer) -> None:
     """Compare the rates of all processes.
 
@@ -128,37 +110,3 @@ def check_processes_agree(trainer: L.Trainer, optimizer: Optimizer) -> None:
                 f"{second}. Give every process the same distribution and the same optimizer: the same preset file on "
                 "every machine, and the same seed where rates are computed from weights."
             )
-
-
-class _CheckedLoading:
-    """Stands in for a strategy's `load_checkpoint` once."""
-
-    def __init__(self, strategy: Strategy, state_key: str, check: Callable[[Mapping[str, Any] | None], None]) -> None:
-        self.strategy, self.state_key, self.check = strategy, state_key, check
-
-    def __call__(self, checkpoint_path: Any, **options: Any) -> dict[str, Any]:
-        _let_load(self.strategy)
-        path = Path(self.strategy.broadcast(checkpoint_path))
-        known, callbacks = _callback_states(path, options.get("weights_only"))
-        if known:
-            self.check(callbacks.get(self.state_key))
-        return self.strategy.load_checkpoint(checkpoint_path, **options)
-
-
-def _let_load(strategy: Strategy) -> None:
-    """Undo what an earlier `before_loading` left."""
-    if isinstance(vars(strategy).get("load_checkpoint"), _CheckedLoading):
-        del strategy.load_checkpoint
-
-
-def _callback_states(path: Path, weights_only: bool | None) -> tuple[bool, Mapping[str, Any]]:
-    """Whether the checkpoint can be read, and what the callbacks left in it; of a folder it is one small file."""
-    from lightning.fabric.utilities.load import _METADATA_FILENAME
-
-    file = path / _METADATA_FILENAME if path.is_dir() else path
-    try:
-        checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only)
-        return True, checkpoint.get("callbacks", {})
-    except Exception:
-        # The strategy, which reads it next, says what is wrong with it.
-        return False, {}

@@ -1,10 +1,10 @@
 """Step time with LayerwiseLR in the Trainer against the same run without it.
 
 Real fits of the same module (fused AdamW, linear warm-up) go on side by side in threads of one process, one step at a
-time and in random order, so that a change of the machine's speed hits all. A step is all that the loop does for a batch,
-every hook included. The figure is the ratio of the medians. A further fit without the callback takes turns too: its ratio
-to the first is what noise alone does here. The optimizer's step alone, where most of the difference arises, is timed
-afterwards. `--layers N` takes a BERT of MiniLM's width with N layers instead of MiniLM.
+time and in random order, so that a change of the machine's speed hits all. A step is all that the loop does for a
+batch, every hook included. The figure is the ratio of the medians. A further fit without the callback takes turns too:
+its ratio to the first is what noise alone does here. The optimizer's step alone, where most of the difference arises,
+is timed afterwards. `--layers N` takes a BERT of MiniLM's width with N layers instead of MiniLM.
 """
 
 from __future__ import annotations

@@ -107,6 +107,25 @@ def test_a_list_of_the_wrong_length_is_refused_with_the_groups_in_order() -> Non
         tiny.fit(tiny.Classifier(halves), layerwise(), StochasticWeightAveraging(SWA_RATES))
 
 
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_run_is_resumed_before_and_during_averaging(epoch: int, tmp_path: Path) -> None:
+    def configure(module: Any) -> Any:
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+        return [optimizer], [sch.ExponentialLR(optimizer, 0.5)]
+
+    def averaging() -> StochasticWeightAveraging:
+        return StochasticWeightAveraging(SWA_RATES, swa_epoch_start=2, annealing_epochs=3, annealing_strategy="linear")
+
+    saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
+    whole, resumed, unbroken, after = *map(tiny.Classifier, [configure] * 2), tiny.Recorder(), tiny.Recorder()
+    tiny.fit(whole, layerwise(), averaging(), unbroken, saving, enable_checkpointing=True, max_epochs=5)
+    file = tmp_path / f"epoch={epoch}.ckpt"
+    tiny.fit(resumed, layerwise(), averaging(), after, ckpt=file, weights_only=True, max_epochs=5)
+    assert after.rates == {name: rates[8 * (epoch + 1) :] for name, rates in unbroken.rates.items()}
+    for (name, ours), theirs in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
 # Moving averages -----------------------------------------------------------------------------------------
 
 

@@ -256,6 +256,24 @@ def test_a_run_with_a_found_rate_is_resumed_without_the_finder(distribution: Any
         assert torch.equal(ours, theirs), name
 
 
+def test_layers_that_start_later_start_at_their_share_of_the_suggestion(tmp_path: Path) -> None:
+    finder, callback, module = Looked(), layerwise(ABSOLUTE, unfreeze_every_n_steps=1), Tuned()
+    before = tiny.weights(module)
+    moved: list[set[str]] = []
+
+    class Movement(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+            layers = {id(p): g["name"].split("/")[0] for g in trainer.optimizers[0].param_groups for p in g["params"]}
+            weights = pl_module.named_parameters()
+            moved.append({layers[id(p)] for name, p in weights if not torch.equal(p, before[name])})
+
+    run = fit(module, finder, callback, Movement(), max_steps=3, default_root_dir=tmp_path)
+    assert all(len(rates) == 1 for rates in finder.seen)
+    assert moved == [{"head"}, {"head", "layers.2"}, {"head", "layers.2", "layers.1"}]
+    rates = {group["name"]: [float(group["lr"])] for group in run.optimizers[0].param_groups}
+    expect(rates, finder.suggestion, ABSOLUTE, [1.0])
+
+
 @pytest.mark.parametrize("tuner", [Looked(), BatchSizeFinder()], ids=["LearningRateFinder", "BatchSizeFinder"])
 def test_resuming_beside_a_finder_is_refused_because_lightning_would_start_again(tuner: Any, tmp_path: Path) -> None:
     class WithData(Tuned):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from typing import Any
 
@@ -15,7 +16,7 @@ from lr_dist.errors import LostStepsWarning
 
 DISTRIBUTION = LRDistribution.from_dict(tiny.EXPLICIT)
 PARTS = {"embeddings": "word_embeddings", "head": "classifier", **{f"layers.{i}": f"layer.{i}." for i in range(3)}}
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+no_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def adamw(module: Any, **options: Any) -> Any:
@@ -47,7 +48,7 @@ def test_weights_move_by_each_layers_rate(precision: Any) -> None:
     expect_first_step(module, before)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_gpu)])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, no_gpu])])
 def test_a_gradient_scaler_skips_a_step_with_overflow_and_takes_the_next_with_each_layers_rate(device: str) -> None:
     class Overflowing(tiny.Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -72,7 +73,8 @@ def test_a_gradient_scaler_skips_a_step_with_overflow_and_takes_the_next_with_ea
     assert recorder.rates["layers.0"] == [3e-5, 3e-5]
 
 
-@needs_gpu
+@pytest.mark.gpu
+@no_gpu
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed", "16-true"])
 def test_weights_move_by_each_layers_rate_on_a_gpu(precision: Any) -> None:
     module = tiny.Classifier(lambda m: adamw(m, fused=True, eps=1e-6))
@@ -181,6 +183,7 @@ def test_a_compiled_module_has_the_same_rates_and_ends_with_the_same_weights(how
         assert torch.equal(theirs, before[name.replace("_orig_mod.", "")]) == ("layer.0." in name), name
 
 
+@pytest.mark.skipif(not os.environ.get("LR_DIST_INDUCTOR"), reason="compiles C++ for half a minute: LR_DIST_INDUCTOR=1")
 def test_a_single_layer_in_generated_code_steps_with_its_own_rate() -> None:
     module = tiny.Classifier(adamw)
     module.model.bert.encoder.layer[1].compile(backend="inductor")

@@ -39,7 +39,8 @@ def rates(case: Case, outcomes: list[Outcome]) -> list[str]:
 
     The factor is what the same schedule gives one flat group, in a run of a single process without LayerwiseLR.
     """
-    found = _errors(outcomes)
+    if found := _errors(outcomes):
+        return found
     factors = [rate / BASE for rate in _flat_rates(case.schedule)]
     for rank, outcome in enumerate(outcomes):
         if list(outcome["rates"]) != list(RATES):
