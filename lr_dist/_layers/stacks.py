@@ -198,7 +198,12 @@ def _has_attention(layer: nn.Module) -> bool:
 
 def _matches_config(tree: Tree, stack: Stack) -> bool:
     """Whether the configuration of the nearest module around the stack names its length as the depth."""
-    return any(len(stack.keys) in _depths(_config_around(tree, path)) for path in stack.paths)
+    for path in stack.paths:
+        config = _config_around(tree, path)
+        stage = next((int(part) for part in path.split(".") if part.isdigit()), -1)
+        if len(stack.keys) in _depths(config) or _depths_of_stages(config)[stage : stage + 1] == [len(stack.keys)]:
+            return True
+    return False
 
 
 def _config_around(tree: Tree, path: str) -> object | None:
@@ -206,15 +211,14 @@ def _config_around(tree: Tree, path: str) -> object | None:
     parts = path.split(".")
     for end in range(len(parts) - 1, -1, -1):
         config = getattr(tree.modules[".".join(parts[:end])], "config", None)
-        if _depths(config):
+        if _depths(config) or _depths_of_stages(config):
             return config
     return None
 
 
 def _depths(config: object) -> set[int]:
     values = [_read(config, key) for key in _DEPTH_KEYS]
-    depths = {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
-    return depths | set(_depths_of_stages(config))
+    return {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
 
 
 def _depths_of_stages(config: object) -> list[int]:

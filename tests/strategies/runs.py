@@ -211,9 +211,11 @@ class Module(L.LightningModule):
     def __init__(self, case: Case) -> None:
         super().__init__()
         self.case = case
+        self.configured = False
         self.model = None if case.built_late else tiny.bert(dropout=case.dropout)
 
     def configure_optimizers(self) -> Any:
+        self.configured = True
         optimizer = OPTIMIZERS[self.case.optimizer](self)
         scheduler = {**SCHEDULES, "own": Halving}[self.case.schedule](optimizer)
         if scheduler is None:
@@ -300,7 +302,7 @@ def data_of(case: Case, processes: int) -> Any:
 
 def perform(case: Case, processes: int = 1) -> dict[str, Any]:
     """Run `case` in this process, which is one of `processes`, and return its outcome, plain data and tensors only."""
-    kept, rates = _Keeper(), tiny.Recorder()
+    module, kept, rates = module_of(case), _Keeper(), tiny.Recorder()
     printed = io.StringIO()
     error = None
     with contextlib.redirect_stdout(printed), warnings.catch_warnings():
@@ -308,17 +310,23 @@ def perform(case: Case, processes: int = 1) -> dict[str, Any]:
         # Of FSDP on a CPU, and of torch's own use of what it deprecates.
         warnings.filterwarnings("ignore", category=FutureWarning)
         try:
-            _fit(case, processes, kept, rates)
+            _fit(case, processes, module, kept, rates)
         except BaseException as raised:  # torch.distributed.checkpoint raises its own kind
             error = {
                 "type": type(raised).__name__,
                 "kinds": [kind.__name__ for kind in type(raised).__mro__],
                 "message": str(raised),
             }
-    return {"error": error, "rates": rates.rates, "printed": printed.getvalue(), **kept.outcome}
+    return {
+        "error": error,
+        "configured": module.configured,
+        "rates": rates.rates,
+        "printed": printed.getvalue(),
+        **kept.outcome,
+    }
 
 
-def _fit(case: Case, processes: int, kept: _Keeper, rates: tiny.Recorder) -> None:
+def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.Recorder) -> None:
     callbacks: list[L.Callback] = [kept, rates]
     if case.distribution is not None:
         distribution = case.distribution.replace("RANK", os.environ.get("LOCAL_RANK", "0"))
@@ -331,7 +339,7 @@ def _fit(case: Case, processes: int, kept: _Keeper, rates: tiny.Recorder) -> Non
         folder, _, name = str(case.checkpoint).rpartition("/")
         callbacks.append(ModelCheckpoint(folder, name, every_n_train_steps=case.save_at_step, save_top_k=-1))
     tiny.fit(
-        module_of(case),
+        module,
         *callbacks,
         data=data_of(case, processes),
         ckpt=case.resume,

@@ -34,7 +34,9 @@ def refused(outcomes: list[Outcome], kind: str, *words: str) -> None:
 
 
 def test_deepspeed_is_refused_in_setup_with_what_to_do(together: Run) -> None:
-    refused(together(Case("ds", "deepspeed")), "UnsupportedStrategyError", "param_groups(self, distribution)", "FSDP")
+    outcomes = together(Case("ds", "deepspeed"))
+    refused(outcomes, "UnsupportedStrategyError", "param_groups(self, distribution)", "FSDP")
+    assert [outcome["configured"] for outcome in outcomes] == [False, False]
 
 
 def test_the_zero_redundancy_optimizer_is_refused(together: Run) -> None:
