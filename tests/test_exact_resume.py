@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import tiny
+import torch
 from exact import BASE, Case, assert_resumes, assert_same, run
 from torch.optim import lr_scheduler as sch
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
@@ -106,3 +107,19 @@ def test_a_run_that_was_resumed_twice_ends_where_the_unbroken_run_ends(tmp_path:
     run(case, again, seed=2, ckpt=saver.paths["on_train_batch_end", 3])
     assert_same(run(case, seed=3, ckpt=again.paths["on_train_batch_end", 5]), unbroken)
     assert_same(run(case, seed=4, ckpt=again.paths["on_train_batch_end", 10]), unbroken)
+
+
+class DrawsInHooks(tiny.Unseeded):
+    """Seeds every epoch, and draws when the training starts: between the loader's iterator and its first batch."""
+
+    def on_train_start(self) -> None:
+        torch.rand(3)
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed(100 + self.current_epoch)
+
+
+def test_a_module_that_draws_and_seeds_in_its_hooks_resumes_exactly(tmp_path: Path) -> None:
+    case = Case(module=DrawsInHooks)
+    assert assert_resumes(case, tmp_path, "on_train_batch_end", at={2, 8}) == 2
+    assert assert_resumes(case, tmp_path, "on_train_epoch_end", at={6}) == 1

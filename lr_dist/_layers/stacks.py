@@ -104,7 +104,7 @@ def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple
         LayersNotFoundError: There is none, or several whose order in depth is not known.
     """
     found = _drop_nested(tree, _candidates(tree, needs_attention=True))
-    found = found or _drop_nested(tree, _candidates(tree, needs_attention=False))
+    found = found or _drop_nested(tree, [s for s in _candidates(tree, needs_attention=False) if _is_of_whole(tree, s)])
     stacks = [s for s in found if not all(is_overridden(p) for p in tree.below(s.paths[0]))]
     ignored = _bystanders(tree, stacks)
     stacks = [s for s in stacks if s not in ignored]
@@ -204,6 +204,13 @@ def _matches_config(tree: Tree, stack: Stack) -> bool:
         if len(stack.keys) in _depths(config) or _depths_of_stages(config)[stage : stage + 1] == [len(stack.keys)]:
             return True
     return False
+
+
+def _is_of_whole(tree: Tree, stack: Stack) -> bool:
+    """Whether the config that names a stack's length is that of the whole model, not that of a backbone in it."""
+    configs = (getattr(module, "config", None) for module in tree.modules.values())
+    outermost = next((config for config in configs if _depths(config) or _depths_of_stages(config)), None)
+    return _config_around(tree, stack.paths[0]) is outermost
 
 
 def _config_around(tree: Tree, path: str) -> object | None:

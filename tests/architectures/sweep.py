@@ -51,7 +51,8 @@ def main() -> None:
             + "".join(f"\n    {line[:200]}" for line in done[pair].get("wrong", [])[:5]),
             flush=True,
         )
-    result = summarize({name: [p for p in pairs if p in done] for name, pairs in mappings().items()}, done)
+    names = options.mapping or mappings()
+    result = summarize({name: [p for p in pairs if p in done] for name, pairs in mappings().items() if name in names}, done)
     (folder / "architectures.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (folder / "architectures.md").write_text(render(result), encoding="utf-8")
     print(render(result))

@@ -11,10 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
-from harness import cases, ours
-from hypothesis import assume, given
-from hypothesis import strategies as st
-from strategies import (
+from generated import (
     DEPTHS,
     ENDS,
     MULTIPLES,
@@ -27,6 +24,9 @@ from strategies import (
     has_text_form,
     spoiled,
 )
+from harness import cases, ours
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from lr_dist import LRDistribution
 from lr_dist._distribution.edits import Edit

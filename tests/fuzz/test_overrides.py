@@ -10,10 +10,10 @@ from collections.abc import Callable
 from typing import Any
 
 import tiny
+from generated import WILD, distributions
 from harness import cases, ours
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import WILD, distributions
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 

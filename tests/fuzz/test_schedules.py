@@ -19,10 +19,10 @@ from typing import Any
 
 import tiny
 import torch
+from generated import WILD, distributions
 from harness import cases, ours
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from strategies import WILD, distributions
 from torch.optim import lr_scheduler
 
 from lr_dist import LRDistribution, assign_layers

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from generated import PRESETS, WILD, YAML_PIECES, distributions, mutated, spoiled
 from harness import cases, ours
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import PRESETS, WILD, YAML_PIECES, distributions, mutated, spoiled
 
 from lr_dist import LRDistribution
 from lr_dist.errors import (
