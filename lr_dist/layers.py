@@ -221,7 +221,7 @@ def _is_step(tree: Tree, parts: list[str], shared: int, first: str, second: str)
 
 
 def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) -> int | None:
-    """The depth of an entry of a list that alternates with the layers (XLM's norms) or with the stages (PVT's patches)."""
+    """The depth of an entry of a list that alternates with layers (XLM's norms) or with stages (PVT's patches)."""
     for at, key in enumerate(parts):
         entries = tree.modules.get(".".join(parts[:at]))
         if at == 0 or not isinstance(entries, nn.ModuleList | nn.ParameterList) or not key.isdigit():
@@ -230,7 +230,7 @@ def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) 
             partner = near.path.split(".")[:at]
             layers = tree.modules.get(".".join(partner))
             same = partner[:-1] == parts[: at - 1] and partner != parts[:at] and isinstance(layers, nn.ModuleList)
-            missing = len(layers) - len(entries) if same else None
+            missing = len(layers) - len(entries) if same and isinstance(layers, nn.ModuleList) else None
             if (missing, near.side) not in ((0, "reused"), (0, "between"), (1, "between")):
                 continue
             if len(partner) == len(near.path.split(".")):

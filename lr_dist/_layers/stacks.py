@@ -97,8 +97,8 @@ def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple
         is_overridden: Whether an override places this parameter; a stack of nothing else is no stack.
 
     Returns:
-        One stack, or several that follow each other, in the order of depth; and the frozen ones that were passed over (a teacher, a
-        frozen image tower), whose parameters have no depth here.
+        One stack, or several that follow each other, in the order of depth; and the frozen ones that were passed over
+        (a teacher, a frozen image tower), whose parameters have no depth here.
 
     Raises:
         LayersNotFoundError: There is none, or several whose order in depth is not known.

@@ -94,18 +94,18 @@ def compare(layers: LayerMap, truth: Truth) -> list[str]:
 def _examine(class_name: str, config: PreTrainedConfig) -> Finding:
     try:
         skeleton = build(class_name, config)
-    except Exception as error:  # noqa: BLE001 - whatever a model's constructor raises
+    except Exception as error:
         return Finding("unbuildable", _text(error))
     try:
         layers = assign_layers(skeleton)
     except LRDistError as error:
         return Finding("refused", f"{type(error).__name__}: {error}")
-    except Exception as error:  # noqa: BLE001 - the very thing that must not happen
+    except Exception as error:
         return Finding("crash", traceback.format_exc(limit=-3) + _text(error))
     finding = Finding("unchecked", layers=layers.num_layers, parameters=len(layers.group_of))
     try:
         truth = _run(class_name, config, skeleton)
-    except Exception as error:  # noqa: BLE001 - whatever a model's forward raises on inputs that do not suit it
+    except Exception as error:
         finding.reason = _text(error)
         return finding
     finding.wrong = compare(layers, truth)
@@ -127,7 +127,7 @@ def _run(class_name: str, config: PreTrainedConfig, skeleton: nn.Module) -> Trut
                 return observe(model, lambda: model(**arguments), lists)  # noqa: B023 - called at once
             except NothingSeen as error:
                 first = first or error
-            except Exception as error:  # noqa: BLE001 - whatever a model's forward raises on unsuitable inputs
+            except Exception as error:
                 first = first or error
                 break
     raise first or NothingSeen("forward takes no input that is known here")

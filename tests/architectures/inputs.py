@@ -16,6 +16,8 @@ _SAMPLES = 3840  # 240 ms at 16 kHz, and a multiple of the usual frame sizes
 _GRID = (1, 4, 4)  # frames, rows and columns of patches
 _OPTIONAL = ("decoder_input_ids", "decoder_input_values", "bbox", "states", "actions", "rewards", "returns_to_go")
 _OPTIONAL += ("timesteps", "future_values", "future_time_features")
+# Given in a second round: some models cannot do without them although `forward` does not say so.
+_BESIDE = ("pixel_values", "attention_mask", "input_features_mask", "encoder_hidden_states")
 
 Maker = Callable[[PreTrainedConfig], Any]
 
@@ -42,7 +44,9 @@ def argument_sets(model: nn.Module) -> Iterator[dict[str, Any]]:
         makers |= {name: (_patches,) for name in ("hidden_states", "pixel_values") if name in makers}
     if "spatial_shapes" in makers:
         makers["pixel_values"] = (lambda config: _patches(config)[None],)
-    beside = {name: _MAKERS[name] for name in ("pixel_values", "attention_mask") if name in parameters.keys() - makers.keys()}
+    beside = {
+        name: _MAKERS[name] for name in ("pixel_values", "attention_mask") if name in parameters.keys() - makers.keys()
+    }
     for chosen in (makers, {**makers, **beside}) if "pixel_values" in beside else (makers,):
         for k in range(max((len(shapes) for shapes in chosen.values()), default=1)):
             made = {name: shapes[k % len(shapes)](model.config) for name, shapes in chosen.items()}
@@ -74,7 +78,11 @@ def _size(config: PreTrainedConfig, *names: str, default: int) -> int:
 
 
 def _tokens(config: PreTrainedConfig) -> torch.Tensor:
-    return torch.arange(6, 6 + _TOKENS)[None]
+    tokens = torch.arange(6, 6 + _TOKENS)[None]
+    end = _find(config, "eos_token_id")
+    if isinstance(end, int):
+        tokens[0, -1] = end  # BART's classifier reads this token
+    return tokens
 
 
 def _codebook_tokens(config: PreTrainedConfig) -> torch.Tensor:
@@ -108,7 +116,17 @@ def _video(config: PreTrainedConfig) -> torch.Tensor:
 def _patches(config: PreTrainedConfig) -> torch.Tensor:
     patch = _size(config, "patch_size", default=14)
     width = _size(config, "in_channels", "in_chans", "num_channels", default=3) * patch * patch
-    return torch.randn(_GRID[1] * _GRID[2], width * _size(config, "temporal_patch_size", default=1))
+    return torch.randn(_GRID[1] * _GRID[2], width * _size(config, "temporal_patch_size", "patch_temporal", default=1))
+
+
+def _patch_images(config: PreTrainedConfig) -> torch.Tensor:
+    patch = _size(config, "patch_size", default=14)
+    return torch.randn(_GRID[1] * _GRID[2], _size(config, "num_channels", "in_channels", default=3), patch, patch)
+
+
+def _image_pair(config: PreTrainedConfig) -> torch.Tensor:
+    # Grey ones would do for the models that match two images; they take the first channel.
+    return torch.stack([_pixels(config)] * 2, dim=1)
 
 
 def _flat_patches(config: PreTrainedConfig) -> torch.Tensor:
@@ -125,7 +143,14 @@ def _spectrogram(config: PreTrainedConfig) -> torch.Tensor:
 
 
 def _mel_bins(config: PreTrainedConfig) -> int:
-    names = ("num_mel_bins", "input_feat_per_channel", "n_mels", "feature_size", "input_dim", "feature_projection_input_dim")
+    names = (
+        "num_mel_bins",
+        "input_feat_per_channel",
+        "n_mels",
+        "feature_size",
+        "input_dim",
+        "feature_projection_input_dim",
+    )
     return _size(config, *names, default=128)
 
 
@@ -168,8 +193,8 @@ def _steps(width: str) -> Maker:
 
 
 _MAKERS: dict[str, tuple[Maker, ...]] = {
-    "input_ids": (_tokens, _codebook_tokens),
-    "decoder_input_ids": (_tokens, _codebook_tokens),
+    "input_ids": (_tokens, _codebook_tokens, _tokens),
+    "decoder_input_ids": (_tokens, _codebook_tokens, _codebook_tokens),
     "decoder_input_values": (lambda config: torch.randn(1, _TOKENS, _mel_bins(config)), *[_embedded] * 3),
     "inputs_embeds": (_embedded,),
     "query_embeds": (_embedded,),
@@ -182,7 +207,12 @@ _MAKERS: dict[str, tuple[Maker, ...]] = {
         lambda config: torch.rand(1, _TOKENS, 8),
         lambda config: torch.rand(1, _TOKENS, 4),
     ),
-    "pixel_values": (_pixels, _video),
+    "pixel_values": (_pixels, _video, _image_pair),
+    "prompt_pixel_values": (_pixels,),
+    "prompt_masks": (_pixels,),
+    "encoder_hidden_states": (
+        lambda config: torch.randn(1, _TOKENS, _size(config, "encoder_hidden_size", "hidden_size", default=64)),
+    ),
     "pixel_values_videos": (_video,),
     "pixel_attention_mask": (lambda config: torch.ones(1, _GRID[1] * _GRID[2], dtype=torch.long),),
     "pixel_position_ids": (lambda config: torch.ones(1, _GRID[1] * _GRID[2], 2, dtype=torch.long),),
@@ -208,7 +238,7 @@ _MAKERS: dict[str, tuple[Maker, ...]] = {
     "past_values_padding": (lambda config: torch.zeros(1, _length(config), dtype=torch.long),),
     "past_time_features": (_time_features(_length),),
     "past_observed_mask": (lambda config: torch.ones(1, _length(config)),),
-    "future_values": (lambda config: torch.randn(1, _ahead(config)),),
+    "future_values": (lambda config: torch.randn(1, _ahead(config), 1), lambda config: torch.randn(1, _ahead(config))),
     "future_time_features": (_time_features(_ahead),),
     "freq": (lambda config: torch.zeros(1, 1, dtype=torch.long),),
     "states": (_steps("state_dim"),),

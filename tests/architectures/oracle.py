@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
-from itertools import chain
+from itertools import chain, pairwise
 from operator import or_
 from typing import Any
 
@@ -69,7 +69,7 @@ def growing_lists(config: PreTrainedConfig, build: Callable[[PreTrainedConfig], 
     for name, changed, step in _with_one_layer_more(config):
         try:
             after = _lengths(build(changed))
-        except Exception:  # noqa: BLE001 - a depth that this config does not allow, whatever it raises
+        except Exception:
             continue
         for path in before.keys() & after.keys():
             if after[path] - before[path] == step:
@@ -115,7 +115,7 @@ def _with_one_layer_more(config: PreTrainedConfig) -> Iterator[tuple[str, PreTra
                     values = list(getattr(part, name))
                     values[index] += step
                     setattr(part, name, type(getattr(part, name))(values))
-            except Exception:  # noqa: BLE001 - a config that checks itself
+            except Exception:
                 continue
             label = ".".join((*where, name)) + ("" if index is None else f"[{index}]")
             yield label, changed, step
@@ -394,7 +394,10 @@ def _order(graph: _Graph, units: list[_Unit], fields: dict[str, set[str]]) -> tu
     paths = list(stacks)
     for i, first in enumerate(paths):
         for second in paths[i + 1 :]:
-            ahead, back = _feeds(stacks[first], stacks[second], upstream), _feeds(stacks[second], stacks[first], upstream)
+            ahead, back = (
+                _feeds(stacks[first], stacks[second], upstream),
+                _feeds(stacks[second], stacks[first], upstream),
+            )
             if ahead == back:
                 doubts.append(f"`{first}` and `{second}` {'alternate' if ahead else 'are parallel'}")
     # In a chain, the number of stacks that feed one is its position.
@@ -427,7 +430,7 @@ def _upstream(graph: _Graph, k: int) -> int:
 
 
 def _is_chain(stack: _Stack, upstream: list[int]) -> bool:
-    return all(upstream[after[0]] >> before[0] & 1 for before, after in zip(stack, stack[1:], strict=False))
+    return all(upstream[after[0]] >> before[0] & 1 for before, after in pairwise(stack))
 
 
 def _feeds(first: _Stack, second: _Stack, upstream: list[int]) -> bool:

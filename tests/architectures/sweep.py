@@ -23,9 +23,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 warnings.filterwarnings("ignore")
 
-from build import mappings
-from examine import examine
-from table import render, summarize
+from build import mappings  # noqa: E402 (after the path and the threads)
+from examine import examine  # noqa: E402
+from table import render, summarize  # noqa: E402
 
 Pair = tuple[str, str]
 
@@ -52,7 +52,9 @@ def main() -> None:
             flush=True,
         )
     names = options.mapping or mappings()
-    result = summarize({name: [p for p in pairs if p in done] for name, pairs in mappings().items() if name in names}, done)
+    result = summarize(
+        {name: [p for p in pairs if p in done] for name, pairs in mappings().items() if name in names}, done
+    )
     (folder / "architectures.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (folder / "architectures.md").write_text(render(result), encoding="utf-8")
     print(render(result))

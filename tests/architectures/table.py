@@ -54,7 +54,9 @@ def summarize(mappings: Mapping[str, Sequence[Pair]], findings: Mapping[Pair, Fi
             "python": platform.python_version(),
         },
         "mappings": {
-            name: {f"{model_type}/{class_name}": _row(findings[model_type, class_name]) for model_type, class_name in pairs}
+            name: {
+                f"{model_type}/{class_name}": _row(findings[model_type, class_name]) for model_type, class_name in pairs
+            }
             for name, pairs in mappings.items()
             if pairs
         },
@@ -70,8 +72,8 @@ def render(result: Mapping[str, Any]) -> str:
     versions = result["environment"]
     lines = [
         f"transformers {versions['transformers']}, torch {versions['torch']}; {len(classes)} model classes. Of "
-        f"{sum(row[2] for row in placed):,} parameters in the classes that are right, {sum(row[3] for row in placed):,} "
-        "were seen at work in the run; the others had no part in its outputs.",
+        f"{sum(row[2] for row in placed):,} parameters in the classes that are right, "
+        f"{sum(row[3] for row in placed):,} were seen at work in the run; the others had no part in its outputs.",
         "",
         "| mapping of AutoModel | classes | " + " | ".join(COLUMNS.values()) + " |",
         "|---" * (len(COLUMNS) + 2) + "|",
