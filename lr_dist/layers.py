@@ -27,7 +27,7 @@ from lr_dist._layers.stacks import (
     side_of,
     stages_around,
 )
-from lr_dist.errors import InvalidOverrideError, LayersNotFoundError, UnplacedParametersError
+from lr_dist.errors import InvalidOverrideError, LayersNotFoundError, UnplacedParametersError, shown
 from lr_dist.names import group_names
 
 __all__ = ["LayerMap", "Overrides", "assign_layers", "clean_name", "group_names"]
@@ -285,7 +285,7 @@ def _compile(overrides: Overrides | None) -> list[tuple[re.Pattern[str], str]]:
         try:
             rules.append((re.compile(item[0]), item[1]))
         except (re.error, OverflowError, RecursionError) as error:
-            raise InvalidOverrideError(f"override {item[0]!r} is no regular expression: {error}") from None
+            raise InvalidOverrideError(f"override {shown(item[0])} is no regular expression: {error!s:.300}") from None
     return rules
 
 
@@ -304,7 +304,7 @@ def _resolve(group: str, num_layers: int, pattern: str) -> int:
     if match is not None and -num_layers <= int(match[1]) < num_layers:
         return 1 + int(match[1]) % num_layers
     raise InvalidOverrideError(
-        f"override {pattern!r} names the group {group!r}; this model has embeddings, layers.0 to "
+        f"override {shown(pattern)} names the group {shown(group)}; this model has embeddings, layers.0 to "
         f"layers.{num_layers - 1} (layers.-1 is the last) and head"
     )
 
@@ -314,5 +314,5 @@ def _check_all_match(tree: Tree, rules: list[tuple[re.Pattern[str], str]]) -> No
     for pattern, _ in rules:
         if not any(pattern.search(alias) for alias in aliases):
             raise InvalidOverrideError(
-                f"override {pattern.pattern!r} matches no parameter; the names look like {', '.join(aliases[:3])}"
+                f"override {shown(pattern.pattern)} matches no parameter; the names look like {', '.join(aliases[:3])}"
             )
