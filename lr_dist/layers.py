@@ -277,11 +277,11 @@ def _compile(overrides: Overrides | None) -> list[tuple[re.Pattern[str], str]]:
     if overrides is None:
         return []
     if isinstance(overrides, str) or not isinstance(overrides, Mapping | Sequence):
-        raise InvalidOverrideError(f"overrides must map a regular expression to a group, got {overrides!r:.120}")
+        raise InvalidOverrideError(f"overrides must map a regular expression to a group, got {shown(overrides)}")
     rules = []
     for item in overrides.items() if isinstance(overrides, Mapping) else overrides:
         if not isinstance(item, list | tuple) or len(item) != 2 or not all(isinstance(x, str) for x in item):
-            raise InvalidOverrideError(f"an override is a pair (regular expression, group), got {item!r:.120}")
+            raise InvalidOverrideError(f"an override is a pair (regular expression, group), got {shown(item)}")
         try:
             rules.append((re.compile(item[0]), item[1]))
         except (re.error, OverflowError, RecursionError) as error:

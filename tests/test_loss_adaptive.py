@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,13 +143,13 @@ def test_the_loss_is_seen_as_it_was_before_the_gradient_scaler() -> None:
     assert module.steps() == pytest.approx([*FACTORS[:2], 1.0, *FACTORS[2:4]], rel=1e-6)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_all_processes_use_the_factor_of_their_mean_loss(accumulate: int, tmp_path: Path) -> None:
+def fit_two_processes(folder: Path, accumulate: int) -> None:
+    """Both processes write their steps; their losses are 4, 1, 4, 16 on average."""
+
     class Saved(Given):
         def on_train_end(self) -> None:
-            (tmp_path / f"{self.global_rank}.json").write_text(json.dumps(self.steps()))
+            (folder / f"{self.global_rank}.json").write_text(json.dumps(self.steps()))
 
-    # On average 4, 1, 4, 16.
     losses = [[1.0, 7.0], [1.5, 0.5], [6.0, 2.0], [10.0, 22.0]]
     fit(
         Saved(),
@@ -157,6 +159,16 @@ def test_all_processes_use_the_factor_of_their_mean_loss(accumulate: int, tmp_pa
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
     )
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_all_processes_use_the_factor_of_their_mean_loss(accumulate: int, tmp_path: Path) -> None:
+    # From a fresh process: one that has used threads before may not fork.
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; "
+        f"import test_loss_adaptive as t; t.fit_two_processes(Path({str(tmp_path)!r}), {accumulate})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     for rank in (0, 1):
         steps = json.loads((tmp_path / f"{rank}.json").read_text())
         assert [step for step in steps if step] == pytest.approx(FACTORS[:4], rel=1e-6), rank
