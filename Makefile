@@ -8,7 +8,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # Real data beside the checkout is used where no other folder is named.
 export LR_DIST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test lint format bench glue clean
+.PHONY: demo test lint format bench glue fuzz clean
 
 demo: $(VENV)/.demo ## the main job on packaged weights and generated tasks; nothing but packages is downloaded
 	$(OFFLINE) $(BIN)/lr-dist compare --config configs/demo.yaml --output runs/demo
@@ -25,6 +25,8 @@ format: $(VENV)/.dev
 bench: $(VENV)/.dev ## the measurements in the README, JSON in runs/bench
 	mkdir -p runs/bench
 	$(OFFLINE) $(BIN)/python tests/benchmarks/step_overhead.py --output runs/bench/step_overhead.json
+	$(OFFLINE) $(BIN)/python tests/benchmarks/step_overhead.py --layers 12 --output runs/bench/step_overhead_12.json
+	$(OFFLINE) $(BIN)/python tests/benchmarks/step_overhead.py --layers 24 --output runs/bench/step_overhead_24.json
 	$(OFFLINE) $(BIN)/python tests/benchmarks/import_time.py --output runs/bench/import_time.json
 	$(OFFLINE) $(BIN)/python tests/benchmarks/two_tasks.py --output runs/bench/two_tasks.json
 
@@ -40,6 +42,9 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch -e '.[dev]'
 	touch $@ $(VENV)/.demo
+
+fuzz: $(VENV)/.dev ## a million generated cases of wrong input (hours); goes on where it was
+	$(OFFLINE) $(BIN)/python tests/fuzz/at_length.py --cases 1000000
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -284,7 +284,7 @@ def _compile(overrides: Overrides | None) -> list[tuple[re.Pattern[str], str]]:
             raise InvalidOverrideError(f"an override is a pair (regular expression, group), got {shown(item)}")
         try:
             rules.append((re.compile(item[0]), item[1]))
-        except (re.error, OverflowError, RecursionError) as error:
+        except (re.error, ValueError, OverflowError, RecursionError) as error:
             raise InvalidOverrideError(f"override {shown(item[0])} is no regular expression: {error!s:.300}") from None
     return rules
 
