@@ -143,6 +143,12 @@ def test_the_loss_is_seen_as_it_was_before_the_gradient_scaler() -> None:
     assert module.steps() == pytest.approx([*FACTORS[:2], 1.0, *FACTORS[2:4]], rel=1e-6)
 
 
+def in_a_fresh_process(call: str) -> None:
+    """Call a function of this file; a process that has used threads before may not fork."""
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; "
+    subprocess.run([sys.executable, "-c", f"{code}import test_loss_adaptive as t; t.{call}"], check=True, timeout=120)
+
+
 def fit_two_processes(folder: Path, accumulate: int) -> None:
     """Both processes write their steps; their losses are 4, 1, 4, 16 on average."""
 
@@ -163,12 +169,7 @@ def fit_two_processes(folder: Path, accumulate: int) -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_all_processes_use_the_factor_of_their_mean_loss(accumulate: int, tmp_path: Path) -> None:
-    # From a fresh process: one that has used threads before may not fork.
-    code = (
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; "
-        f"import test_loss_adaptive as t; t.fit_two_processes(Path({str(tmp_path)!r}), {accumulate})"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    in_a_fresh_process(f"fit_two_processes(Path({str(tmp_path)!r}), {accumulate})")
     for rank in (0, 1):
         steps = json.loads((tmp_path / f"{rank}.json").read_text())
         assert [step for step in steps if step] == pytest.approx(FACTORS[:4], rel=1e-6), rank
@@ -386,7 +387,9 @@ def test_a_run_resumes_exactly_within_a_window_too(count: int, accumulate: int, 
         assert torch.equal(ours, theirs), name
 
 
-def test_every_process_has_its_own_part_of_a_window_back(tmp_path: Path) -> None:
+def window_of_two_processes(folder: Path) -> None:
+    """A whole run, and one that is resumed within a window; each process writes its rates."""
+
     class Rates(L.Callback):
         """The rate of each step, in a file for each process."""
 
@@ -397,7 +400,7 @@ def test_every_process_has_its_own_part_of_a_window_back(tmp_path: Path) -> None
             self.rates.append(optimizer.param_groups[0]["lr"])
 
         def on_train_end(self, trainer: Any, *_: Any) -> None:
-            (tmp_path / f"{self.name}.{trainer.global_rank}.json").write_text(json.dumps(self.rates))
+            (folder / f"{self.name}.{trainer.global_rank}.json").write_text(json.dumps(self.rates))
 
     def run(name: str, *callbacks: Any, **options: Any) -> None:
         fit(
@@ -415,10 +418,14 @@ def test_every_process_has_its_own_part_of_a_window_back(tmp_path: Path) -> None
             **options,
         )
 
-    run("whole", SaveAfter(5, tmp_path / "stopped.ckpt", stop=False))
+    run("whole", SaveAfter(5, folder / "stopped.ckpt", stop=False))
+    run("rest", ckpt=folder / "stopped.ckpt", weights_only=True)
+
+
+def test_every_process_has_its_own_part_of_a_window_back(tmp_path: Path) -> None:
+    in_a_fresh_process(f"window_of_two_processes(Path({str(tmp_path)!r}))")
     windows = torch.load(tmp_path / "stopped.ckpt", weights_only=True)["callbacks"]["LossAdaptiveLR"]["windows"]
     assert windows == [[pytest.approx(12.1), 2], [pytest.approx(4.3), 2]]
-    run("rest", ckpt=tmp_path / "stopped.ckpt", weights_only=True)
     for rank in (0, 1):
         whole, rest = (json.loads((tmp_path / f"{name}.{rank}.json").read_text()) for name in ("whole", "rest"))
         assert len(whole) == 4
