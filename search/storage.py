@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S, GRACE_S = 60, 180
 SQLITE_TIMEOUT_S = 120
+ATTEMPTS = 5
 
 
 def default_storage(output: str | Path) -> str:
@@ -51,6 +53,7 @@ def open_storage(url: str) -> BaseStorage:
 def _database(url: str) -> BaseStorage:
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
 
     parsed = make_url(url)
     engine: dict[str, Any] = {"pool_pre_ping": True}
@@ -59,13 +62,21 @@ def _database(url: str) -> BaseStorage:
             raise StorageError("A study in memory is lost with the process; give a file: sqlite:///PATH/study.db.")
         _check_file(Path(parsed.database))
         engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
-    return RDBStorage(
-        url,
-        engine_kwargs=engine,
-        heartbeat_interval=HEARTBEAT_S,
-        grace_period=GRACE_S,
-        heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
-    )
+    for attempt in range(ATTEMPTS):
+        try:
+            return RDBStorage(
+                url,
+                engine_kwargs=engine,
+                heartbeat_interval=HEARTBEAT_S,
+                grace_period=GRACE_S,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+            )
+        except (IntegrityError, ProgrammingError, AssertionError):
+            # Two workers that find an empty database both make its tables; the second one finds them made.
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(0.5 * (attempt + 1))
+    raise AssertionError("unreachable")
 
 
 def _journal(name: str) -> BaseStorage:
