@@ -39,7 +39,6 @@ def main() -> None:
     again = set(options.again)
     todo = [p for p in chosen if p not in done or "all" in again or p[0] in again or p[1] in again]
     print(f"{len(chosen)} classes, {len(todo)} to do", flush=True)
-    examine("bert", "BertModel")  # imports once what every fork needs
     for number, pair in enumerate(todo, start=1):
         started = time.monotonic()
         done[pair] = _in_a_process(pair, options.timeout)
@@ -94,9 +93,13 @@ def _read(path: Path) -> dict[Pair, dict[str, Any]]:
 
 
 def _in_a_process(pair: Pair, timeout: float) -> dict[str, Any]:
-    """`examine` in a fork of this process, which has imported transformers already."""
+    """`examine` in a fork of a process that has imported transformers already, and has no threads to be left without."""
     receiver, sender = mp.Pipe(duplex=False)
-    process = mp.get_context("fork").Process(target=_work, args=(pair, sender), daemon=True)
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["transformers.modeling_utils", "transformers.models.bert.modeling_bert", "lr_dist.layers"]
+    )
+    process = context.Process(target=_work, args=(pair, sender), daemon=True)
     process.start()
     sender.close()
     finding = {"outcome": "unbuildable", "reason": "its process died"}

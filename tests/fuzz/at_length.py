@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import hypothesis
 from harness import ENV_CASES
@@ -88,7 +88,8 @@ def main(arguments: list[str] | None = None) -> int:
     names = [*properties]
     start = shown_at = time.monotonic()
     deadline = start + options.minutes * 60 if options.minutes else None
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, interrupt)
     try:
         while alive := [name for name in names if name not in run.failed]:
             # The one with the least time next: an early end leaves none out, and slow ones do not hold the others up.
@@ -137,6 +138,7 @@ def take_turn(run: Run, name: str, test: Callable[[], None], output: Path) -> No
 
 
 counts: dict[str, int] = {}
+interrupted: list[int] = []
 
 
 def found(only: list[str], folder: Path) -> Iterator[tuple[str, Callable[[], None]]]:
@@ -163,6 +165,8 @@ def counted(title: str, inner: Callable[..., None]) -> Callable[..., None]:
     """`inner`, counting the cases that it ran to an end; those that it discarded do not count."""
 
     def test(*arguments: Any, **options: Any) -> None:
+        if interrupted:
+            raise KeyboardInterrupt
         inner(*arguments, **options)
         counts[title] = counts.get(title, 0) + 1
 
@@ -184,8 +188,9 @@ def summary(run: Run, names: list[str], output: Path) -> str:
     return "\n".join([*lines, f"{total:,} cases in {seconds:,.0f} s, {len(run.failed)} failed; {output}/state.json"])
 
 
-def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Stop before the next case; raised here, KeyboardInterrupt can be swallowed where Python may not raise."""
+    interrupted.append(number)
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:

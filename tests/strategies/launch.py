@@ -73,7 +73,8 @@ class Processes:
 
     def _start(self) -> None:
         shared = {
-            **os.environ,
+            # A seed that Lightning left in the environment would shuffle their data another way than this process's.
+            **{name: value for name, value in os.environ.items() if not name.startswith("PL_")},
             "PYTHONPATH": os.pathsep.join([str(_TESTS), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(find_free_network_port()),
