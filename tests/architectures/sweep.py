@@ -93,7 +93,7 @@ def _read(path: Path) -> dict[Pair, dict[str, Any]]:
 
 
 def _in_a_process(pair: Pair, timeout: float) -> dict[str, Any]:
-    """`examine` in a fork of a process that has imported transformers already, and has no threads to be left without."""
+    """`examine` in a fork of a server process, which has imported transformers already and runs no threads."""
     receiver, sender = mp.Pipe(duplex=False)
     context = mp.get_context("forkserver")
     context.set_forkserver_preload(
