@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,21 @@ def pytest_report_header() -> str:
 def token_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests never read or fill the user's own cache of tokens."""
     os.environ["LR_DIST_CACHE"] = str(tmp_path_factory.mktemp("token-cache"))
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(token_cache: None) -> Iterator[None]:
+    """What a test's run leaves in the process would change the next one: seeds and ports in the environment, a group.
+
+    Lightning keeps PL_GLOBAL_SEED and MASTER_PORT there, and DDP in this process leaves its process group open.
+    """
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")
