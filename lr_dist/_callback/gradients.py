@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lr_dist.errors import ResumeMismatchError
+
 
 def waiting_gradients(module: nn.Module, stepped: Collection[int]) -> dict[str, torch.Tensor]:
     """Copies on the CPU of the gradients that an optimizer has yet to use.
@@ -27,10 +29,23 @@ def waiting_gradients(module: nn.Module, stepped: Collection[int]) -> dict[str, 
 
 
 def restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
-    """Give the parameters the gradients that `waiting_gradients` returned in this process."""
+    """Give the parameters the gradients that `waiting_gradients` returned in this process.
+
+    Raises:
+        ResumeMismatchError: one does not fit its parameter. FSDP1 holds whole gradients within a window, and shares of
+            parameters.
+    """
     for name, parameter in module.named_parameters():
-        if name in gradients:
-            parameter.grad = _like(parameter, gradients[name])
+        if name not in gradients:
+            continue
+        shape, held = tuple(gradients[name].shape), tuple(_local(parameter).shape)
+        if shape != held:
+            raise ResumeMismatchError(
+                f"The checkpoint was written within an accumulation window, and its gradient of {name} has the shape "
+                f"{shape}, where this process holds {held}: under FSDP1 a window cannot be continued. Resume from a "
+                "checkpoint that was written after an optimizer step, or use ModelParallelStrategy (FSDP2)."
+            )
+        parameter.grad = _like(parameter, gradients[name])
 
 
 def _local(gradient: Any) -> torch.Tensor:

@@ -6,6 +6,7 @@ torch's FSDP runs on a CPU where it is told the device; `runs.FSDPOnCPU` is Ligh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,18 @@ def test_flat_parameters_are_refused_in_setup_in_every_process(together: Run) ->
         assert outcome["error"]["type"] == "UnsupportedStrategyError"
         assert "FSDPStrategy(use_orig_params=True)" in outcome["error"]["message"]
         assert not outcome["configured"]
+
+
+def test_a_checkpoint_from_within_a_window_is_refused_before_a_step(
+    together: Run, tmp_path: Path
+) -> None:
+    case = Case("window", "fsdp1", options=(("accumulate_grad_batches", 2),))
+    path = tmp_path / "window.ckpt"
+    together(replace(case, save_after=3, checkpoint=str(path)))
+    for outcome in together(replace(case, resume=str(path))):
+        assert outcome["error"]["type"] == "ResumeMismatchError"
+        assert "within an accumulation window" in outcome["error"]["message"]
+        assert outcome["rates"] == {}
 
 
 # Without Lightning -----------------------------------------------------------------------------------------
