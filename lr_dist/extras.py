@@ -10,6 +10,7 @@ EXTRAS = {
     "tasks": ("transformers", "datasets", "torchmetrics", "safetensors", "filelock"),
     "report": ("matplotlib", "jinja2"),
     "search": ("optuna", "psutil"),
+    "dashboard": ("optuna_dashboard",),
 }
 
 

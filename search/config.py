@@ -6,12 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lr_dist.errors import ConfigurationError
+from lr_dist.errors import ConfigurationError, shown
 from lr_dist.search.space import Space
 from lr_dist.sequence.settings import SequenceSettings
+from lr_dist.tasks.registry import split_shift
 
 MODES = ("relative", "sum", "constrained", "pareto")
 TaskSpec = str | Mapping[str, Any]
+# Of the flat rates that trials are measured by; the largest is 1.
+LEAST_RATE = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,12 +43,17 @@ class Goal:
     reference_rates: tuple[float, ...] = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ConfigurationError(f"The objective must be one of {', '.join(MODES)}, not {self.mode!r}.")
-        if not 0 <= self.tolerance <= 1:
-            raise ConfigurationError(f"tolerance is in the score's unit, from 0 to 1, not {self.tolerance!r}.")
-        if not self.reference_rates or not all(0 < rate < 1 for rate in self.reference_rates):
-            raise ConfigurationError(f"reference_rates must be learning rates, not {self.reference_rates!r}.")
+        if not isinstance(self.mode, str) or self.mode not in MODES:
+            raise ConfigurationError(f"The objective must be one of {', '.join(MODES)}, not {shown(self.mode)}.")
+        if not (_is_number(self.tolerance) and 0 <= self.tolerance <= 1):
+            raise ConfigurationError(f"tolerance is in the score's unit, from 0 to 1, not {shown(self.tolerance)}.")
+        rates = self.reference_rates
+        if not rates or not all(_is_number(rate) and LEAST_RATE <= rate <= 1 for rate in rates):
+            raise ConfigurationError(
+                f"reference_rates must be learning rates from {LEAST_RATE:g} to 1, at least one, not {shown(rates)}."
+            )
+        if len(set(rates)) < len(rates):
+            raise ConfigurationError(f"reference_rates names a rate more than once: {shown(rates)}.")
 
     def to_dict(self) -> dict[str, Any]:
         own: dict[str, Any] = {"mode": self.mode}
@@ -94,16 +102,20 @@ class SearchConfig:
         if not self.sequences or not all(self.sequences):
             raise ConfigurationError("Nothing to learn: give --tasks, e.g. --tasks sst2 qqp.")
         for sequence in self.sequences:
-            if len(sequence) < 2 and "@" not in str(sequence[0]):
+            if len(sequence) < 2 and split_shift(sequence[0])[1] is None:
                 raise ConfigurationError(
                     f"A sequence needs two tasks or more, or a shift such as sst2@length; got {list(sequence)}."
                 )
-        if isinstance(self.trials, bool) or not isinstance(self.trials, int) or self.trials < 1:
-            raise ConfigurationError(f"trials must be a whole number from 1, not {self.trials!r}.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise ConfigurationError(f"seeds must be distinct whole numbers from 0, not {list(self.seeds)}.")
-        if self.goal.mode == "pareto" and len(self.seeds) < 1:
-            raise ConfigurationError("pareto needs at least one seed.")
+        if not _is_whole(self.trials) or self.trials < 1:
+            raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
+        if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
+            raise ConfigurationError(f"seeds must be whole numbers from 0, at least one, not {shown(self.seeds)}.")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigurationError(f"seeds names a seed more than once: {shown(self.seeds)}.")
+        if self.sampler_seed is not None and not (_is_whole(self.sampler_seed) and 0 <= self.sampler_seed < 2**32):
+            raise ConfigurationError(
+                f"sampler_seed must be a whole number from 0 to 2^32 - 1, not {shown(self.sampler_seed)}."
+            )
 
     @property
     def directions(self) -> list[str]:
@@ -128,3 +140,11 @@ class SearchConfig:
             "limit": self.limit,
             "settings": self.settings.to_dict(),
         }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lr_dist.errors import InvalidTrialsError
+from lr_dist.errors import InvalidTrialsError, UnwritableFileError
 from lr_dist.search.slots import by_slot, settled
 from lr_dist.search.summary import row_of
 
@@ -19,6 +21,7 @@ def write_csv(study: Study, path: str | Path) -> int:
 
     Raises:
         InvalidTrialsError: no trial has ended yet.
+        UnwritableFileError: the file cannot be written; what was there is left as it was.
     """
     rows = [row_of(t) for _, t in sorted(by_slot(study.get_trials(deepcopy=False)).items()) if settled(t)]
     if not rows:
@@ -27,9 +30,18 @@ def write_csv(study: Study, path: str | Path) -> int:
         )
     columns = list(dict.fromkeys(key for row in rows for key in row))
     path = Path(path).expanduser()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    written = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        written.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            written.unlink(missing_ok=True)
+        raise UnwritableFileError(
+            f"{path} cannot be written: {error.strerror or error}. Give another --csv, or make room."
+        ) from error
     return len(rows)

@@ -84,7 +84,7 @@ def _best(study: Study, bench: Bench) -> list[float]:
         names = " > ".join(task.name for task in bench.tasks)
         raise TrialError(
             f"No flat rate learned {names} without diverging, so there is nothing to measure trials by. Give lower "
-            "--goal.reference_rates, or a longer warm-up."
+            "--reference-rates, or a longer --warmup."
         )
     return list(max(complete, key=lambda trial: trial.value or 0.0).user_attrs["final"])
 

@@ -58,25 +58,40 @@ class Search:
             LRDistError: the named error of whatever cannot work; nothing in the storage has changed.
         """
         from lr_dist.search.slots import fill
-        from lr_dist.search.storage import open_storage
+        from lr_dist.search.storage import open_storage, storage_errors
         from lr_dist.search.study import open_study, plan
 
         storage = open_storage(self.storage)
         benches = load_benches(self.config)
-        study = open_study(storage, self.study, self.config, identity(self.config, benches), workers=self.workers)
-        fill(study, plan(self.config, benches[0].model_info["num_layers"]))
+        slots = plan(self.config, benches[0].model_info["num_layers"])
+        with storage_errors(storage):
+            study = open_study(storage, self.study, self.config, identity(self.config, benches), workers=self.workers)
+            fill(study, slots)
 
     def run(self, view: View) -> None:
         """Run worker processes until every slot is settled. A worker that was killed is started again.
 
         Raises:
             LRDistError: what a worker ended with; all that finished is in the storage.
-            KeyboardInterrupt: Ctrl-C; the trials at work are queued again.
+            KeyboardInterrupt: Ctrl-C, or a request to terminate; the trials at work are queued again.
         """
-        from lr_dist.search.storage import open_storage
+        from lr_dist.search.storage import open_storage, storage_errors
         from lr_dist.search.study import load_study
 
-        study = load_study(open_storage(self.storage), self.study)
+        storage = open_storage(self.storage)
+        # SIGTERM is what a scheduler sends before it kills: the same as Ctrl-C.
+        with storage_errors(storage), _handling(signal.SIGTERM, signal.default_int_handler):
+            study = load_study(storage, self.study)
+            if not self._is_complete(study):
+                self._run(study, view)
+
+    def _is_complete(self, study: Any) -> bool:
+        from lr_dist.search.slots import by_slot, settled
+
+        found = by_slot(study.get_trials(deepcopy=False))
+        return all(slot in found and settled(found[slot]) for slot in range(self.config.trials))
+
+    def _run(self, study: Any, view: View) -> None:
         context = multiprocessing.get_context("spawn")
         team: dict[int, tuple[Any, Connection]] = {}
         restarts = 0
@@ -107,10 +122,14 @@ class Search:
 
 
 def load_benches(config: SearchConfig) -> list[Any]:
-    """One bench a sequence."""
+    """One bench a sequence.
+
+    Raises:
+        LRDistError: a model or a task that cannot be used, or a sequence of one task only.
+    """
     from lr_dist.sequence.bench import Bench
 
-    return [
+    benches = [
         Bench.prepare(
             config.model,
             sequence,
@@ -122,6 +141,10 @@ def load_benches(config: SearchConfig) -> list[Any]:
         )
         for sequence in config.sequences
     ]
+    for sequence, bench in zip(config.sequences, benches, strict=True):
+        if len(bench.tasks) < 2:
+            raise ConfigurationError(f"A sequence needs two tasks or more, or a shift; {list(sequence)} is one task.")
+    return benches
 
 
 def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
@@ -132,26 +155,30 @@ def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
 
 def work(search: Search, index: int, pipe: Connection) -> None:
     """A worker process: references first, then trials. Ends when nothing is left, or with the process that began it."""
+    # Ctrl-C in a terminal is for the process that began this one; that one asks this one to terminate.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     _follow_parent()
     try:
         import torch
 
         torch.set_num_threads(threads_of(search.workers))
         from lr_dist.search.references import run_references
-        from lr_dist.search.storage import open_storage
+        from lr_dist.search.storage import open_storage, storage_errors
         from lr_dist.search.study import open_study, plan
         from lr_dist.search.trial import SequenceObjective
         from lr_dist.search.worker import drain
 
         storage = open_storage(search.storage)
         benches = load_benches(search.config)
-        study = open_study(
-            storage, search.study, search.config, identity(search.config, benches), workers=search.workers
-        )
-        references = run_references(storage, search.config, benches)
-        if references is not None:
-            objective = SequenceObjective(search.config, benches, references)
-            drain(study, objective, plan(search.config, benches[0].model_info["num_layers"]))
+        with storage_errors(storage):
+            study = open_study(
+                storage, search.study, search.config, identity(search.config, benches), workers=search.workers
+            )
+            references = run_references(storage, search.config, benches)
+            if references is not None:
+                objective = SequenceObjective(search.config, benches, references)
+                drain(study, objective, plan(search.config, benches[0].model_info["num_layers"]))
     except LRDistError as error:
         pipe.send(type(error)(str(error)))
         _leave(1)
@@ -176,10 +203,24 @@ def threads_of(workers: int) -> int:
 def _start(context: Any, search: Search, index: int) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(search, index, theirs), name=f"lr-dist worker {index}")
-    with _environment(index, search.workers):
+    # Until it runs code of ours, a child has what it inherits: Ctrl-C is not for it.
+    with _handling(signal.SIGINT, signal.SIG_IGN), _environment(index, search.workers):
         process.start()
     theirs.close()
     return process, ours
+
+
+@contextlib.contextmanager
+def _handling(number: signal.Signals, handler: Any) -> Iterator[None]:
+    """Handle a signal in another way; only the main thread may."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 @contextlib.contextmanager
@@ -212,11 +253,12 @@ def _gpus() -> list[str]:
 
 def _follow_parent() -> None:
     """End this worker when the process that began it is gone, however it went."""
-    parent = os.getppid()
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        parent.join()
         # The trial is left running, as after a kill; whoever comes next sees that its worker is gone.
         os._exit(1)
 
@@ -232,10 +274,9 @@ def _received(pipe: Connection) -> LRDistError | None:
 
 
 def _stop(processes: list[Any], patience_s: float = 20) -> None:
-    """Interrupt the workers, so that they hand their trials back, and kill those that do not end."""
+    """Ask the workers to end, so that they hand their trials back, and kill those that do not."""
     for process in processes:
-        if process.is_alive():
-            os.kill(process.pid, signal.SIGINT)
+        process.terminate()
     deadline = time.monotonic() + patience_s
     try:
         for process in processes:

@@ -11,23 +11,26 @@ A slot is settled by a trial that is complete, pruned, or failed with a `reason`
 from __future__ import annotations
 
 import contextlib
-import os
-import socket
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
 from typing import Any
 
-from filelock import FileLock
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-SLOT, OWNER, REASON, ERROR = "slot", "owner", "reason", "error"
+from lr_dist.errors import StorageError
+from lr_dist.search.process import is_gone_here, machine, this_process
+from lr_dist.search.storage import GRACE_S, sqlite_file
+
+SLOT, LABEL, OWNER, BEAT, REASON, ERROR = "slot", "label", "owner", "beat", "reason", "error"
 # What finished of a lost trial is not run again.
 KEPT = ("runs",)
-NAMELESS = timedelta(minutes=1)
+FREE: Mapping[str, Any] = {"params": {}, "attrs": {}}
+# A worker names itself right after it has taken a trial; one without a name died in between.
+NAMELESS_S = 60.0
 
 
 def settled(trial: FrozenTrial) -> bool:
@@ -52,6 +55,9 @@ def by_slot(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
 def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
     """Queue a trial for every slot that has none at work, waiting or settled.
 
+    A slot whose trial was lost gets it again. The others get those entries of the plan that fix parameters and are not
+    in the study yet, in their order, and then what the sampler draws.
+
     Args:
         study: the study.
         plan: for each slot, `params` (fixed ones; those missing are sampled) and `attrs` (user attributes).
@@ -60,29 +66,55 @@ def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
         _fill(study, plan)
 
 
-def claim(study: Study) -> Trial | None:
-    """Take the first waiting trial; None where none waits."""
+def claim(study: Study, slots: int | None = None) -> Trial | None:
+    """Take the first waiting trial that fills a slot; None where none waits.
+
+    Args:
+        study: the study.
+        slots: only one of the first so many slots; None: any.
+    """
     with exclusive(study._storage):
-        return _claim(study)
+        return _claim(study, slots)
 
 
-def release_dead(study: Study) -> list[int]:
+def release_dead(study: Study, watch: Watch | None = None) -> list[int]:
     """Fail the running trials whose worker is gone; returns their numbers. `fill` queues them again.
 
-    On this machine a worker is gone when its process is; elsewhere, where the storage keeps heartbeats, when its
-    heartbeat stopped. A trial without an owner for a minute was taken by a worker that died in that moment.
+    On this machine a worker is gone when its process is. Elsewhere it is gone when its heartbeat stopped: Optuna's own
+    where the storage keeps them, else the one that `lr_dist.search.worker` writes, as seen by this process's clock. A
+    trial without an owner for a minute was taken by a worker that died in that moment.
+
+    Args:
+        study: the study.
+        watch: what this process has seen before; without one only what can be told at once is.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        fail_stale_trials(study)
-    released = []
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if not _is_gone(trial):
-            continue
-        with contextlib.suppress(UpdateFinishedTrialError):
-            if study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
-                released.append(trial.number)
-    return released
+    watch = watch or Watch()
+    with exclusive(study._storage):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            fail_stale_trials(study)
+        released = []
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _is_gone(trial, watch.still_s(trial), has_heartbeats(study._storage)):
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    if study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
+                        released.append(trial.number)
+        return released
+
+
+class Watch:
+    """Since when the running trials of others show no sign of life, by this process's own clock."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[Any, float]] = {}
+
+    def still_s(self, trial: FrozenTrial) -> float:
+        """Seconds for which this trial has looked as it does now."""
+        sign = (trial.user_attrs.get(OWNER), trial.user_attrs.get(BEAT))
+        before = self._seen.get(trial._trial_id)
+        if before is None or before[0] != sign:
+            before = self._seen[trial._trial_id] = (sign, time.monotonic())
+        return time.monotonic() - before[1]
 
 
 @contextlib.contextmanager
@@ -90,73 +122,111 @@ def exclusive(storage: Any) -> Iterator[None]:
     """Alone with a SQLite file among the processes of this machine; nothing to do for other storages.
 
     Optuna reads a trial's state and writes it in two steps, and SQLite has no row to lock in between: two workers would
-    both believe to have the same trial.
+    both believe to have the same trial. Not to be nested.
+
+    Raises:
+        StorageError: the lock's file cannot be made.
     """
-    url = str(getattr(getattr(storage, "_backend", storage), "url", ""))
-    if not url.startswith("sqlite:///"):
+    file = sqlite_file(storage)
+    if file is None:
         yield
         return
-    # Released by the system however the process ends.
-    with FileLock(f"{url.removeprefix('sqlite:///').partition('?')[0]}.lock"):
+    from filelock import FileLock
+
+    lock = FileLock(f"{file}.lock")
+    try:
+        lock.acquire()
+    except OSError as error:
+        raise StorageError(
+            f"The lock {file}.lock beside the storage cannot be made: {error.strerror or error}. Check the permissions "
+            "of the folder."
+        ) from error
+    # Released by the system, too, however the process ends.
+    try:
         yield
+    finally:
+        lock.release()
 
 
-def owner() -> dict[str, Any]:
-    """This process, so that others can tell whether it still lives."""
-    pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": _started(pid)}
+def has_heartbeats(storage: Any) -> bool:
+    """Whether the storage keeps heartbeats itself: databases do, journals and the gRPC proxy do not."""
+    return bool(getattr(storage, "get_heartbeat_interval", lambda: None)())
+
+
+def without_worker(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """The user attributes with which a lost trial is queued again."""
+    return {key: attrs[key] for key in (SLOT, LABEL, *KEPT) if key in attrs}
 
 
 def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
-    trials = study.get_trials(deepcopy=False)
+    trials = [t for t in study.get_trials(deepcopy=False) if SLOT in t.user_attrs]
     taken = by_slot(trials)
-    for slot, entry in enumerate(plan):
+    lost = {t.user_attrs[SLOT]: t for t in trials if t.state.is_finished() and not settled(t)}
+    if all(slot in taken for slot in range(len(plan))):
+        return
+    wanted = iter(_not_there(plan, list({**lost, **taken}.values())))
+    for slot in range(len(plan)):
         if slot in taken:
             continue
-        lost = [t for t in trials if t.user_attrs.get(SLOT) == slot]
-        # What was drawn for a lost trial is tried again, not another draw.
-        params = dict(lost[-1].params) or entry["params"] if lost else entry["params"]
-        kept = {key: lost[-1].user_attrs[key] for key in KEPT if lost and key in lost[-1].user_attrs}
-        study.enqueue_trial(dict(params), user_attrs={**entry["attrs"], **kept, SLOT: slot})
+        if slot in lost:
+            # What was drawn for a lost trial is tried again, not another draw.
+            params = {**lost[slot].system_attrs.get("fixed_params", {}), **lost[slot].params}
+            attrs = without_worker(lost[slot].user_attrs)
+        else:
+            entry = next(wanted, FREE)
+            params, attrs = dict(entry["params"]), dict(entry["attrs"])
+        study.enqueue_trial(params, user_attrs={**attrs, SLOT: slot})
 
 
-def _claim(study: Study) -> Trial | None:
+def _not_there(plan: Sequence[Mapping[str, Any]], trials: list[FrozenTrial]) -> list[Mapping[str, Any]]:
+    """Those entries of the plan that say what to try, and that no slot has yet."""
+    missing = []
+    for entry in plan:
+        label, params = entry["attrs"].get(LABEL), entry["params"]
+        if not params:
+            continue
+        for trial in trials:
+            if trial.system_attrs.get("fixed_params") == params or (label and trial.user_attrs.get(LABEL) == label):
+                trials.remove(trial)
+                break
+        else:
+            missing.append(entry)
+    return missing
+
+
+def _claim(study: Study, slots: int | None) -> Trial | None:
     storage, study_id = study._storage, study._study_id
     for waiting in storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,)):
+        slot = waiting.user_attrs.get(SLOT)
+        if slot is None or (slots is not None and slot >= slots):
+            continue
         try:
             if not storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
                 continue
         except UpdateFinishedTrialError:
             continue
+        # Each of these alone is enough for others to see that this process died; until then the trial has no name.
+        if has_heartbeats(storage):
+            storage.record_heartbeat(waiting._trial_id)  # type: ignore[attr-defined]
+        storage.set_trial_user_attr(waiting._trial_id, OWNER, this_process())
         if _is_second(study, waiting):
             with contextlib.suppress(UpdateFinishedTrialError):
                 storage.set_trial_state_values(waiting._trial_id, state=TrialState.FAIL)
             continue
-        storage.set_trial_user_attr(waiting._trial_id, OWNER, owner())
         return Trial(study, waiting._trial_id)
     return None
 
 
 def _is_second(study: Study, trial: FrozenTrial) -> bool:
-    slot = trial.user_attrs.get(SLOT)
+    slot = trial.user_attrs[SLOT]
     others = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(SLOT) == slot]
     return any(settled(t) or (not t.state.is_finished() and t.number < trial.number) for t in others)
 
 
-def _is_gone(trial: FrozenTrial) -> bool:
-    owner_of = trial.user_attrs.get(OWNER)
-    if owner_of is None:
-        begun = trial.datetime_start
-        return begun is not None and datetime.now() - begun > NAMELESS
-    return owner_of["host"] == socket.gethostname() and _started(owner_of["pid"]) != owner_of["started"]
-
-
-def _started(pid: int) -> float | None:
-    """When a process began: the same number may serve another one later. None where there is no such process."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else round(process.create_time(), 2)
-    except psutil.NoSuchProcess:
-        return None
+def _is_gone(trial: FrozenTrial, still_s: float, heartbeats: bool) -> bool:
+    owner = trial.user_attrs.get(OWNER)
+    if owner is None:
+        return still_s > NAMELESS_S
+    if owner.get("machine") == machine():
+        return is_gone_here(owner)
+    return not heartbeats and still_s > GRACE_S

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lr_dist._distribution.families import grouped_layers, weighted_mean
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import ConfigurationError, InvalidRateError
+from lr_dist.errors import ConfigurationError, InvalidDistributionError, shown
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -51,28 +52,34 @@ class Space:
     fixed: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.family not in FAMILIES:
-            raise ConfigurationError(f"The space must be one of {', '.join(FAMILIES)}, not {self.family!r}.")
+        if not isinstance(self.family, str) or self.family not in FAMILIES:
+            raise ConfigurationError(f"The space must be one of {', '.join(FAMILIES)}, not {shown(self.family)}.")
         for low, high, what in (
             (self.low, self.high, "low and high"),
             (self.factor_low, self.factor_high, "factor_low and factor_high"),
         ):
             if not (_positive(low) and _positive(high) and low < high):
-                raise ConfigurationError(f"{what} must be finite numbers with 0 < low < high, not {low!r}, {high!r}.")
+                raise ConfigurationError(
+                    f"{what} must be finite numbers with 0 < low < high, not {shown(low)}, {shown(high)}."
+                )
         if isinstance(self.knots, bool) or not isinstance(self.knots, int) or not 1 <= self.knots <= 100:
-            raise ConfigurationError(f"knots must be a whole number from 1 to 100, not {self.knots!r}.")
+            raise ConfigurationError(f"knots must be a whole number from 1 to 100, not {shown(self.knots)}.")
+        if not isinstance(self.fixed, Mapping):
+            raise ConfigurationError(f"fixed must map parameters to values, not be {shown(self.fixed)}.")
         unknown = [name for name in self.fixed if name not in self.names]
         if unknown:
             raise ConfigurationError(
-                f"fixed names {', '.join(unknown)}, which the space {self.family} does not have: "
+                f"fixed names {', '.join(map(str, unknown))}, which the space {self.family} does not have: "
                 f"{', '.join(self.names)}."
             )
+        # A copy of our own: the caller's may change.
+        object.__setattr__(self, "fixed", dict(self.fixed))
         if not self.searched:
             raise ConfigurationError(f"fixed leaves nothing to search in the space {self.family}.")
         try:
-            self.distribution({name: self.high if name != "factor" else 1.0 for name in self.searched})
-        except InvalidRateError as error:
-            raise ConfigurationError(f"fixed holds a value that is no rate: {error}") from error
+            self.distribution({name: self.bounds(name)[1] for name in self.searched})
+        except InvalidDistributionError as error:
+            raise ConfigurationError(f"The bounds or fixed hold a value that is no rate: {error}") from error
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,34 +117,49 @@ class Space:
         return LRDistribution.from_layers(embeddings=values["embeddings"], layers=layers, head=values["head"])
 
     def project(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
-        """The searched parameters whose distribution comes nearest to a given one; None where none is near.
+        """The searched parameters whose distribution comes near to a given one; None where none is near.
 
-        Rates outside the bounds are brought to the bound. `grouped` and `knots` read the rates at their depths;
-        `decay` holds only flat and geometric profiles, `flat` only flat ones.
+        Rates outside the bounds are brought to the bound. `knots` reads the rates at its depths, `grouped` takes the
+        mean log rate of each group's layers; `decay` holds only flat and geometric profiles, `flat` only flat ones.
+        A frozen depth cannot be drawn, so it must be among `fixed`.
 
         Args:
             distribution: absolute rates.
             num_layers: of the model, where the two shall agree.
         """
         rates = distribution.rates(num_layers)
-        if any(rate == 0 for rate in rates.values()):
-            return None
-        logs = [math.log(rate) for rate in rates.values()]
         if self.family in ("flat", "decay"):
-            steps = [after - before for before, after in itertools.pairwise(logs)]
-            if max(steps) - min(steps) > 1e-9 or (self.family == "flat" and abs(steps[0]) > 1e-9):
-                return None
-            values = {"lr": rates["head"], "factor": math.exp(-steps[0])}
+            values = self._geometric(list(rates.values()))
         else:
-            middle = [name for name in self.names if name not in ("embeddings", "head")]
-            # The same depths as this family's own: a distribution of M values read at N layers, and back.
-            probe = LRDistribution.from_layers(
-                embeddings=rates["embeddings"], layers=list(rates.values())[1:-1], head=rates["head"]
-            ).rates(len(middle))
-            values = dict(zip(self.names, probe.values(), strict=True))
-            if self.family == "grouped" and dict(distribution.to_dict()).get("family") == "grouped":
-                values = {name: float(distribution.to_dict()[name]) for name in self.names}
+            layers = list(rates.values())[1:-1]
+            values = {"embeddings": rates["embeddings"], **self._middle(distribution, layers), "head": rates["head"]}
+        if values is None or any(values[name] == 0 for name in self.searched):
+            return None
         return {name: min(max(values[name], self.bounds(name)[0]), self.bounds(name)[1]) for name in self.searched}
+
+    def _geometric(self, rates: list[float]) -> dict[str, float] | None:
+        """`lr` and `factor` of rates in one ratio from each depth to the next; None for any others."""
+        if 0 in rates:
+            return None
+        steps = [math.log(after / before) for before, after in itertools.pairwise(rates)]
+        if max(steps) - min(steps) > 1e-9 or (self.family == "flat" and abs(steps[0]) > 1e-9):
+            return None
+        return {"lr": rates[-1], "factor": math.exp(-steps[0])}
+
+    def _middle(self, distribution: LRDistribution, layers: list[float]) -> dict[str, float]:
+        """The parameters between embeddings and head."""
+        names = self.names[1:-1]
+        if self.family == "grouped":
+            if distribution.family == "grouped" and not distribution.edits:
+                own = dict(distribution.values)
+                return {name: own[name] for name in names}
+            members = grouped_layers(len(layers))
+            if all(members) and 0 not in layers:
+                means = [weighted_mean([layers[i] for i in group], [1.0] * len(group)) for group in members]
+                return dict(zip(names, means, strict=True))
+        # A distribution of M values is read at the depths of N layers; the same the other way round.
+        read = LRDistribution.from_layers(embeddings=1.0, layers=layers, head=1.0).rates(len(names))
+        return dict(zip(names, list(read.values())[1:-1], strict=True))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what must not change under one study's name."""

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 import time
 import warnings
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import StorageError
+from lr_dist.errors import LRDistError, StorageError
 from lr_dist.extras import require_extras
 
 if TYPE_CHECKING:
+    from optuna import Study
     from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+    from sqlalchemy.engine import URL
 
 HEARTBEAT_S, GRACE_S = 60, 180
 SQLITE_TIMEOUT_S = 120
+# A server that vanished without a word is noticed within about a minute.
+POSTGRES_TIMES = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 ATTEMPTS = 5
+FORMS = "sqlite:///PATH/study.db, postgresql://USER:PASSWORD@HOST/DATABASE, journal:PATH or grpc://HOST:PORT"
 
 
 def default_storage(output: str | Path) -> str:
     """The URL of the SQLite file in the output folder."""
-    return f"sqlite:///{Path(output).expanduser().resolve() / 'study.db'}"
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(Path(output).expanduser().resolve() / "study.db")).render_as_string()
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -37,12 +46,12 @@ def open_storage(url: str) -> BaseStorage:
             or `grpc://HOST:PORT` of a running `optuna.storages.run_grpc_proxy_server`.
 
     Raises:
-        StorageError: it cannot be reached, read or written, or another version of Optuna made it.
+        StorageError: it cannot be reached, read or written, or another version of Optuna made it; nothing was changed.
         MissingExtraError: Optuna is not installed.
     """
     require_extras("search")
     kind = url.partition(":")[0]
-    with _named_errors(url), _quiet():
+    with _opening_errors(url), _quiet():
         if kind == "journal":
             return _journal(url.removeprefix("journal:"))
         if kind == "grpc":
@@ -50,50 +59,170 @@ def open_storage(url: str) -> BaseStorage:
         return _database(url)
 
 
-def _database(url: str) -> BaseStorage:
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import IntegrityError, ProgrammingError
+@contextlib.contextmanager
+def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
+    """Say what happened to the storage in one line, where something went wrong with it while it was in use.
 
-    parsed = make_url(url)
-    engine: dict[str, Any] = {"pool_pre_ping": True}
+    Args:
+        storage: the open storage, or its URL.
+
+    Raises:
+        StorageError: it could not be read or written.
+    """
+    try:
+        yield
+    except LRDistError:
+        raise
+    except Exception as error:
+        if not is_storage_error(error):
+            raise
+        raise StorageError(
+            f"The storage {shown_storage(storage)} cannot be read or written any more: {_first_line(error)}. Every "
+            "trial that finished is in it; mend it, and start the same command again."
+        ) from error
+
+
+def is_storage_error(error: BaseException) -> bool:
+    """Whether this comes from the storage, not from the work that is kept in it."""
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    if isinstance(error, (StorageError, StorageInternalError, SQLAlchemyError)):
+        return True
+    # Not imported for its own sake: it is there where a storage uses it.
+    return any(kind.__module__.startswith("grpc") and kind.__name__ == "RpcError" for kind in type(error).__mro__)
+
+
+def sqlite_file(storage: BaseStorage) -> Path | None:
+    """The file of a SQLite storage; None for any other."""
+    from sqlalchemy.engine import make_url
+
+    url = getattr(getattr(storage, "_backend", storage), "url", None)
+    parsed = make_url(url) if isinstance(url, str) else None
+    if parsed is None or parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    return Path(parsed.database)
+
+
+def shown_storage(storage: BaseStorage | str) -> str:
+    """A storage's URL, without its password."""
+    if isinstance(storage, str):
+        return _without_password(storage)
+    backend = getattr(storage, "_backend", storage)
+    url = getattr(backend, "url", None) or getattr(backend, "shown", None)
+    return _without_password(url) if isinstance(url, str) else type(storage).__name__
+
+
+def _database(url: str) -> BaseStorage:
+    from optuna.storages import RDBStorage
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import SQLAlchemyError
+
+    parsed = _with_driver(make_url(url))
     if parsed.get_backend_name() == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
             raise StorageError("A study in memory is lost with the process; give a file: sqlite:///PATH/study.db.")
         _check_file(Path(parsed.database))
-        engine["connect_args"] = {"timeout": SQLITE_TIMEOUT_S}
+    options: dict[str, Any] = {"engine_kwargs": {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}}
+    full = parsed.render_as_string(hide_password=False)
+    _check_schema(full, options)
     for attempt in range(ATTEMPTS):
         try:
             return RDBStorage(
-                url,
-                engine_kwargs=engine,
+                full,
+                **options,
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=GRACE_S,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
+                heartbeat_stale_trial_callback=_queue_again,
             )
-        except (IntegrityError, ProgrammingError, AssertionError):
+        except (SQLAlchemyError, AssertionError) as error:
             # Two workers that find an empty database both make its tables; the second one finds them made.
-            if attempt == ATTEMPTS - 1:
+            if attempt == ATTEMPTS - 1 or not _was_second(error):
                 raise
             time.sleep(0.5 * (attempt + 1))
     raise AssertionError("unreachable")
 
 
+def _with_driver(url: URL) -> URL:
+    """PostgreSQL's driver is psycopg 3, that of the extra; SQLAlchemy 2.0 takes the older one where none is named."""
+    if url.drivername == "postgresql" and find_spec("psycopg2") is None and find_spec("psycopg") is not None:
+        return url.set(drivername="postgresql+psycopg")
+    return url
+
+
+def _connect_args(url: URL) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": SQLITE_TIMEOUT_S}
+    if url.get_backend_name() == "postgresql":
+        return {name: value for name, value in POSTGRES_TIMES.items() if name not in url.query}
+    return {}
+
+
+def _check_schema(url: str, options: dict[str, Any]) -> None:
+    """Compare the version of Optuna's tables before anything is done to them: opening them adds what is missing."""
+    import sqlalchemy
+    from optuna.storages import RDBStorage
+
+    engine = sqlalchemy.create_engine(url, **options["engine_kwargs"])
+    try:
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+        stamped = "alembic_version" in tables and bool(_rows(engine, "alembic_version"))
+        if not stamped or "version_info" not in tables or not _rows(engine, "version_info"):
+            return
+    finally:
+        engine.dispose()
+    look = RDBStorage(url, **options, skip_table_creation=True, skip_compatibility_check=True)
+    try:
+        there, here, known = look.get_current_version(), look.get_head_version(), look.get_all_versions()
+    finally:
+        look.remove_session()
+        look.engine.dispose()
+    if there == here:
+        return
+    do = (
+        "Upgrade it with `optuna storage upgrade --storage URL` (back it up first)"
+        if there in known
+        else "Use the version of Optuna that made it (a later one, it seems)"
+    )
+    raise StorageError(
+        f"The storage {_without_password(url)} has tables of another version of Optuna ({there}; this one makes "
+        f"{here}); nothing was changed. {do}, or give another --storage."
+    )
+
+
+def _rows(engine: Any, table: str) -> list[Any]:
+    import sqlalchemy
+
+    with engine.connect() as connection:
+        return list(connection.execute(sqlalchemy.text(f"SELECT * FROM {table}")))
+
+
+def _was_second(error: BaseException) -> bool:
+    text = f"{error} {error.__cause__}".lower()
+    return isinstance(error, AssertionError) or any(
+        sign in text for sign in ("already exists", "duplicate key", "unique constraint")
+    )
+
+
+def _queue_again(study: Study, trial: FrozenTrial) -> None:
+    """Queue a trial whose heartbeat stopped once more, as it was drawn, without the marks of its dead worker."""
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+
+    from lr_dist.search.slots import without_worker
+
+    trial.user_attrs = without_worker(trial.user_attrs)
+    with _quiet():
+        RetryHeartbeatStaleTrialCallback()(study, trial)
+
+
 def _journal(name: str) -> BaseStorage:
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+
+    from lr_dist.search.journal import WholeLines
 
     path = Path(name).expanduser()
     _check_file(path)
-    if path.exists():
-        with path.open("rb") as file:
-            first = file.readline()
-        try:
-            if first and "op_code" not in json.loads(first):
-                raise ValueError("its first line is no log entry")
-        except ValueError as error:
-            raise StorageError(f"{path} is no journal of Optuna: {error}. Give another file.") from error
-    return JournalStorage(JournalFileBackend(str(path)))
+    return JournalStorage(WholeLines(path))
 
 
 def _grpc(url: str) -> BaseStorage:
@@ -109,37 +238,33 @@ def _grpc(url: str) -> BaseStorage:
 def _check_file(path: Path) -> None:
     if path.is_dir():
         raise StorageError(f"{path} is a folder; give a file in it, e.g. {path / 'study.db'}.")
+    if path.exists() and not path.is_file():
+        raise StorageError(f"{path} is a device or a pipe; give a file.")
     if not path.parent.is_dir():
         raise StorageError(f"The folder {path.parent} of the storage does not exist; make it, or give another file.")
 
 
 @contextlib.contextmanager
-def _named_errors(url: str) -> Iterator[None]:
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
+def _opening_errors(url: str) -> Iterator[None]:
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
-    shown = _without_password(url)
     try:
         yield
-    except StorageError:
+    except LRDistError:
         raise
-    except (ArgumentError, NoSuchModuleError) as error:
+    except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StorageError(
-            f"{shown!r} is no storage URL ({_first_line(error)}). Write sqlite:///PATH/study.db, "
-            "postgresql://USER:PASSWORD@HOST/DATABASE, journal:PATH or grpc://HOST:PORT."
+            f"{_without_password(url)!r} is no storage URL ({_first_line(error)}). Write {FORMS}."
         ) from error
-    except (ImportError, ModuleNotFoundError) as error:
+    except ImportError as error:
         raise StorageError(
-            f"The storage {shown} needs a driver that is not installed: {_first_line(error)}. For PostgreSQL: "
-            "pip install 'lr-dist[postgres]'."
+            f"The storage {_without_password(url)} needs a driver that is not installed: {_first_line(error)}. For "
+            "PostgreSQL: pip install 'lr-dist[postgres]'."
         ) from error
-    except RuntimeError as error:
+    except Exception as error:
         raise StorageError(
-            f"The storage {shown} was made by another version of Optuna; nothing was changed. {_first_line(error)}"
-        ) from error
-    except (SQLAlchemyError, OSError, ConnectionError, TimeoutError) as error:
-        raise StorageError(
-            f"The storage {shown} cannot be opened: {_first_line(error)}. Check the address, the permissions, and that "
-            "the server runs."
+            f"The storage {_without_password(url)} cannot be opened: {_first_line(error)}. Check the address, the "
+            "permissions, and that the server runs."
         ) from error
 
 
@@ -159,10 +284,18 @@ def _without_password(url: str) -> str:
 
     try:
         return make_url(url).render_as_string(hide_password=True)
-    except ArgumentError:
-        return url
+    except (ArgumentError, ValueError):
+        # Not to be read as a URL; whatever stands before an @ may be a password.
+        return re.sub(r"//.*@", "//***@", url)
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(getattr(error, "orig", None) or error).strip()
-    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    """What the driver said: Optuna and SQLAlchemy wrap it in pages of their own."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if getattr(cause, "orig", None) is not None:
+            error = cause.orig  # type: ignore[attr-defined]
+            break
+        cause = cause.__cause__
+    lines = str(error).strip().splitlines()
+    return lines[0].strip().rstrip(".") if lines else type(error).__name__

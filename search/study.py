@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import StudyMismatchError, UnknownStudyError
+from lr_dist.errors import ConfigurationError, StudyMismatchError, UnknownStudyError
 from lr_dist.presets import list_presets, resolve_distribution
 from lr_dist.search.config import SearchConfig
 
@@ -15,7 +17,8 @@ if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
 
-IDENTITY, CONFIG = "lr_dist_identity", "lr_dist_config"
+IDENTITY = "lr_dist_identity"
+PATIENCE_S = 5.0
 FLAT_FIRST = (1e-5, 2e-5, 1e-4)
 
 
@@ -28,23 +31,26 @@ def open_study(
         StudyMismatchError: a study of this name searches something else; it is left as it is.
     """
     import optuna
-    from optuna.samplers import TPESampler
+    from optuna.exceptions import DuplicatedStudyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     known = json.loads(json.dumps(identity))
-    study = optuna.create_study(
-        storage=storage,
-        study_name=name,
-        directions=config.directions,
-        load_if_exists=True,
-        # Stated, because the defaults have changed between versions of Optuna.
-        sampler=TPESampler(multivariate=True, constant_liar=workers > 1, seed=config.sampler_seed),
-        pruner=pruner(config),
-    )
-    before = study.user_attrs.get(IDENTITY)
-    if before is None and not study.get_trials(deepcopy=False):
+    tasks = sum(len(fingerprints) for fingerprints in known["data"])
+    parts: dict[str, Any] = {"sampler": sampler(config, workers), "pruner": pruner(config, tasks)}
+    try:
+        study = optuna.load_study(storage=storage, study_name=name, **parts)
+    except KeyError:
+        try:
+            study = optuna.create_study(storage=storage, study_name=name, directions=config.directions, **parts)
+            study.set_user_attr(IDENTITY, known)
+        except DuplicatedStudyError:  # another command was faster
+            study = optuna.load_study(storage=storage, study_name=name, **parts)
+    before = _identity_of(study)
+    wanted = [optuna.study.StudyDirection.MAXIMIZE] * len(config.directions)
+    if before is None and not study.get_trials(deepcopy=False) and study.directions == wanted:
+        # Whoever created it died before it could say what for.
         study.set_user_attr(IDENTITY, known)
-    elif before != known:
+    elif before is None or _changed(before, known):
         raise StudyMismatchError(_difference(name, before, known))
     return study
 
@@ -66,35 +72,89 @@ def load_study(storage: BaseStorage, name: str) -> Study:
         raise UnknownStudyError(f"The storage has no study {name!r}. {there}") from None
 
 
-def pruner(config: SearchConfig) -> Any:
-    """Hyperband over the epochs of a trial's first seed, reduction factor 2 as in arXiv 2404.01317."""
+def sampler(config: SearchConfig, workers: int) -> Any:
+    """TPE. With a seed, a slot's draws depend on that, the slot and the trials before it, not on the worker."""
+    from lr_dist.search.sampler import SlotSampler, tpe
+
+    if config.sampler_seed is None:
+        return tpe(workers=workers, seed=None)
+    return SlotSampler(config.sampler_seed, workers)
+
+
+def pruner(config: SearchConfig, tasks: int) -> Any:
+    """Hyperband over the epochs of a trial's first seed, reduction factor 2 as in arXiv 2404.01317.
+
+    Args:
+        config: of the study.
+        tasks: in all sequences together; the halves of a shift are two.
+    """
     from optuna.pruners import HyperbandPruner, NopPruner
 
     if config.goal.mode == "pareto":
         return NopPruner()
-    # A shift is one name and two tasks.
-    tasks = sum(len(sequence) + sum("@" in str(task) for task in sequence) for sequence in config.sequences)
     return HyperbandPruner(min_resource=1, max_resource=config.settings.epochs * tasks, reduction_factor=2)
 
 
 def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
-    """The slots of a study: first flat rates, the shipped presets and what the user queued, then `trials` in all."""
+    """The slots of a study: first flat rates, the shipped presets and what the user queued, then `trials` in all.
+
+    What the space does not hold exactly (a rate outside its bounds, a fixed parameter, a profile with more corners) is
+    tried as the nearest that it holds, and labelled `near ...`.
+
+    Raises:
+        ConfigurationError: a distribution that the user queued is not in the space, or there is no trial left for it.
+    """
     slots: list[dict[str, Any]] = []
-    for label, distribution in _first(config):
+    for label, distribution, asked_for in _first(config):
         absolute = distribution.absolute(config.settings.lr)
         params = config.space.project(absolute, num_layers)
+        if params is None and asked_for:
+            raise ConfigurationError(
+                f"The space {config.space.family} holds nothing near the queued {label}. Queue another one, or "
+                "give another --space."
+            )
         # Several presets are the same in a coarse space.
-        if params is not None and params not in [slot["params"] for slot in slots]:
-            slots.append({"params": params, "attrs": {"label": label}})
+        if params is None or params in [slot["params"] for slot in slots]:
+            continue
+        if asked_for and len(slots) >= config.trials:
+            raise ConfigurationError(
+                f"There is no trial for the queued {label}: {config.trials} trials, and {len(slots)} distributions "
+                "come before it. Give more --trials."
+            )
+        exact = _same(config.space.distribution(params).rates(num_layers), absolute.rates(num_layers))
+        slots.append({"params": params, "attrs": {"label": label if exact else f"near {label}"}})
     slots += [{"params": {}, "attrs": {}}] * max(0, config.trials - len(slots))
     return slots[: config.trials]
 
 
-def _first(config: SearchConfig) -> list[tuple[str, LRDistribution]]:
-    flat = [(f"flat {lr:g}", LRDistribution.flat(lr)) for lr in FLAT_FIRST]
+def _same(rates: Mapping[str, float], others: Mapping[str, float]) -> bool:
+    return all(math.isclose(rate, others[name], rel_tol=1e-6) for name, rate in rates.items())
+
+
+def _first(config: SearchConfig) -> list[tuple[str, LRDistribution, bool]]:
+    """Label, distribution, and whether the user asked for it."""
+    flat = [(f"flat {lr:g}", LRDistribution.flat(lr), False) for lr in FLAT_FIRST]
     shipped = [entry for entry in list_presets() if entry.source == "shipped"]
-    presets = [(entry.name, entry.preset.distribution) for entry in shipped if entry.preset is not None]
-    return [*flat, *presets, *((str(spec), resolve_distribution(spec)) for spec in config.queued)]
+    presets = [(entry.name, entry.preset.distribution, False) for entry in shipped if entry.preset is not None]
+    return [*flat, *presets, *((str(spec), resolve_distribution(spec), True) for spec in config.queued)]
+
+
+def _identity_of(study: Study) -> Any:
+    """What a study searches; one that another command has just created gets a moment to say it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        before = study.user_attrs.get(IDENTITY)
+        if before is not None or study.get_trials(deepcopy=False) or time.monotonic() > deadline:
+            return before
+        time.sleep(0.2)
+
+
+def _changed(before: Any, now: Mapping[str, Any]) -> bool:
+    """Whether trials would mean something else: paths may differ between machines, weights and data may not."""
+    if not isinstance(before, dict):
+        return True
+    keys = {*before, *now} - {"model", "sequences"}
+    return any(before.get(key) != now.get(key) for key in keys)
 
 
 def _difference(name: str, before: Any, now: Mapping[str, Any]) -> str:

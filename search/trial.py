@@ -10,7 +10,7 @@ from optuna import TrialPruned
 from optuna.trial import Trial
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.config import SearchConfig
+from lr_dist.search.config import LEAST_RATE, SearchConfig
 from lr_dist.search.objective import Reference, p_o, p_s, partial, value, violation
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
@@ -72,8 +72,10 @@ class SequenceObjective:
                 return
             now = before + partial(goal, self.references[index], end.scores)
             trial.report(now, first + end.task * epochs + end.epoch + 1)
-            # The queued rates are what others are compared with, so they are run to the end.
-            if "label" not in trial.user_attrs and trial.should_prune():
+            # Hyperband compares with the trials that it was asked about. It is asked about the queued ones, too, but
+            # as they are what others are measured by, they are run to the end.
+            hopeless = trial.should_prune()
+            if hopeless and "label" not in trial.user_attrs:
                 raise TrialPruned
 
         return heard
@@ -130,7 +132,7 @@ class ReferenceObjective:
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         """The mean over the seeds of the scores above the majority class, summed over the tasks."""
-        lr = trial.suggest_float("lr", 1e-9, 1.0, log=True)
+        lr = trial.suggest_float("lr", LEAST_RATE, 1.0, log=True)
         runs = [run_once(self.bench, LRDistribution.flat(lr), seed, None) for seed in self.seeds]
         trial.set_user_attr("runs", runs)
         final = [statistics.fmean(column) for column in zip(*(run["final"] for run in runs), strict=True)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,11 +12,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from optuna import Study, TrialPruned
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from lr_dist.errors import DivergedError, LRDistError, TrialError
-from lr_dist.search.slots import ERROR, REASON, by_slot, claim, fill, release_dead
+from lr_dist.errors import DivergedError, LRDistError, StorageError, TrialError
+from lr_dist.search.slots import (
+    BEAT,
+    ERROR,
+    REASON,
+    SLOT,
+    Watch,
+    by_slot,
+    claim,
+    exclusive,
+    fill,
+    has_heartbeats,
+    release_dead,
+)
+from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, shown_storage, storage_errors
 
 MAX_ERRORS = 3
 Objective = Callable[[Trial], Sequence[float]]
@@ -37,71 +54,116 @@ def drain(
         poll_s: seconds between looks where nothing waits but others still work.
 
     Raises:
+        StorageError: the storage could not be read or written, or the study was deleted.
         LRDistError: what a trial raised; its slot is queued again for the next start.
     """
-    while not stopped():
-        release_dead(study)
-        fill(study, plan)
-        trial = claim(study)
-        if trial is not None:
-            run_trial(study, trial, objective)
-            continue
-        trials = study.get_trials(deepcopy=False)
-        if all(t.state.is_finished() for t in by_slot(trials).values()) and len(by_slot(trials)) >= len(plan):
-            return
-        time.sleep(poll_s)
+    watch = Watch()
+    with storage_errors(study._storage), _deleted(study):
+        while not stopped():
+            release_dead(study, watch)
+            fill(study, plan)
+            with _interrupts_held_back() as held:
+                trial = claim(study, len(plan))
+            if trial is not None:
+                run_trial(study, trial, _interrupted if held else objective)
+                continue
+            if held:
+                raise KeyboardInterrupt
+            found = by_slot(study.get_trials(deepcopy=False))
+            if all(slot in found and found[slot].state.is_finished() for slot in range(len(plan))):
+                return
+            time.sleep(poll_s)
 
 
 def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
     """Run one trial that this process has taken, and tell how it ended.
 
     A diverged run settles its slot as failed, with the reason; anything else that ends a trial early, Ctrl-C too,
-    leaves the slot to be queued again.
+    leaves the slot to be queued again. Where this process was taken for dead and another one has the slot, what it
+    found is dropped.
     """
     with _heartbeat(study._storage, trial._trial_id):
         try:
-            values = objective(trial)
+            values = _finite(objective(trial))
         except TrialPruned:
-            study.tell(trial, state=TrialState.PRUNED)
+            _tell(study, trial, TrialState.PRUNED)
         except DivergedError as error:
-            trial.set_user_attr(REASON, str(error))
-            study.tell(trial, state=TrialState.FAIL)
+            with contextlib.suppress(UpdateFinishedTrialError):
+                trial.set_user_attr(REASON, str(error))
+            _tell(study, trial, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            return
         except BaseException as error:
-            if isinstance(error, Exception):
-                _note_error(study, trial, error)
-            study.tell(trial, state=TrialState.FAIL)
-            if not isinstance(error, Exception) or isinstance(error, LRDistError):
+            # The first error is the one to show, whatever the storage says now.
+            with contextlib.suppress(Exception):
+                if isinstance(error, Exception) and not is_storage_error(error):
+                    _note_error(study, trial, error)
+                _tell(study, trial, TrialState.FAIL)
+            if not isinstance(error, Exception) or isinstance(error, LRDistError) or is_storage_error(error):
                 raise
             raise TrialError(
                 f"Trial {trial.number} ended with {type(error).__name__}: {error}. What finished is kept; start the "
                 "same command again to retry it."
             ) from error
         else:
-            study.tell(trial, list(values))
+            _tell(study, trial, TrialState.COMPLETE, values)
+
+
+@contextmanager
+def _interrupts_held_back() -> Iterator[list[int]]:
+    """Ctrl-C while a trial is taken would leave one that runs and has no owner. The list says whether it came."""
+    held: list[int] = []
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {number: signal.signal(number, lambda came, _: held.append(came)) for number in numbers}
+    try:
+        yield held
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupted(trial: Trial) -> Sequence[float]:
+    raise KeyboardInterrupt
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    """Optuna would fail a trial without a number silently, and it would be run again for ever."""
+    numbers = [float(value) for value in values]
+    if not all(map(math.isfinite, numbers)):
+        raise DivergedError(f"The trial's value is {', '.join(map(str, numbers))}: a score is no number.")
+    return numbers
+
+
+def _tell(study: Study, trial: Trial, state: TrialState, values: list[float] | None = None) -> None:
+    with exclusive(study._storage), contextlib.suppress(UpdateFinishedTrialError):
+        study.tell(trial, values, state=state, skip_if_finished=True)
 
 
 def _note_error(study: Study, trial: Trial, error: Exception) -> None:
     """Keep the error; a slot that failed so often is settled, so that one bad trial does not block the study."""
     trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}"[:1000])
-    slot = trial.user_attrs.get("slot")
-    errors = sum(t.user_attrs.get("slot") == slot and ERROR in t.user_attrs for t in study.get_trials(deepcopy=False))
+    slot = trial.user_attrs.get(SLOT)
+    errors = sum(t.user_attrs.get(SLOT) == slot and ERROR in t.user_attrs for t in study.get_trials(deepcopy=False))
     if errors >= MAX_ERRORS:
         trial.set_user_attr(REASON, f"failed {errors} times, last with {type(error).__name__}: {error}"[:1000])
 
 
 @contextmanager
 def _heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
-    """Keep telling a storage that records heartbeats that this trial is alive."""
-    interval = getattr(storage, "get_heartbeat_interval", lambda: None)()
-    if not interval:
-        yield
-        return
+    """Keep telling the storage that this trial is alive: where it has no place for that, in a user attribute."""
     ended = threading.Event()
 
     def beat() -> None:
-        while True:
-            storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
-            if ended.wait(interval):
+        for count in range(2**63):
+            # A storage that cannot be reached is the main thread's business; it may be back at the next beat.
+            with contextlib.suppress(Exception):
+                if has_heartbeats(storage):
+                    storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
+                else:
+                    storage.set_trial_user_attr(trial_id, BEAT, count)
+            if ended.wait(HEARTBEAT_S):
                 return
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -110,4 +172,19 @@ def _heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=interval)
+        thread.join(timeout=HEARTBEAT_S)
+
+
+@contextmanager
+def _deleted(study: Study) -> Iterator[None]:
+    """A study that somebody deleted while it was searched is missing in every answer of the storage."""
+    try:
+        yield
+    except KeyError as error:
+        try:
+            study._storage.get_study_user_attrs(study._study_id)
+        except KeyError:
+            raise StorageError(
+                f"The study was deleted from {shown_storage(study._storage)} while it was searched."
+            ) from error
+        raise

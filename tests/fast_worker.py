@@ -1,18 +1,42 @@
-"""A worker whose trials take a moment: `fast_worker.py URL STUDY TRIALS`. Each finished trial leaves a line in LOG."""
+"""A worker whose trials take a moment, started from a process that has everything imported.
+
+`Workers` starts them in a tenth of a second each, so that many can be killed. Every trial leaves two lines in a log:
+`begin PID SLOT` and `end PID SLOT`.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
+import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
+# What a worker needs is imported once, before the first of them is forked.
+import alembic.script
 import optuna
+import optuna.storages._rdb.models
+import psutil
+import psycopg
+import sqlalchemy.dialects.postgresql
+import sqlalchemy.dialects.sqlite
 from optuna.trial import Trial
 
+import lr_dist.search.journal
+import lr_dist.search.slots
+from lr_dist.errors import StorageError
 from lr_dist.search.slots import SLOT
 from lr_dist.search.storage import open_storage
 from lr_dist.search.worker import drain
+
+__all__ = ["Workers", "alembic", "plan_of", "psutil", "psycopg", "sqlalchemy", "work"]
+STORAGE_ERROR = 3
 
 
 def plan_of(trials: int) -> list[dict[str, dict[str, object]]]:
@@ -21,22 +45,91 @@ def plan_of(trials: int) -> list[dict[str, dict[str, object]]]:
     return [*fixed, *({"params": {}, "attrs": {}} for _ in range(trials - 3))]
 
 
-def objective(trial: Trial) -> tuple[float, ...]:
-    lr = trial.suggest_float("lr", 1e-7, 1.0, log=True)
-    time.sleep(random.uniform(0.01, 0.1))
-    trial.set_user_attr("ran", f"{os.getpid()} {trial.user_attrs[SLOT]}")
-    return (lr,)
+def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file_mb: float | None = None) -> None:
+    """A worker process: exit status 0 when nothing is left, 3 for an error of the storage.
+
+    Args:
+        url, name: of the study.
+        trials: its slots.
+        log: file for the two lines a trial.
+        seconds: a trial takes this on average.
+        file_mb: no file may grow beyond this size, as on a full disk.
+    """
+    assert "torch" not in sys.modules, "a worker takes seconds to start"
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Waiting times in proportion to trials of a moment.
+    lr_dist.search.slots.NAMELESS_S = 1.0
+    lr_dist.search.journal.LOCK_GRACE_S = 3
+    if file_mb is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_mb * 2**20), resource.RLIM_INFINITY))
+    rng = random.Random(os.getpid())
+
+    def note(text: str) -> None:
+        with open(log, "a", encoding="ascii") as file:
+            file.write(text + "\n")
+
+    def objective(trial: Trial) -> tuple[float, ...]:
+        place = f"{os.getpid()} {trial.user_attrs[SLOT]}"
+        note(f"begin {place}")
+        lr = trial.suggest_float("lr", 1e-7, 1.0, log=True)
+        time.sleep(rng.uniform(0, 2 * seconds))
+        trial.set_user_attr("ran", place)
+        note(f"end {place}")
+        return (lr,)
+
+    try:
+        study = optuna.create_study(
+            storage=open_storage(url), study_name=name, direction="maximize", load_if_exists=True,
+            sampler=optuna.samplers.RandomSampler(),
+        )  # fmt: skip
+        drain(study, objective, plan_of(trials), poll_s=0.1)
+    except StorageError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        note(f"error {os.getpid()} {error}")
+        os._exit(STORAGE_ERROR)
+    os._exit(0)
 
 
-def main() -> None:
-    url, name, trials = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        storage=open_storage(url), study_name=name, direction="maximize", load_if_exists=True,
-        sampler=optuna.samplers.RandomSampler(),
-    )  # fmt: skip
-    drain(study, objective, plan_of(trials), poll_s=0.1)
+class Workers:
+    """Starts workers of one study, and looks into their log."""
 
+    def __init__(self, url: str, study: str, trials: int, log: Path, **options: Any) -> None:
+        self._arguments = (url, study, trials, str(log))
+        self._options = options
+        self._log = log
+        # The server that forks must find this file, too.
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload(["fast_worker"])
+        os.environ["PYTHONPATH"], before = path, os.environ.get("PYTHONPATH")
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
 
-if __name__ == "__main__":
-    main()
+    def start(self) -> Any:
+        process = self._context.Process(target=work, args=self._arguments, kwargs=self._options, daemon=True)
+        process.start()
+        return process
+
+    @contextmanager
+    def team(self, count: int) -> Iterator[list[Any]]:
+        """Some workers; those that still live at the end are killed."""
+        members = [self.start() for _ in range(count)]
+        try:
+            yield members
+        finally:
+            for process in members:
+                process.kill()
+                process.join()
+
+    def lines(self, kind: str) -> list[tuple[int, str]]:
+        """PID and rest of every line of a kind, in their order."""
+        if not self._log.exists():
+            return []
+        lines = [line.split(" ", 2) for line in self._log.read_text(encoding="ascii").splitlines()]
+        return [(int(pid), rest) for found, pid, rest in lines if found == kind]
+
+    def has_begun(self, pid: int) -> bool:
+        """Whether this process has taken a trial: killing Python while it starts proves nothing."""
+        return any(pid == found for found, _ in self.lines("begin"))

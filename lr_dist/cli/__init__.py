@@ -21,6 +21,7 @@ COMMANDS = {
     "report": "lr_dist.cli.report",
     "search": "lr_dist.cli.search",
     "combine": "lr_dist.cli.combine",
+    "dashboard": "lr_dist.cli.dashboard",
 }
 
 

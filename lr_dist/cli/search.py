@@ -1,4 +1,4 @@
-"""`lr-dist search`: look for distributions that forget less; `search status`, `search export` look at a study."""
+"""`lr-dist search`: look for distributions that forget less; `search status`, `report`, `export` look at a study."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--low", type=float, default=1e-7, help="smallest rate")
     p.add_argument("--high", type=float, default=1e-3, help="largest rate")
     p.add_argument("--knots", type=int, default=4, help="rates over the layers, for --space knots")
+    p.add_argument("--factor-low", type=float, default=0.3, help="smallest factor, for --space decay")
+    p.add_argument("--factor-high", type=float, default=1.0, help="largest factor, for --space decay")
     p.add_argument("--fixed", type=dict[str, float], default={}, help="what is not searched: {embeddings: 0}")
     p.add_argument("--objective", type=str, default="relative", help="relative, sum, constrained or pareto")
     p.add_argument("--tolerance", type=float, default=0.01, help="for constrained: how far p_s may fall")
@@ -69,15 +71,19 @@ def parser() -> ArgumentParser:
 
 
 def nest(parser: ArgumentParser) -> None:
-    """Add status and export; jsonargparse wants the outer level to be there first."""
+    """Add status, report and export; jsonargparse wants the outer level to be there first."""
     status = ArgumentParser(description="Show where a study stands.")
     export = ArgumentParser(description="Write a study's trials as CSV.")
-    for p in (status, export):
+    report = ArgumentParser(description="Write a study's HTML report: one self-contained page.")
+    report.add_argument("name", type=str | None, nargs="?", default=None, metavar="STUDY", help="as --study")
+    for p in (status, report, export):
         p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
         _where(p)
+    report.add_argument("--output-file", type=str, default="report.html", help="the page to write")
+    report.add_argument("--layers", type=int | None, help="draw the rates for so many layers (default: the model's)")
     export.add_argument("--csv", type=str, default="trials.csv", help="the file to write")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", required=False)
-    for name, sub in (("status", status), ("export", export)):
+    for name, sub in (("status", status), ("report", report), ("export", export)):
         subcommands.add_subcommand(name, sub, help=sub.description)
 
 
@@ -96,6 +102,8 @@ def run(settings: Namespace) -> int:
     require_extras("tasks", "search")
     if settings.get("subcommand") == "status":
         return _status(settings.status)
+    if settings.get("subcommand") == "report":
+        return _report(settings.report)
     if settings.get("subcommand") == "export":
         return _export(settings.export)
     from rich.console import Console
@@ -128,7 +136,15 @@ def _config(settings: Namespace) -> SearchConfig:
     return SearchConfig(
         model=settings.model,
         sequences=tuple(tuple(sequence) for sequence in sequences),
-        space=Space(settings.space, settings.low, settings.high, settings.knots, fixed=settings.fixed),
+        space=Space(
+            settings.space,
+            settings.low,
+            settings.high,
+            settings.knots,
+            settings.factor_low,
+            settings.factor_high,
+            settings.fixed,
+        ),
         goal=Goal(settings.objective, settings.tolerance, tuple(settings.reference_rates)),
         trials=settings.trials,
         seeds=tuple(settings.seeds),
@@ -143,10 +159,12 @@ def _config(settings: Namespace) -> SearchConfig:
 
 
 def _open(settings: Namespace) -> Any:
-    from lr_dist.search.storage import default_storage, open_storage
+    from lr_dist.search.storage import default_storage, open_storage, storage_errors
     from lr_dist.search.study import load_study
 
-    return load_study(open_storage(settings.storage or default_storage(settings.output)), settings.study)
+    storage = open_storage(settings.storage or default_storage(settings.output))
+    with storage_errors(storage):
+        return load_study(storage, settings.study)
 
 
 def _status(settings: Namespace) -> int:
@@ -155,6 +173,19 @@ def _status(settings: Namespace) -> int:
     from lr_dist.search.summary import StudySummary
 
     Console().print(overview(StudySummary.of(_open(settings))))
+    return 0
+
+
+def _report(settings: Namespace) -> int:
+    from lr_dist.search.report import write_report
+    from lr_dist.search.storage import default_storage, storage_errors
+
+    settings.study = settings.name or settings.study
+    storage = settings.storage or default_storage(settings.output)
+    study = _open(settings)
+    with storage_errors(storage):
+        page = write_report(study, settings.output_file, storage=storage, num_layers=settings.layers)
+    print(f"Report: {page}")
     return 0
 
 
@@ -219,8 +250,11 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
 def _best(trial: FrozenTrial) -> Mapping[str, str]:
     from lr_dist.search.summary import distribution_of, not_learned
 
-    rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})", "distribution": str(distribution_of(trial))}
-    for sequence in trial.user_attrs["sequences"]:
+    rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})"}
+    # The studies of the references keep less.
+    if "distribution" in trial.user_attrs:
+        rows["distribution"] = str(distribution_of(trial))
+    for sequence in trial.user_attrs.get("sequences", ()):
         scores = f"p_o {sequence['p_o']:.3f}, p_s {sequence['p_s']:.3f} (majority class {sequence['baseline'][-1]:.3f})"
         rows[" > ".join(sequence["tasks"])] = scores
     missing = not_learned(trial)

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lr_dist._distribution.plot import plot_rates
-from lr_dist.extras import require_extras
 from lr_dist.report.rows import number
+from lr_dist.report.svg import new_figure, short, to_svg
 from lr_dist.sequence.result import ComparisonResult
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 
 def rates_figure(result: ComparisonResult) -> str:
     """The learning rate of every group under each distribution."""
-    figure = _new_figure(9.5, 4.2)
+    figure = new_figure(9.5, 4.2)
     axes = figure.subplots()
     for entry in result.distributions:
-        plot_rates(entry["rates"], axes, _short(entry["label"]), relative=False)
+        plot_rates(entry["rates"], axes, short(entry["label"]), relative=False)
     figure.legend(loc="outside right upper", fontsize=8)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def tradeoff_figure(result: ComparisonResult) -> str:
     """p_o against p_s: a point a distribution, bars of one standard deviation, lines at the majority class."""
-    figure = _new_figure(9.5, 4.6)
+    figure = new_figure(9.5, 4.6)
     axes = figure.subplots()
     for position, summary in enumerate(result.summary):
         if not summary["runs"]:
@@ -43,7 +40,7 @@ def tradeoff_figure(result: ComparisonResult) -> str:
             fmt="o",
             color=f"C{position}",
             capsize=3,
-            label=_short(summary["distribution"]),
+            label=short(summary["distribution"]),
         )
     baselines = [task["baseline"] for task in result.tasks]
     axes.axvline(baselines[-1], color="0.5", ls=":", lw=1)
@@ -52,7 +49,7 @@ def tradeoff_figure(result: ComparisonResult) -> str:
     axes.set_ylabel("p_o: score on what was learned before")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
-    return _svg(figure)
+    return to_svg(figure)
 
 
 def matrix_figures(result: ComparisonResult) -> list[tuple[str, str]]:
@@ -63,7 +60,7 @@ def matrix_figures(result: ComparisonResult) -> list[tuple[str, str]]:
 def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:
     names = [task["name"] for task in result.tasks]
     mean, sd = summary["matrix"]["mean"], summary["matrix"]["sd"]
-    figure = _new_figure(1.6 + 1.15 * len(names), 1.1 + 0.55 * len(mean))
+    figure = new_figure(1.6 + 1.15 * len(names), 1.1 + 0.55 * len(mean))
     axes: Axes = figure.subplots()
     axes.imshow(mean, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for i, row in enumerate(mean):
@@ -73,29 +70,4 @@ def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:
     axes.set_xticks(range(len(names)), names, fontsize=8)
     axes.set_yticks(range(len(mean)), ["untrained", *(f"after {name}" for name in names)], fontsize=8)
     axes.xaxis.tick_top()
-    return _svg(figure)
-
-
-def _new_figure(width: float, height: float) -> Figure:
-    require_extras("report")
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
-
-
-def _svg(figure: Figure) -> str:
-    """The figure as an <svg> element; no date and fixed ids, so that equal results give equal pages."""
-    import matplotlib
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "lr-dist", "svg.fonttype": "none"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    return re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-
-
-def _short(label: str) -> str:
-    # matplotlib hides legend entries that begin with an underscore
-    label = label.lstrip("_")
-    return label if len(label) <= 48 else label[:47] + "…"
+    return to_svg(figure)

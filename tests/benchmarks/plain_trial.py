@@ -21,13 +21,21 @@ from lr_dist.tasks import Scorer, Task, load_tasks
 
 
 def plain_trial(
-    names: list[str], lr: float, seed: int, *, epochs: int, limit: int, batch_size: int, data_dir: str | None
+    names: list[str],
+    lr: float,
+    seed: int,
+    *,
+    epochs: int,
+    limit: int,
+    dev_size: int,
+    batch_size: int,
+    data_dir: str | None,
 ) -> dict[str, Any]:
     """Learn the tasks one after the other; seconds from loading to the last score, and the final scores."""
     began = time.perf_counter()
     torch.manual_seed(seed)
     rng = random.Random(seed)
-    tasks = load_tasks(names, data_dir=data_dir, limit=limit)
+    tasks = load_tasks(names, data_dir=data_dir, limit=limit, dev_size=dev_size)
     tokenizer, backbone = load_tokenizer("minilm"), load_backbone("minilm")
     heads = nn.ModuleDict({task.head: nn.Linear(backbone.config.hidden_size, task.num_outputs) for task in tasks})
     scores: dict[str, float] = {}

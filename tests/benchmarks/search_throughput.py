@@ -42,6 +42,7 @@ LR = 2e-4
 def main() -> None:
     p = parser(__doc__ or "")
     p.add_argument("--limit", type=int, default=1500, help="training examples a task")
+    p.add_argument("--dev-size", type=int, default=1000, help="examples a task that are tested on after each epoch")
     p.add_argument("--epochs", type=int, default=2)
     p.add_argument("--seeds", type=int, default=5, help="trials of each kind")
     p.add_argument("--rounds", type=int, default=3, help="turns of each number of workers")
@@ -67,13 +68,12 @@ def child(part: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(part["threads"])
     names, folder = tasks()
     if part["kind"] == "plain":
-        outcome = plain_trial(
-            names, LR, part["seed"], epochs=options.epochs, limit=options.limit, batch_size=32, data_dir=folder
-        )
+        sizes = {"limit": options.limit, "dev_size": options.dev_size, "epochs": options.epochs, "batch_size": 32}
+        outcome = plain_trial(names, LR, part["seed"], data_dir=folder, **sizes)
         return {**outcome, "peak_memory_mb": peak_memory_mb()}
     began = time.perf_counter()
     settings = SequenceSettings(epochs=options.epochs, precision="bf16-mixed", evaluate_on="dev")
-    bench = Bench.prepare("minilm", names, settings, limit=options.limit, data_dir=folder)
+    bench = Bench.prepare("minilm", names, settings, limit=options.limit, dev_size=options.dev_size, data_dir=folder)
     started = time.perf_counter() - began
     if part["kind"] == "worker":
         # All workers begin together, when each is loaded.
@@ -106,10 +106,11 @@ class Done:
     """What was run, by name; kept in a file, line by line."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        self._command = [sys.executable, __file__, "--limit", str(options.limit), "--epochs", str(options.epochs)]
+        sizes = {"--limit": options.limit, "--dev-size": options.dev_size, "--epochs": options.epochs}
+        self._command = [sys.executable, __file__, *(str(word) for pair in sizes.items() for word in pair)]
         self._state: Path = options.state
         self._state.parent.mkdir(parents=True, exist_ok=True)
-        same = [options.limit, options.epochs]
+        same = [options.limit, options.dev_size, options.epochs]
         lines = self._state.read_text(encoding="utf-8").splitlines() if self._state.exists() else []
         read = [json.loads(line) for line in lines if line.endswith("}")]
         self.outcomes: dict[str, list[dict[str, Any]]] = {r["name"]: r["parts"] for r in read if r["same"] == same}
@@ -165,6 +166,7 @@ def figures(done: Done, options: argparse.Namespace) -> dict[str, Any]:
         "tasks": names,
         "generated_stand_in": folder is None,
         "limit": options.limit,
+        "dev_size": options.dev_size,
         "epochs": options.epochs,
         "trial": {
             "times_as_fast": round(_median(plain, "seconds") / _median(ours, "seconds"), 2),

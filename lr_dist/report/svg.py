@@ -1,0 +1,56 @@
+"""Figures as SVG text for self-contained pages."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from html import escape
+from typing import TYPE_CHECKING
+
+from lr_dist.extras import require_extras
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure that needs no display; width and height in inches.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed (extra `report`).
+    """
+    require_extras("report")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def to_svg(figure: Figure, title: str = "", description: str = "") -> str:
+    """The figure as an <svg> element; no date and fixed ids, so that equal results give equal pages.
+
+    Args:
+        figure: from `new_figure`.
+        title, description: for those who cannot see it; with a title a screen reader takes the figure as one image.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "lr-dist", "svg.fonttype": "none"}), warnings.catch_warnings():
+        # The texts stay texts: the browser's fonts draw them, not matplotlib's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    if not title:
+        return svg
+    start = svg.index(">") + 1
+    texts = f"<title>{escape(title)}</title>" + (f"<desc>{escape(description)}</desc>" if description else "")
+    return f'<svg role="img"{svg[4:start]}{texts}{svg[start:]}'
+
+
+def short(label: str) -> str:
+    """A text that a legend has room for."""
+    # matplotlib hides legend entries that begin with an underscore, and reads what stands between $ as mathematics.
+    label = label.lstrip("_")
+    return (label if len(label) <= 48 else label[:47] + "…").replace("$", r"\$")

@@ -1,0 +1,316 @@
+"""The figures of a study, as SVG text for its page."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from lr_dist._distribution.plot import plot_rates
+from lr_dist.report.rows import number
+from lr_dist.report.svg import new_figure, short, to_svg
+from lr_dist.search.combine import PAPER_BASE, geometric_spread
+from lr_dist.search.findings import Findings, front_of
+from lr_dist.search.slots import LABEL
+from lr_dist.search.summary import distribution_of, feasible
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# What is drawn at most; the page says where there is more.
+MOST_POINTS, MOST_LINES, MOST_LABELS, MOST_NUMBERED, BEST_DRAWN = 2000, 300, 10, 12, 5
+WIDTH = 9.5
+COLOUR, GOLD = "#4c6a92", "#d95f02"
+
+
+def history_figure(findings: Findings) -> str:
+    """The value of every trial in the order of their numbers, and the best so far; a panel an objective."""
+    objectives = len(findings.complete[0].values)
+    names = ["value"] if objectives == 1 else ["p_o", "p_s"]
+    figure = new_figure(WIDTH, 3.9 if objectives == 1 else 5.6)
+    panels = figure.subplots(objectives, 1, sharex=True, squeeze=False)[:, 0]
+    for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
+        _history(axes, findings, index)
+        axes.set_ylabel(name)
+    panels[-1].set_xlabel("trial")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
+    return to_svg(figure, "Value by trial", "The value of every complete trial and the best so far.")
+
+
+def majority_figure(findings: Findings, sequence: int) -> str:
+    """How far every complete trial's scores after the whole sequence are above the majority class, task by task."""
+    trials = _thinned(findings.complete, findings.top)
+    rows = [trial.user_attrs["sequences"][sequence] for trial in trials]
+    figure = new_figure(WIDTH, 3.2)
+    axes = figure.subplots()
+    axes.axhline(0, color="0.3", lw=1, label="majority class")
+    for task, name in enumerate(rows[0]["tasks"]):
+        above = [row["final"][task] - row["baseline"][task] for row in rows]
+        learned = [row["learned"][task] for row in rows]
+        colour = f"C{task % 10}"
+        _dots(axes, [t.number for t in trials], above, learned, color=colour, label=short(name))
+    axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: not learned")
+    axes.set_xlabel("trial")
+    axes.set_ylabel("score - majority class")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    return to_svg(figure, "Distance from the majority class by trial", f"The tasks of {findings.titles[sequence]}.")
+
+
+def front_figure(findings: Findings, sequence: int) -> str:
+    """p_o against p_s of one sequence: every complete trial, and those that no other one beats in both."""
+    rows = {trial.number: trial.user_attrs["sequences"][sequence] for trial in findings.complete}
+    points = [(rows[trial.number]["p_s"], rows[trial.number]["p_o"]) for trial in findings.complete]
+    front = [findings.complete[i] for i in front_of(points)]
+    figure = new_figure(WIDTH, 4.8)
+    axes = figure.subplots()
+    drawn = _thinned(findings.complete, front)
+    for queued, marker in ((False, "o"), (True, "D")):
+        some = [trial for trial in drawn if (LABEL in trial.user_attrs) == queued]
+        _dots(
+            axes,
+            [rows[t.number]["p_s"] for t in some],
+            [rows[t.number]["p_o"] for t in some],
+            [all(rows[t.number]["learned"]) for t in some],
+            marker=marker,
+            color="0.35" if queued else COLOUR,
+            label="queued (flat rates, presets)" if queued else "trial",
+        )
+    xs, ys = [rows[t.number]["p_s"] for t in front], [rows[t.number]["p_o"] for t in front]
+    axes.plot(xs, ys, "-o", color=GOLD, ms=6, lw=1.2, mfc="none", mew=1.6, label="Pareto front", zorder=4)
+    if findings.best is not None:
+        best = rows[findings.best.number]
+        axes.plot(best["p_s"], best["p_o"], "*", color="k", ms=13, label="best value", zorder=5)
+    axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: a task not learned")
+    baseline = findings.complete[0].user_attrs["sequences"][sequence]["baseline"]
+    axes.axvline(baseline[-1], color="0.5", ls=":", lw=1)
+    axes.axhline(statistics.fmean(baseline[:-1]), color="0.5", ls=":", lw=1, label="majority class")
+    _number_apart(axes, [(t.number, x, y) for t, x, y in zip(front, xs, ys, strict=True)])
+    tasks = [short(task) for task in findings.complete[0].user_attrs["sequences"][sequence]["tasks"]]
+    axes.set_xlabel(f"p_s: score on {tasks[-1]}, learned last")
+    axes.set_ylabel(f"p_o: score on {tasks[0]}" if len(tasks) == 2 else "p_o: mean score on the earlier tasks")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    members = ", ".join(str(trial.number) for trial in front[:50])
+    return to_svg(figure, f"p_o against p_s of {findings.titles[sequence]}", f"On the front: trials {members}.")
+
+
+def parameters_figure(findings: Findings, objective: int) -> str:
+    """Parallel coordinates of the searched rates, coloured by value; for one rate, the value over it."""
+    names = findings.space.searched
+    trials = _best_last(findings, objective, MOST_LINES)
+    values = [trial.values[objective] for trial in trials]
+    kept = [trial.values[objective] for trial in findings.complete if feasible(trial)] or values
+    figure = new_figure(WIDTH, 4.2)
+    axes = figure.subplots()
+    what = "value" if len(trials[0].values) == 1 else ("p_o", "p_s")[objective]
+    if len(names) == 1:
+        rates = [trial.params[names[0]] for trial in trials]
+        _dots(axes, rates, values, [feasible(trial) for trial in trials], color=COLOUR, label="trial")
+        axes.set_xscale("log")
+        axes.set_xlabel(names[0])
+        axes.set_ylabel(what)
+        axes.grid(alpha=0.3)
+        return to_svg(figure, f"{what} over {names[0]}")
+    import numpy as np
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import Normalize
+
+    # The scale of rates is the one on the left; a decay factor has its own bounds.
+    low, high = (math.log10(bound) for bound in (findings.space.low, findings.space.high))
+    lines = [[(x, _height(findings, n, trial.params[n], low, high)) for x, n in enumerate(names)] for trial in trials]
+    # Poor trials lie everywhere: grey, so that the colours tell the good ones apart.
+    median = statistics.median(kept)
+    colours = ScalarMappable(Normalize(median, max(kept)), "viridis_r")
+    colours.set_array(kept)
+    good = [i for i, trial in enumerate(trials) if feasible(trial) and values[i] >= median]
+    poor = [i for i in range(len(trials)) if i not in set(good)]
+    axes.add_collection(LineCollection([lines[i] for i in poor], colors="0.8", lw=0.8))
+    shades = colours.to_rgba(np.array([values[i] for i in good]))
+    axes.add_collection(LineCollection([lines[i] for i in good], colors=shades, lw=1.3))
+    axes.set_xlim(-0.15, len(names) - 0.85)
+    axes.set_ylim(low - 0.08, high + 0.08)
+    for x in range(len(names)):
+        axes.axvline(x, color="0.6", lw=0.8, zorder=0)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_ylabel("learning rate")
+    _log_ticks(axes, low, high)
+    if "factor" in names:
+        _factor_axis(axes, findings, low, high)
+    figure.colorbar(colours, ax=axes, label=f"{what}, from the median up", pad=0.08)
+    return to_svg(figure, f"Parallel coordinates of the searched parameters, coloured by {what}")
+
+
+def importance_figure(values: Mapping[str, float]) -> str:
+    """A bar a parameter, in the order of depth."""
+    figure = new_figure(WIDTH, 2.8)
+    axes = figure.subplots()
+    bars = axes.bar(range(len(values)), list(values.values()), color=COLOUR, width=0.6)
+    axes.bar_label(bars, [number(value) for value in values.values()], fontsize=8)
+    axes.set_xticks(range(len(values)), list(values))
+    axes.margins(y=0.15)
+    axes.set_xlabel("parameter, from the input to the output")
+    axes.set_ylabel("importance")
+    said = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+    return to_svg(figure, "Importance of each parameter", said)
+
+
+def depth_figure(findings: Findings, num_layers: int) -> str:
+    """The best distributions over depth, their mean, and their spread."""
+    figure = new_figure(WIDTH, 4.4)
+    axes = figure.subplots()
+    for trial in (findings.front or findings.ranked)[:BEST_DRAWN]:
+        name = _name(trial) if len(trial.values) > 1 else f"{_name(trial)}: {trial.values[0]:.3f}"
+        plot_rates(distribution_of(trial).rates(num_layers), axes, short(name), relative=False)
+    mean = findings.mean_distribution
+    assert mean is not None
+    rates = mean.rates(num_layers)
+    what = "mean of the front" if findings.front else f"rank-weighted mean ({PAPER_BASE:g})"
+    axes.plot(range(len(rates)), [rate or math.nan for rate in rates.values()], color="k", lw=2.4, label=what)
+    if len(findings.top) > 1:
+        trained = {group for group, rate in rates.items() if rate}
+        each = [distribution_of(trial).rates(num_layers) for trial in findings.top]
+        spread = geometric_spread([{group: row[group] for group in trained} for row in each])
+        low, high = (
+            [rates[group] * spread[group] ** sign if group in trained else math.nan for group in rates]
+            for sign in (-1, 1)
+        )
+        of = "the front" if findings.front else f"the best {len(findings.top)}"
+        axes.fill_between(range(len(rates)), low, high, color="0.5", alpha=0.18, lw=0, label=f"spread of {of}")
+    figure.legend(loc="outside right upper", fontsize=8)
+    return to_svg(figure, f"The best distributions over the depth of {num_layers} layers")
+
+
+def _history(axes: Axes, findings: Findings, objective: int) -> None:
+    complete = findings.complete
+    queued = [trial for trial in complete if LABEL in trial.user_attrs]
+    others = [trial for trial in complete if LABEL not in trial.user_attrs]
+    shown = _thinned(others, findings.top)
+    value = [trial.values[objective] for trial in shown]
+    _dots(axes, [t.number for t in shown], value, [feasible(t) for t in shown], color=COLOUR, label="trial")
+    for index, trial in enumerate(queued[:MOST_POINTS]):
+        label = short(trial.user_attrs[LABEL]) if index < MOST_LABELS else None
+        if index == MOST_LABELS:
+            label = f"{len(queued) - MOST_LABELS} more queued"
+        _dots(
+            axes,
+            [trial.number],
+            [trial.values[objective]],
+            [feasible(trial)],
+            marker="D",
+            color=f"C{min(index, MOST_LABELS - 1)}",
+            label=label,
+        )
+    kept = [trial for trial in complete if feasible(trial)]
+    if kept:
+        last = findings.trials[-1].number
+        numbers = [trial.number for trial in kept]
+        best = list(accumulate((trial.values[objective] for trial in kept), max))
+        # Only where it rises: thousands of equal steps say no more.
+        rises = [i for i in range(len(best)) if i == 0 or best[i] > best[i - 1]]
+        axes.step(
+            [*(numbers[i] for i in rises), last],
+            [*(best[i] for i in rises), best[-1]],
+            where="post",
+            color="k",
+            lw=1.2,
+            label="best so far",
+        )
+    if len(kept) < len(complete):
+        axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: breaks the constraint")
+    for state, colour, what in ((TrialState.PRUNED, "0.55", "pruned"), (TrialState.FAIL, "C3", "failed")):
+        ended = _thinned(findings.with_state(state), [])
+        if ended:
+            axes.plot(
+                [t.number for t in ended], [0.03] * len(ended), "x", color=colour, ms=5, label=what,
+                transform=axes.get_xaxis_transform(),
+            )  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.set_ylim(low - 0.08 * (high - low), high)
+    axes.grid(alpha=0.3)
+
+
+def _dots(
+    axes: Axes,
+    xs: Sequence[float],
+    ys: Sequence[float],
+    filled: Sequence[bool],
+    *,
+    color: str,
+    label: str | None,
+    marker: str = "o",
+) -> None:
+    """Points, hollow where not `filled`; one entry in the legend."""
+    for full in (True, False):
+        some = [(x, y) for x, y, f in zip(xs, ys, filled, strict=True) if f == full]
+        if some:
+            axes.plot(
+                *zip(*some, strict=True), marker, ls="", ms=5, color=color, mfc=color if full else "none", alpha=0.8,
+                label=label, zorder=3,
+            )  # fmt: skip
+            label = None
+
+
+def _thinned(trials: Sequence[FrozenTrial], keep: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """At most about `MOST_POINTS` of them, evenly; those to keep are always among them."""
+    if len(trials) <= MOST_POINTS:
+        return list(trials)
+    kept = {trial.number for trial in keep}
+    step = len(trials) / MOST_POINTS
+    even = {trials[int(i * step)].number for i in range(MOST_POINTS)}
+    return [trial for trial in trials if trial.number in kept or trial.number in even]
+
+
+def _best_last(findings: Findings, objective: int, most: int) -> list[FrozenTrial]:
+    """The best third of `most` and an even sample of the others, best last, so that they are drawn on top."""
+    ordered = sorted(findings.complete, key=lambda t: (feasible(t), t.values[objective]))
+    if len(ordered) <= most:
+        return ordered
+    best, rest = ordered[-most // 3 :], ordered[: -most // 3]
+    step = len(rest) / (most - len(best))
+    return [rest[int(i * step)] for i in range(most - len(best))] + best
+
+
+def _height(findings: Findings, name: str, value: float, low: float, high: float) -> float:
+    if name != "factor":
+        return math.log10(value)
+    first, last = (math.log10(bound) for bound in findings.space.bounds(name))
+    return low + (math.log10(value) - first) / (last - first) * (high - low)
+
+
+def _log_ticks(axes: Axes, low: float, high: float) -> None:
+    powers = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
+    ticks = list(powers) if len(powers) > 1 else [low, high]
+    axes.set_yticks(ticks, [f"{10**tick:.0e}" if tick in powers else f"{10**tick:.2g}" for tick in ticks])
+
+
+def _factor_axis(axes: Axes, findings: Findings, low: float, high: float) -> None:
+    second = axes.twinx()
+    second.set_ylim(axes.get_ylim())
+    first, last = findings.space.bounds("factor")
+    ticks = [first * (last / first) ** (i / 4) for i in range(5)]
+    second.set_yticks([_height(findings, "factor", tick, low, high) for tick in ticks], [f"{t:.2f}" for t in ticks])
+    second.set_ylabel("factor")
+
+
+def _number_apart(axes: Axes, points: Sequence[tuple[int, float, float]]) -> None:
+    """Write the number of a trial beside its point, where no other number is near."""
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    written: list[tuple[float, float]] = []
+    for trial, x, y in points:
+        place = ((x - left) / (right - left or 1), (y - bottom) / (top - bottom or 1))
+        near = any(abs(place[0] - a) < 0.05 and abs(place[1] - b) < 0.05 for a, b in written)
+        if not near and len(written) < MOST_NUMBERED:
+            written.append(place)
+            axes.annotate(str(trial), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=GOLD)
+
+
+def _name(trial: FrozenTrial) -> str:
+    label: Any = trial.user_attrs.get(LABEL)
+    return f"{trial.number} ({label})" if label else str(trial.number)

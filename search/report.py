@@ -1,0 +1,177 @@
+"""One self-contained HTML page of a study: nothing is fetched when it is opened."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optuna.trial import TrialState
+
+from lr_dist.distribution import check_num_layers
+from lr_dist.errors import LRDistError, UnwritableFileError
+from lr_dist.extras import require_extras
+from lr_dist.report.rows import number
+from lr_dist.search import figures
+from lr_dist.search.findings import Findings
+from lr_dist.search.importance import importances
+from lr_dist.search.storage import shown_storage
+from lr_dist.search.summary import distribution_of, not_learned
+from lr_dist.search.tables import environments, failures, rates_table, trial_row, unlearned
+
+if TYPE_CHECKING:
+    from optuna import Study
+
+MOST_ROWS, MOST_FAILED, MOST_FRONT, MOST_PANELS = 20, 30, 50, 6
+DEFAULT_LAYERS = 12
+
+
+def write_report(study: Study, path: str | Path, *, storage: str, num_layers: int | None = None) -> Path:
+    """Write the page of a study and return its path.
+
+    Args:
+        study: of `lr-dist search`, in any state.
+        path: of the page; its folder is made if needed.
+        storage: the URL, for the commands on the page, where its password is left out.
+        num_layers: of the model that rates over depth are drawn for; None to ask the model's own files, or 12.
+
+    Raises:
+        InvalidTrialsError: not a study of `lr-dist search`.
+        LayerCountError: a number of layers that no model has.
+        MissingExtraError: jinja2 or matplotlib is not installed (extra `report`).
+        UnwritableFileError: the page cannot be written.
+    """
+    text = render_report(study, storage=storage, num_layers=num_layers)
+    path = Path(path).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UnwritableFileError(f"{path} cannot be written: {error.strerror}. Give another --output-file.") from error
+    return path
+
+
+def render_report(study: Study, *, storage: str, num_layers: int | None = None) -> str:
+    """The page's HTML; every text from the study is escaped. See `write_report`."""
+    require_extras("search", "report")
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        # The style is that of a comparison's page.
+        loader=ChoiceLoader([PackageLoader("lr_dist.search", "."), PackageLoader("lr_dist.report", ".")]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    environment.filters["score"] = number
+    findings = Findings.of(study)
+    if num_layers is None:
+        num_layers = layers_of(findings.identity["model"]) or DEFAULT_LAYERS
+    check_num_layers(num_layers)
+    return environment.get_template("report.html").render(**_content(findings, storage, num_layers))
+
+
+def layers_of(model: str) -> int | None:
+    """The number of layers that the configuration beside a model's weights states; None where it lies elsewhere."""
+    from lr_dist.models import resolve_model
+
+    try:
+        config = json.loads((Path(resolve_model(model)) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, LRDistError):
+        return None
+    found = [config.get(key) for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers")]
+    return next((count for count in found if isinstance(count, int) and count > 0), None)
+
+
+def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
+    """What the template shows."""
+    several = bool(findings.complete) and len(findings.complete[0].values) > 1
+    pareto = findings.identity["goal"]["mode"] == "pareto"
+    panels = range(min(len(findings.titles), MOST_PANELS)) if findings.complete else range(0)
+    listed = findings.front[:MOST_FRONT] if pareto else findings.ranked[:MOST_ROWS]
+    importance = importances(findings.complete, findings.space.searched)
+    failed = failures(findings)
+    ran_on = environments(findings.trials)
+    return {
+        "f": findings,
+        "identity": findings.identity,
+        "pareto": pareto,
+        "counts": _counts(findings),
+        "unlearned": unlearned(findings.complete),
+        "best": trial_row(findings.best, findings.space) if findings.best else None,
+        "best_missing": not_learned(findings.best) if findings.best else [],
+        "front_missing": sum(bool(not_learned(trial)) for trial in findings.front),
+        "best_flat": trial_row(findings.best_flat, findings.space) if findings.best_flat else None,
+        "commands": _commands(findings, storage),
+        "rows": [trial_row(trial, findings.space) for trial in listed],
+        "listed_of": len(findings.front if pareto else findings.ranked),
+        "rates": rates_table(findings),
+        "layers": layers,
+        "failed": failed[:MOST_FAILED],
+        "failed_all": len(failed),
+        "environments": ran_on,
+        "differing": [key for key, values in ran_on.items() if len(values) > 1],
+        "importance": importance,
+        "thinned": len(findings.trials) > figures.MOST_POINTS,
+        "most_points": figures.MOST_POINTS,
+        "lines_thinned": len(findings.complete) > figures.MOST_LINES,
+        "most_lines": figures.MOST_LINES,
+        "panels": len(panels),
+        "history_svg": figures.history_figure(findings) if findings.complete else "",
+        "majority_svgs": [figures.majority_figure(findings, i) for i in panels],
+        "front_svgs": [figures.front_figure(findings, i) for i in panels],
+        "parameters_svgs": [
+            figures.parameters_figure(findings, i) for i in range((2 if several else 1) if findings.complete else 0)
+        ],
+        "importance_svg": figures.importance_figure(importance.values) if importance.values else "",
+        "depth_svg": figures.depth_figure(findings, layers) if findings.mean else "",
+    }
+
+
+def _counts(findings: Findings) -> dict[str, int]:
+    states = {
+        "complete": TrialState.COMPLETE,
+        "pruned": TrialState.PRUNED,
+        "failed": TrialState.FAIL,
+        "running": TrialState.RUNNING,
+        "waiting": TrialState.WAITING,
+    }
+    return {name: len(findings.with_state(state)) for name, state in states.items()}
+
+
+def _commands(findings: Findings, storage: str) -> dict[str, str]:
+    """What to do with the result: use it, compare it, make a preset of it."""
+    commands = {"use": "", "compare": "", "combine": ""}
+    if findings.best is not None:
+        text = str(distribution_of(findings.best))
+        commands["use"] = f'LayerwiseLR("{text}")'
+        flat = findings.best_flat
+        distributions = dict.fromkeys([*([str(distribution_of(flat))] if flat else []), text])
+        commands["compare"] = shlex.join(
+            [
+                *("lr-dist", "compare", "--model", findings.identity["model"]),
+                *("--tasks", *_tasks(findings.identity["sequences"][0])),
+                *("--distributions", *distributions),
+                *("--seeds", "0", "1", "2", "3", "4"),
+                *_training(findings.identity),
+            ]
+        )
+    if findings.ranked:
+        commands["combine"] = shlex.join(
+            ["lr-dist", "combine", findings.name, "--storage", shown_storage(storage), "--output", "combined.yaml"]
+        )
+    return commands
+
+
+def _tasks(sequence: Sequence[Any]) -> list[str]:
+    return [task if isinstance(task, str) else json.dumps(task) for task in sequence]
+
+
+def _training(identity: dict[str, Any]) -> list[str]:
+    settings = identity["settings"]
+    options = [] if identity["limit"] is None else ["--limit", str(identity["limit"])]
+    for key in ("epochs", "batch_size", "max_length", "warmup", "schedule", "weight_decay", "precision", "method"):
+        options += [f"--{key.replace('_', '-')}", str(settings[key])]
+    return options

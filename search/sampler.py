@@ -1,0 +1,59 @@
+"""How the free rates of a trial are drawn."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from optuna import Study
+from optuna.distributions import BaseDistribution
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from lr_dist.search.slots import SLOT
+
+
+def tpe(*, workers: int, seed: int | None) -> TPESampler:
+    """The sampler of every search. What matters is stated: the defaults have changed between versions of Optuna."""
+    return TPESampler(multivariate=True, constant_liar=workers > 1, seed=seed)
+
+
+class SlotSampler(BaseSampler):
+    """TPE with one seed for every slot, made from the study's.
+
+    One generator a worker would begin anew with every start of the command and draw again what is in the study
+    already, and two workers would draw the same.
+
+    Args:
+        seed: of the study.
+        workers: how many run at once.
+    """
+
+    def __init__(self, seed: int, workers: int) -> None:
+        self._seed = seed
+        self._workers = workers
+        self._of_trial: tuple[int, TPESampler] | None = None
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._sampler(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return self._sampler(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        return self._sampler(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._sampler(trial).after_trial(study, trial, state, values)
+
+    def _sampler(self, trial: FrozenTrial) -> TPESampler:
+        if self._of_trial is None or self._of_trial[0] != trial._trial_id:
+            slot = trial.user_attrs.get(SLOT, trial.number)
+            digest = hashlib.sha256(f"{self._seed} {slot}".encode()).digest()
+            self._of_trial = (trial._trial_id, tpe(workers=self._workers, seed=int.from_bytes(digest[:4], "big")))
+        return self._of_trial[1]

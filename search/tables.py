@@ -1,0 +1,147 @@
+"""The tables of a study's page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.trial import FrozenTrial, TrialState
+
+from lr_dist.report.rows import number
+from lr_dist.search.findings import Findings
+from lr_dist.search.slots import ERROR, LABEL, REASON
+from lr_dist.search.space import Space
+from lr_dist.search.summary import distribution_of, feasible
+
+
+@dataclass(frozen=True)
+class Row:
+    """One complete trial.
+
+    Attributes:
+        trial: its number.
+        label: of a queued one.
+        values: the objectives, each with its standard deviation over the seeds where there are several.
+        sequences: for each task sequence p_o, p_s (with their spread), and task -> (score above the majority class,
+            whether it was learned).
+        feasible: whether it keeps the constraints.
+        seconds: all runs together.
+        distribution: its exact text form.
+        rounded: the same with three digits.
+    """
+
+    trial: int
+    label: str
+    values: list[str]
+    sequences: list[tuple[str, str, dict[str, tuple[str, bool]]]]
+    feasible: bool
+    seconds: float
+    distribution: str
+    rounded: str
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One parameter in the best trial, in the mean, and its spread; texts, empty where there is none."""
+
+    name: str
+    best: str
+    mean: str
+    spread: str
+
+
+def trial_row(trial: FrozenTrial, space: Space) -> Row:
+    """A complete trial's row."""
+    attrs = trial.user_attrs
+    return Row(
+        trial=trial.number,
+        label=str(attrs.get(LABEL, "")),
+        values=[_with_sd(v, sd, 4) for v, sd in zip(trial.values, attrs["value_sd"], strict=True)],
+        sequences=[
+            (
+                _with_sd(sequence["p_o"], sequence["p_o_sd"]),
+                _with_sd(sequence["p_s"], sequence["p_s_sd"]),
+                {
+                    # Two tasks of one name differ by their place.
+                    f"{task}" if sequence["tasks"].count(task) == 1 else f"{task} ({place + 1})": (
+                        _signed(score - low),
+                        ok,
+                    )
+                    for place, (task, score, low, ok) in enumerate(
+                        zip(
+                            sequence["tasks"], sequence["final"], sequence["baseline"], sequence["learned"], strict=True
+                        )
+                    )
+                },
+            )
+            for sequence in attrs["sequences"]
+        ],
+        feasible=feasible(trial),
+        seconds=attrs["seconds"],
+        distribution=str(distribution_of(trial)),
+        rounded=_rounded(trial, space),
+    )
+
+
+def unlearned(complete: Sequence[FrozenTrial]) -> dict[str, int]:
+    """`sst2>qqp: qqp` -> how many complete trials left this task no better than its majority class."""
+    counts: dict[str, int] = {}
+    for trial in complete:
+        for sequence in trial.user_attrs["sequences"]:
+            title = ">".join(sequence["tasks"])
+            for task, ok in zip(sequence["tasks"], sequence["learned"], strict=True):
+                counts[f"{title}: {task}"] = counts.get(f"{title}: {task}", 0) + (not ok)
+    return counts
+
+
+def rates_table(findings: Findings) -> list[Rate]:
+    """Every searched parameter, in the order of depth."""
+    best = findings.best.params if findings.best else {}
+    return [
+        Rate(
+            name,
+            f"{best[name]:.3g}" if name in best else "",
+            f"{findings.mean[name]:.3g}" if name in findings.mean else "",
+            f"x/ {findings.spread[name]:.2f}" if name in findings.spread else "",
+        )
+        for name in findings.space.searched
+    ]
+
+
+def failures(findings: Findings) -> list[tuple[int, str, str, str]]:
+    """(trial, state, reason, distribution) of the failed trials, then of the attempts that were queued again."""
+    failed = [(t, "failed", t.user_attrs[REASON]) for t in findings.with_state(TrialState.FAIL)]
+    again = [(t, "queued again", t.user_attrs.get(ERROR, "its worker ended")) for t in findings.retried]
+    return [
+        (t.number, state, str(reason), _rounded(t, findings.space) if "distribution" in t.user_attrs else "")
+        for t, state, reason in [*failed, *again]
+    ]
+
+
+def environments(trials: Sequence[FrozenTrial]) -> dict[str, list[tuple[str, int]]]:
+    """Versions and machine -> each value that the trials ran under, and how many; more than one where they differ."""
+    found: dict[str, Counter[str]] = {}
+    for trial in trials:
+        environment = dict(trial.user_attrs.get("environment", {}))
+        flat: dict[str, Any] = {**environment.pop("versions", {}), **environment}
+        for key, value in flat.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            found.setdefault(key, Counter())[text] += 1
+    return {key: counts.most_common() for key, counts in found.items()}
+
+
+def _rounded(trial: FrozenTrial, space: Space) -> str:
+    return str(space.distribution({name: float(f"{rate:.3g}") for name, rate in trial.params.items()}))
+
+
+def _with_sd(value: float, sd: float | None, digits: int = 3) -> str:
+    text = number(value) if digits == 3 else f"{value:.{digits}f}"
+    return text if sd is None else f"{text} ± {number(sd) if digits == 3 else f'{sd:.{digits}f}'}"
+
+
+def _signed(value: float) -> str:
+    text = number(value)
+    return text if text.startswith("-") else f"+{text}"

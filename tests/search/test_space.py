@@ -1,0 +1,196 @@
+"""The four families against rates computed by hand, for a 3-layer and a 12-layer model."""
+
+from __future__ import annotations
+
+import math
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+from lr_dist import LRDistribution, load_preset
+from lr_dist.errors import ConfigurationError
+from lr_dist.search.space import FAMILIES, Space
+
+GROUPS = {"embeddings": 3e-7, **{f"g{i}": 10.0**-i for i in range(1, 9)}, "head": 7e-4}
+
+
+def rates(space: Space, drawn: dict[str, float], layers: int) -> list[float]:
+    return list(space.distribution(drawn).rates(layers).values())
+
+
+def draw(space: Space, seed: int = 0) -> tuple[optuna.Trial, LRDistribution]:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
+    trial = study.ask()
+    return trial, space.suggest(trial)
+
+
+def test_grouped_has_the_ten_groups_of_the_paper_on_12_layers():
+    space = Space("grouped", low=1e-9, high=1)
+    # ceil(12/8 i) = 0, 2, 3, 5, 6, 8, 9, 11, 12
+    sizes = [2, 1, 2, 1, 2, 1, 2, 1]
+    expected = [3e-7, *(10.0**-i for i, size in enumerate(sizes, start=1) for _ in range(size)), 7e-4]
+    assert rates(space, GROUPS, 12) == pytest.approx(expected)
+
+
+def test_grouped_is_interpolated_where_there_are_fewer_layers_than_groups():
+    # Relative depths 0, 1/2, 1 of eight rates: the first, half way between the fourth and fifth, the last.
+    assert rates(Space("grouped", low=1e-9, high=1), GROUPS, 3) == pytest.approx([3e-7, 1e-1, 10**-4.5, 1e-8, 7e-4])
+
+
+def test_knots_are_interpolated_in_log_rate_over_relative_depth():
+    space = Space("knots", knots=4)
+    drawn = {"embeddings": 1e-6, "k1": 1e-7, "k2": 1e-4, "k3": 1e-5, "k4": 1e-3, "head": 5e-4}
+    assert rates(space, drawn, 3) == pytest.approx([1e-6, 1e-7, 10**-4.5, 1e-3, 5e-4])
+    twelve = rates(space, drawn, 12)
+    # Layer j is at depth j/11, which is 3j/11 steps between knots.
+    assert twelve[1 + 1] == pytest.approx(10 ** (-7 * 8 / 11 - 4 * 3 / 11))
+    assert twelve[1 + 4] == pytest.approx(10 ** (-4 * 10 / 11 - 5 * 1 / 11))
+    assert [twelve[0], twelve[1], twelve[12], twelve[13]] == pytest.approx([1e-6, 1e-7, 1e-3, 5e-4])
+
+
+def test_one_knot_is_one_rate_for_all_layers():
+    drawn = {"embeddings": 1e-6, "k1": 1e-4, "head": 1e-3}
+    assert rates(Space("knots", knots=1), drawn, 3) == pytest.approx([1e-6, 1e-4, 1e-4, 1e-4, 1e-3])
+
+
+@pytest.mark.parametrize(("layers", "lowest"), [(3, 1e-3 / 16), (12, 1e-3 / 2**13)])
+def test_decay_halves_from_the_head_downwards(layers, lowest):
+    found = rates(Space("decay"), {"lr": 1e-3, "factor": 0.5}, layers)
+    assert len(found) == layers + 2
+    assert found[-2:] == pytest.approx([5e-4, 1e-3])
+    assert found[0] == pytest.approx(lowest)
+
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_flat_is_one_rate(layers):
+    assert rates(Space("flat"), {"lr": 2e-5}, layers) == [2e-5] * (layers + 2)
+
+
+@pytest.mark.parametrize("knots", [1, 2, 7])
+def test_k_says_how_many_rates_are_drawn_over_the_layers(knots):
+    assert Space("knots", knots=knots).names == ("embeddings", *(f"k{i + 1}" for i in range(knots)), "head")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_optuna_knows_the_declared_bounds_as_log_uniform(family):
+    space = Space(family, low=3e-6, high=2e-4, factor_low=0.4, factor_high=0.9)
+    trial, _ = draw(space)
+    expected = {name: FloatDistribution(3e-6, 2e-4, log=True) for name in space.names}
+    if family == "decay":
+        expected["factor"] = FloatDistribution(0.4, 0.9, log=True)
+    assert trial.distributions == expected
+
+
+def test_half_of_the_draws_are_below_the_middle_of_the_logarithms():
+    space = Space("flat", low=1e-7, high=1e-3)
+    drawn = [draw(space, seed)[0].params["lr"] for seed in range(200)]
+    # A uniform draw would be below 1e-5 in one of a hundred.
+    assert 80 <= sum(lr < 1e-5 for lr in drawn) <= 120
+    assert all(1e-7 <= lr <= 1e-3 for lr in drawn)
+
+
+def test_a_fixed_group_is_not_drawn_and_a_rate_of_0_freezes_it():
+    space = Space("grouped", fixed={"embeddings": 0, "head": 5e-4})
+    trial, distribution = draw(space)
+    assert set(trial.params) == {f"g{i}" for i in range(1, 9)}
+    found = distribution.rates(12)
+    assert (found["embeddings"], found["head"]) == (0.0, 5e-4)
+    assert found["layers.0"] == trial.params["g1"]
+
+
+def test_a_change_of_the_callers_mapping_does_not_change_the_space():
+    fixed = {"head": 1e-4}
+    space = Space("knots", fixed=fixed)
+    fixed["head"] = 1.0
+    assert space.to_dict()["fixed"] == {"head": 1e-4}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [3, 12])
+def test_what_is_drawn_survives_its_text_and_its_dictionary(family, layers):
+    _, distribution = draw(Space(family), seed=3)
+    assert LRDistribution.from_dict(distribution.to_dict()) == distribution
+    again = LRDistribution.parse(str(distribution)).rates(layers)
+    assert again == pytest.approx(distribution.rates(layers), rel=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layers", [3, 12])
+def test_a_flat_rate_is_in_every_space(family, layers):
+    space = Space(family)
+    found = space.project(LRDistribution.flat(2e-5), layers)
+    assert found is not None
+    assert list(found) == list(space.searched)
+    assert rates(space, found, layers) == pytest.approx([2e-5] * (layers + 2))
+
+
+def test_the_published_profile_is_in_the_grouped_space_as_it_is():
+    preset = load_preset("kenneweg2022")
+    space = Space("grouped", low=1e-9)
+    assert space.distribution(space.project(preset, 12)) == preset
+
+
+def test_a_grouped_profile_with_an_edit_is_projected_with_it():
+    edited = LRDistribution.grouped(GROUPS).override("layers.11", 4e-4)
+    assert Space("grouped", low=1e-9).project(edited, 12)["g8"] == pytest.approx(4e-4)
+
+
+def test_layers_of_one_group_are_averaged_in_log_rate():
+    layers = [10.0 ** -(2 + j / 3) for j in range(12)]
+    found = Space("grouped").project(LRDistribution.from_layers(1e-5, layers, 1e-4), 12)
+    assert found["g1"] == pytest.approx(1e-3)  # its mean, 10^-(2 + 1/6), is above the bound
+    assert found["g3"] == pytest.approx(10 ** -(2 + 3.5 / 3))
+    assert found["g8"] == pytest.approx(10 ** -(2 + 11 / 3))
+
+
+def test_knots_read_a_profile_at_their_depths():
+    layers = [1e-6, 1e-5, 1e-4, 1e-4]
+    found = Space("knots", knots=7).project(LRDistribution.from_layers(1e-6, layers, 1e-4), 4)
+    assert [found[f"k{i}"] for i in (1, 2, 3, 5, 7)] == pytest.approx([1e-6, 10**-5.5, 1e-5, 1e-4, 1e-4])
+
+
+def test_decay_holds_geometric_profiles_only():
+    space = Space("decay")
+    assert space.project(LRDistribution.decay(4e-4, 0.7), 6) == pytest.approx({"lr": 4e-4, "factor": 0.7})
+    assert space.project(LRDistribution.linear(1e-5, 1e-4), 6) is None
+    assert Space("flat").project(LRDistribution.decay(4e-4, 0.7), 6) is None
+
+
+def test_rates_outside_are_brought_to_the_bound():
+    assert Space("flat", low=5e-5).project(LRDistribution.flat(1e-5), 3) == {"lr": 5e-5}
+
+
+def test_a_frozen_depth_is_near_only_where_it_is_fixed():
+    frozen = LRDistribution.flat(1e-4).freeze("embeddings")
+    assert Space("knots").project(frozen, 3) is None
+    found = Space("knots", knots=2, fixed={"embeddings": 0}).project(frozen, 3)
+    assert found == pytest.approx({"k1": 1e-4, "k2": 1e-4, "head": 1e-4})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"family": "spline"}, "grouped, knots, decay, flat, not 'spline'"),
+        ({"family": ["knots"]}, "not \\['knots'\\]"),
+        ({"low": 1e-3, "high": 1e-7}, "0 < low < high, not 0.001, 1e-07"),
+        ({"low": 0.0}, "0 < low < high, not 0.0"),
+        ({"high": math.inf}, "inf"),
+        ({"low": math.nan}, "nan"),
+        ({"low": "1e-7"}, "'1e-7'"),
+        ({"family": "decay", "factor_low": 1.0}, "factor_low and factor_high"),
+        ({"knots": 0}, "from 1 to 100, not 0"),
+        ({"knots": 2.5}, "not 2.5"),
+        ({"knots": True}, "not True"),
+        ({"fixed": {"g1": 1e-5}}, "fixed names g1, which the space knots does not have: embeddings, k1"),
+        ({"fixed": {"head": -1e-5}}, "head=-1e-05"),
+        ({"fixed": {"head": math.nan}}, "nan"),
+        ({"fixed": {"head": "low"}}, "'low'"),
+        ({"fixed": [("head", 1.0)]}, "must map parameters"),
+        ({"family": "flat", "fixed": {"lr": 1e-5}}, "nothing to search"),
+        ({"family": "decay", "fixed": {"factor": 0}}, "factor=0"),
+    ],
+)
+def test_nonsense_is_refused_with_what_is_wrong(changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Space(**changes)
