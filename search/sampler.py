@@ -14,9 +14,13 @@ from optuna.trial import FrozenTrial, TrialState
 from lr_dist.search.slots import SLOT
 
 
-def tpe(*, workers: int, seed: int | None) -> TPESampler:
-    """The sampler of every search. What matters is stated: the defaults have changed between versions of Optuna."""
-    return TPESampler(multivariate=True, constant_liar=workers > 1, seed=seed)
+def tpe(seed: int | None) -> TPESampler:
+    """The sampler of every search. What matters is stated: the defaults have changed between versions of Optuna.
+
+    Trials at work count as bad (constant liar), so that workers that start together do not try the same; whether there
+    are others, on this machine or elsewhere, only the storage knows.
+    """
+    return TPESampler(multivariate=True, constant_liar=True, seed=seed)
 
 
 class SlotSampler(BaseSampler):
@@ -27,12 +31,10 @@ class SlotSampler(BaseSampler):
 
     Args:
         seed: of the study.
-        workers: how many run at once.
     """
 
-    def __init__(self, seed: int, workers: int) -> None:
+    def __init__(self, seed: int) -> None:
         self._seed = seed
-        self._workers = workers
         self._of_trial: tuple[int, TPESampler] | None = None
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -55,5 +57,5 @@ class SlotSampler(BaseSampler):
         if self._of_trial is None or self._of_trial[0] != trial._trial_id:
             slot = trial.user_attrs.get(SLOT, trial.number)
             digest = hashlib.sha256(f"{self._seed} {slot}".encode()).digest()
-            self._of_trial = (trial._trial_id, tpe(workers=self._workers, seed=int.from_bytes(digest[:4], "big")))
+            self._of_trial = (trial._trial_id, tpe(int.from_bytes(digest[:4], "big")))
         return self._of_trial[1]

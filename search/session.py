@@ -12,13 +12,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from lr_dist.errors import ConfigurationError, LRDistError, TrialError
 from lr_dist.search.config import SearchConfig
 
-POLL_S = 1.0
+POLL_S, POLL_SHARE = 1.0, 20
 MAX_RESTARTS = 20
+# A container's share of the processors in microseconds, of how many (cgroup v2).
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 
 class View(Protocol):
@@ -65,7 +68,7 @@ class Search:
         benches = load_benches(self.config)
         slots = plan(self.config, benches[0].model_info["num_layers"])
         with storage_errors(storage):
-            study = open_study(storage, self.study, self.config, identity(self.config, benches), workers=self.workers)
+            study = open_study(storage, self.study, self.config, identity(self.config, benches))
             fill(study, slots)
 
     def run(self, view: View) -> None:
@@ -115,8 +118,10 @@ class Search:
                         raise TrialError(f"Workers were killed {restarts} times; start the same command to go on.")
                     view.note(f"Worker {index} ended with {_cause(process.exitcode)}; its trial is queued again.")
                     team[index] = _start(context, self, index)
+                began = time.monotonic()
                 view.update(study, len(team))
-                time.sleep(POLL_S)
+                # Reading a large study again and again would keep its storage from the workers.
+                time.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - began)))
         finally:
             _stop([process for process, _ in team.values()])
 
@@ -172,9 +177,7 @@ def work(search: Search, index: int, pipe: Connection) -> None:
         storage = open_storage(search.storage)
         benches = load_benches(search.config)
         with storage_errors(storage):
-            study = open_study(
-                storage, search.study, search.config, identity(search.config, benches), workers=search.workers
-            )
+            study = open_study(storage, search.study, search.config, identity(search.config, benches))
             references = run_references(storage, search.config, benches)
             if references is not None:
                 objective = SequenceObjective(search.config, benches, references)
@@ -195,9 +198,20 @@ def _leave(code: int) -> NoReturn:
 
 
 def threads_of(workers: int) -> int:
-    """Threads of each of `workers` processes, so that all together use every core once."""
+    """Threads of each of `workers` processes, so that all together use every core once; OMP_NUM_THREADS is the most."""
+    threads = max(1, _cores() // workers)
+    most = os.environ.get("OMP_NUM_THREADS", "")
+    return min(threads, int(most)) if most.isdecimal() and int(most) > 0 else threads
+
+
+def _cores() -> int:
+    """The cores that this process may use: those it is bound to, or fewer where its container has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
+    try:
+        quota, period = QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
 
 
 def _start(context: Any, search: Search, index: int) -> tuple[Any, Connection]:

@@ -31,6 +31,8 @@ KEPT = ("runs",)
 FREE: Mapping[str, Any] = {"params": {}, "attrs": {}}
 # A worker names itself right after it has taken a trial; one without a name died in between.
 NAMELESS_S = 60.0
+# Ours among the advisory locks of a PostgreSQL database.
+LOCK = 24040
 
 
 def settled(trial: FrozenTrial) -> bool:
@@ -62,8 +64,10 @@ def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
         study: the study.
         plan: for each slot, `params` (fixed ones; those missing are sampled) and `attrs` (user attributes).
     """
-    with exclusive(study._storage):
-        _fill(study, plan)
+    # Whoever finds something missing waits here, so that of many commands that start at once only one queues it.
+    if _missing(study.get_trials(deepcopy=False), plan):
+        with exclusive(study._storage), _alone_at(study):
+            _fill(study, plan)
 
 
 def claim(study: Study, slots: int | None = None) -> Trial | None:
@@ -158,12 +162,34 @@ def without_worker(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return {key: attrs[key] for key in (SLOT, LABEL, *KEPT) if key in attrs}
 
 
+@contextlib.contextmanager
+def _alone_at(study: Study) -> Iterator[None]:
+    """Alone at this study of a PostgreSQL database, among all machines; other storages do not wait.
+
+    Not needed for exactness, which the slots give: it saves the trials that several would queue for the same slots.
+    """
+    engine = getattr(getattr(study._storage, "_backend", study._storage), "engine", None)
+    if engine is None or engine.dialect.name != "postgresql":
+        yield
+        return
+    from sqlalchemy import text
+
+    with engine.connect() as connection:
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(:first, :study)"), {"first": LOCK, "study": study._study_id}
+        )
+        yield
+
+
+def _missing(trials: Sequence[FrozenTrial], plan: Sequence[Mapping[str, Any]]) -> bool:
+    taken = by_slot(trials)
+    return any(slot not in taken for slot in range(len(plan)))
+
+
 def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
     trials = [t for t in study.get_trials(deepcopy=False) if SLOT in t.user_attrs]
     taken = by_slot(trials)
     lost = {t.user_attrs[SLOT]: t for t in trials if t.state.is_finished() and not settled(t)}
-    if all(slot in taken for slot in range(len(plan))):
-        return
     wanted = iter(_not_there(plan, list({**lost, **taken}.values())))
     for slot in range(len(plan)):
         if slot in taken:

@@ -258,8 +258,8 @@ def _opening_errors(url: str) -> Iterator[None]:
         ) from error
     except ImportError as error:
         raise StorageError(
-            f"The storage {_without_password(url)} needs a driver that is not installed: {_first_line(error)}. For "
-            "PostgreSQL: pip install 'lr-dist[postgres]'."
+            f"The storage {_without_password(url)} needs a driver that is not installed: {_first_line(error)}. "
+            f"Install it: pip install 'lr-dist[{'grpc' if url.startswith('grpc:') else 'postgres'}]'."
         ) from error
     except Exception as error:
         raise StorageError(

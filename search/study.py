@@ -22,9 +22,7 @@ PATIENCE_S = 5.0
 FLAT_FIRST = (1e-5, 2e-5, 1e-4)
 
 
-def open_study(
-    storage: BaseStorage, name: str, config: SearchConfig, identity: Mapping[str, Any], *, workers: int = 1
-) -> Study:
+def open_study(storage: BaseStorage, name: str, config: SearchConfig, identity: Mapping[str, Any]) -> Study:
     """Create the study, or continue it.
 
     Raises:
@@ -36,7 +34,7 @@ def open_study(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     known = json.loads(json.dumps(identity))
     tasks = sum(len(fingerprints) for fingerprints in known["data"])
-    parts: dict[str, Any] = {"sampler": sampler(config, workers), "pruner": pruner(config, tasks)}
+    parts: dict[str, Any] = {"sampler": sampler(config), "pruner": pruner(config, tasks)}
     try:
         study = optuna.load_study(storage=storage, study_name=name, **parts)
     except KeyError:
@@ -72,13 +70,13 @@ def load_study(storage: BaseStorage, name: str) -> Study:
         raise UnknownStudyError(f"The storage has no study {name!r}. {there}") from None
 
 
-def sampler(config: SearchConfig, workers: int) -> Any:
+def sampler(config: SearchConfig) -> Any:
     """TPE. With a seed, a slot's draws depend on that, the slot and the trials before it, not on the worker."""
     from lr_dist.search.sampler import SlotSampler, tpe
 
     if config.sampler_seed is None:
-        return tpe(workers=workers, seed=None)
-    return SlotSampler(config.sampler_seed, workers)
+        return tpe(None)
+    return SlotSampler(config.sampler_seed)
 
 
 def pruner(config: SearchConfig, tasks: int) -> Any:

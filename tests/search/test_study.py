@@ -21,8 +21,8 @@ CONFIG = SearchConfig("minilm", (("sst2", "qqp"),), trials=12)
 DATA = [["fingerprint of sst2", "fingerprint of qqp"]]
 
 
-def opened(url: str, config: SearchConfig = CONFIG, data: Any = DATA, workers: int = 1) -> optuna.Study:
-    return open_study(open_storage(url), "study", config, config.identity("weights", data), workers=workers)
+def opened(url: str, config: SearchConfig = CONFIG, data: Any = DATA) -> optuna.Study:
+    return open_study(open_storage(url), "study", config, config.identity("weights", data))
 
 
 def objective(trial: optuna.Trial) -> tuple[float, ...]:
@@ -130,7 +130,7 @@ def test_the_same_weights_and_data_at_another_path_are_the_same_search(url):
 
 def test_trials_workers_and_what_is_queued_may_change(url):
     opened(url)
-    opened(url, replace(CONFIG, trials=99, queued=("flat:lr=3e-4",)), workers=2)
+    opened(url, replace(CONFIG, trials=99, queued=("flat:lr=3e-4",)))
 
 
 def test_a_study_that_something_else_made_is_refused(url):
@@ -189,7 +189,7 @@ def test_a_search_continued_with_its_seed_draws_nothing_twice(url):
 
 def test_two_workers_with_one_seed_do_not_draw_the_same(url):
     config = replace(CONFIG, sampler_seed=7)
-    first, second = opened(url, config, workers=2), opened(url, config, workers=2)
+    first, second = opened(url, config), opened(url, config)
     fill(first, [{"params": {}, "attrs": {}}] * 2)
     from lr_dist.search.slots import claim
 

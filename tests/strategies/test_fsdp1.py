@@ -76,9 +76,7 @@ def test_flat_parameters_are_refused_in_setup_in_every_process(together: Run) ->
         assert not outcome["configured"]
 
 
-def test_a_checkpoint_from_within_a_window_is_refused_before_a_step(
-    together: Run, tmp_path: Path
-) -> None:
+def test_a_checkpoint_from_within_a_window_is_refused_before_a_step(together: Run, tmp_path: Path) -> None:
     case = Case("window", "fsdp1", options=(("accumulate_grad_batches", 2),))
     path = tmp_path / "window.ckpt"
     together(replace(case, save_after=3, checkpoint=str(path)))
