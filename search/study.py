@@ -111,8 +111,8 @@ def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
                 f"The space {config.space.family} holds nothing near the queued {label}. Queue another one, or "
                 "give another --space."
             )
-        # Several presets are the same in a coarse space.
-        if params is None or params in [slot["params"] for slot in slots]:
+        # Several presets are the same in a coarse space, and so is a relative one at its anchor.
+        if params is None or any(_same(params, slot["params"]) for slot in slots):
             continue
         if asked_for and len(slots) >= config.trials:
             raise ConfigurationError(

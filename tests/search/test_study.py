@@ -41,7 +41,7 @@ def test_the_first_trials_are_flat_rates_and_then_every_shipped_preset():
     assert labels[:3] == ["flat 1e-05", "flat 2e-05", "flat 0.0001"]
     assert [set(slot["params"].values()) for slot in slots[:3]] == [{1e-5}, {2e-5}, {1e-4}]
     # The relative presets are the same rates at the optimizer's own rate of 1e-5, so they are tried once.
-    assert set(labels[3:]) >= {"kenneweg2022", "kenneweg2022-taskshift", None}
+    assert labels[3:6] == ["kenneweg2022", "kenneweg2022-taskshift", None]
     assert len(slots) == 12
     assert slots[-1] == {"params": {}, "attrs": {}}
 
@@ -50,7 +50,9 @@ def test_what_the_space_does_not_hold_exactly_is_labelled_as_near():
     slots = plan(replace(CONFIG, space=Space("knots", low=2e-5)), 6)
     # Flat 2e-5 and all that lies below the bound is the same now.
     assert [slot["attrs"].get("label") for slot in slots[:3]] == ["near flat 1e-05", "flat 0.0001", None]
-    assert "near kenneweg2022" in [slot["attrs"].get("label") for slot in plan(CONFIG, 6)]
+    # Interpolated, their digits differ; the relative ones are still tried once.
+    labels = [slot["attrs"].get("label") for slot in plan(CONFIG, 6)]
+    assert labels[3:6] == ["near kenneweg2022", "near kenneweg2022-taskshift", None]
     fixed = plan(replace(CONFIG, space=Space("knots", fixed={"embeddings": 0})), 6)
     assert fixed[0]["attrs"]["label"] == "near flat 1e-05"
 
