@@ -8,7 +8,7 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
 # Real data beside the checkout is used where no other folder is named.
 export LR_DIST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test lint format bench glue fuzz clean
+.PHONY: demo test lint format bench bench-search glue fuzz clean
 
 demo: $(VENV)/.demo ## the main job on packaged weights and generated tasks; nothing but packages is downloaded
 	$(OFFLINE) $(BIN)/lr-dist compare --config configs/demo.yaml --output runs/demo
@@ -29,6 +29,11 @@ bench: $(VENV)/.dev ## the measurements in the README, JSON in runs/bench
 	$(OFFLINE) $(BIN)/python tests/benchmarks/step_overhead.py --layers 24 --output runs/bench/step_overhead_24.json
 	$(OFFLINE) $(BIN)/python tests/benchmarks/import_time.py --output runs/bench/import_time.json
 	$(OFFLINE) $(BIN)/python tests/benchmarks/two_tasks.py --output runs/bench/two_tasks.json
+
+bench-search: $(VENV)/.dev ## the search's measurements (an hour); both go on where they were stopped
+	mkdir -p runs/bench
+	$(OFFLINE) $(BIN)/python tests/benchmarks/search_throughput.py --output runs/bench/search_throughput.json
+	$(OFFLINE) $(BIN)/python tests/benchmarks/search_scale.py --folder runs/bench/scale --output runs/bench/search_scale.json
 
 glue: $(VENV)/.demo ## the README's first result (half an hour on 2 cores); needs GLUE in LR_DIST_DATA or ../shared/data
 	$(OFFLINE) $(BIN)/lr-dist compare --config configs/glue-first-result.yaml

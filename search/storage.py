@@ -59,6 +59,27 @@ def open_storage(url: str) -> BaseStorage:
         return _database(url)
 
 
+def open_existing(url: str) -> BaseStorage:
+    """Open a storage to look at: a file that is not there is not made.
+
+    Raises:
+        StorageError: as `open_storage`, and where there is no such file.
+    """
+    from sqlalchemy.engine import make_url
+
+    require_extras("search")
+    name = url.removeprefix("journal:") if url.startswith("journal:") else None
+    if url.startswith("sqlite"):
+        with _opening_errors(url):
+            name = make_url(url).database
+    if name and name != ":memory:" and not Path(name).expanduser().exists():
+        raise StorageError(
+            f"There is no {name}, so no study to look at. Give the --storage that the search had, or the --output "
+            "folder that holds its study.db."
+        )
+    return open_storage(url)
+
+
 @contextlib.contextmanager
 def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
     """Say what happened to the storage in one line, where something went wrong with it while it was in use.

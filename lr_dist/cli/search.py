@@ -159,10 +159,10 @@ def _config(settings: Namespace) -> SearchConfig:
 
 
 def _open(settings: Namespace) -> Any:
-    from lr_dist.search.storage import default_storage, open_storage, storage_errors
+    from lr_dist.search.storage import default_storage, open_existing, storage_errors
     from lr_dist.search.study import load_study
 
-    storage = open_storage(settings.storage or default_storage(settings.output))
+    storage = open_existing(settings.storage or default_storage(settings.output))
     with storage_errors(storage):
         return load_study(storage, settings.study)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -190,21 +191,20 @@ def test_the_run_sees_that_two_towers_are_parallel() -> None:
 # The sweep -----------------------------------------------------------------------------------------------
 
 
-def run_sweep(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["sweep.py", *options])
-    sweep.main()
+def run_sweep(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """The command, as a user runs it: its server of forks is for a process of its own."""
+    command = [sys.executable, str(Path(sweep.__file__)), "--output", str(folder), *options]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400)
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = ["--output", str(tmp_path), "--mapping", "MODEL", "--models", "bert", "clip"]
-    run_sweep(monkeypatch, *options)
+def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    options = ["--mapping", "MODEL", "--models", "bert", "clip"]
+    assert run_sweep(tmp_path, *options).returncode == 0
     state = tmp_path / "findings.jsonl"
     lines = state.read_text().splitlines()
     assert [json.loads(line)[:2] for line in lines] == [["bert", "BertModel"], ["clip", "CLIPModel"]]
-    run_sweep(monkeypatch, *options)
-    assert state.read_text().splitlines() == lines  # nothing was examined again
     state.write_text(lines[0] + "\n" + lines[1][:30])
-    run_sweep(monkeypatch, *options)
+    assert "2 classes, 1 to do" in run_sweep(tmp_path, *options).stdout  # the first is not examined again
     assert state.read_text().count("CLIPModel") == 2  # the line that was cut short, and the new one
     result = json.loads((tmp_path / "architectures.json").read_text())
     assert result["mappings"] == {
@@ -213,17 +213,17 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytes
     assert (tmp_path / "architectures.md").read_text() == table.render(result)
 
 
-def test_a_model_that_takes_too_long_is_given_up() -> None:
-    assert sweep._in_a_process(("bert", "BertModel"), timeout=0.0) == {
-        "outcome": "unbuildable",
-        "reason": "not done after 0 s",
-    }
+def test_a_model_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    run_sweep(tmp_path, "--mapping", "MODEL", "--models", "bert", "--timeout", "0")
+    finding = json.loads((tmp_path / "findings.jsonl").read_text())
+    assert finding == ["bert", "BertModel", {"outcome": "unbuildable", "reason": "not done after 0 s"}]
 
 
-def test_an_unknown_mapping_or_model_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for options in (["--mapping", "NONE"], ["--models", "no-such-model"]):
-        with pytest.raises(SystemExit, match=r"NONE|no-such-model"):
-            run_sweep(monkeypatch, "--output", str(tmp_path), *options)
+@pytest.mark.parametrize("options", [["--mapping", "NONE"], ["--models", "no-such-model"]])
+def test_an_unknown_mapping_or_model_is_an_error(options: list[str], tmp_path: Path) -> None:
+    done = run_sweep(tmp_path, *options)
+    assert done.returncode == 1
+    assert options[1] in done.stderr
 
 
 # Its committed result ---------------------------------------------------------------------------------------

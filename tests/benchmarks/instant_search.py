@@ -77,7 +77,7 @@ def config(trials: int) -> SearchConfig:
     return SearchConfig(model="minilm", sequences=(TASKS,), trials=trials)
 
 
-def open_instant(url: str, name: str, trials: int, workers: int) -> tuple[Study, SequenceObjective]:
+def open_instant(url: str, name: str, trials: int) -> tuple[Study, SequenceObjective]:
     """The study, created or continued as by `lr-dist search`, and its objective without training."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     lr_dist.search.trial.run_sequence = instant_run
@@ -89,15 +89,13 @@ def open_instant(url: str, name: str, trials: int, workers: int) -> tuple[Study,
         baseline=list(BASELINE),
         tasks=[SimpleNamespace(name=task, dev=range(500), validation=range(500)) for task in TASKS],
     )
-    study = open_study(
-        open_storage(url), name, searched, searched.identity("instant", [["instant"] * 2]), workers=workers
-    )
+    study = open_study(open_storage(url), name, searched, searched.identity("instant", [["instant"] * 2]))
     return study, SequenceObjective(searched, [bench], [Reference(BASELINE, alone=ALONE)])
 
 
-def work(url: str, name: str, trials: int, workers: int, together: Barrier, spent: Queue[float]) -> None:
+def work(url: str, name: str, trials: int, together: Barrier, spent: Queue[float]) -> None:
     """A worker process, which begins together with the others and tells its processor seconds at the end."""
-    study, objective = open_instant(url, name, trials, workers)
+    study, objective = open_instant(url, name, trials)
     together.wait(timeout=300)
     began = time.process_time()
     drain(study, objective, plan(config(trials), LAYERS))

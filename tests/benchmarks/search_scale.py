@@ -101,11 +101,11 @@ def throughput(bench: Bench, workers: int, trials: int) -> dict[str, Any]:
     url = bench.server.database(f"workers_{workers}_{time.time_ns()}")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["instant_search"])
-    study, _ = instant_search.open_instant(url, "scale", trials, workers)
+    study, _ = instant_search.open_instant(url, "scale", trials)
     together = context.Barrier(workers)
     spent = context.Queue()
     team = [
-        context.Process(target=instant_search.work, args=(url, "scale", trials, workers, together, spent))
+        context.Process(target=instant_search.work, args=(url, "scale", trials, together, spent))
         for _ in range(workers)
     ]
     before = bench.server.cpu_seconds()
@@ -158,7 +158,7 @@ def queue(study: Study, trials: int) -> None:
 def queued(bench: Bench, trials: int, turns: int) -> dict[str, Any]:
     """A study of which nothing has been run; goes on with queueing where it was."""
     url = bench.database("queued")
-    study, objective = instant_search.open_instant(url, "scale", trials, 1)
+    study, objective = instant_search.open_instant(url, "scale", trials)
     for first in range(0, trials, CHUNK):
         bench.look_at_the_clock()
         began = time.perf_counter()
@@ -174,7 +174,7 @@ def queued(bench: Bench, trials: int, turns: int) -> dict[str, Any]:
 def fill_finished(bench: Bench, trials: int) -> str:
     """A study of finished trials, each like one that the real machinery wrote; goes on where it was."""
     url = bench.database("finished")
-    study, objective = instant_search.open_instant(url, "scale", trials, 1)
+    study, objective = instant_search.open_instant(url, "scale", trials)
     examples = min(trials, 30)
     if len(study.get_trials(deepcopy=False)) < examples:
         from lr_dist.search.study import plan
@@ -195,7 +195,7 @@ def finished(bench: Bench, trials: int, turns: int) -> dict[str, Any]:
     """A worker that joins a study of finished trials."""
     url = fill_finished(bench, trials)
     before = peak_memory_mb() or 0.0
-    study, objective = instant_search.open_instant(url, "scale", trials + turns, 1)
+    study, objective = instant_search.open_instant(url, "scale", trials + turns)
     began = time.perf_counter()
     there = len(study.get_trials(deepcopy=False))
     read = time.perf_counter() - began

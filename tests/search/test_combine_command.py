@@ -8,6 +8,7 @@ import pytest
 
 from lr_dist.cli import main
 from lr_dist.presets import read_preset
+from lr_dist.search.storage import open_storage
 
 PAIRS = ["sst2>mrpc", "mrpc>sst2", "qqp>mrpc", "mrpc>qqp"]
 # Rates x 1e-6 of embeddings, g1 ... g8, head: all trials and task-shift trials, with and without the flat ones.
@@ -41,5 +42,9 @@ def test_what_cannot_be_combined_is_a_named_error(tmp_path: Path, capsys: pytest
     assert "InvalidTrialsError" in capsys.readouterr().err
     assert main(["combine", str(tmp_path / "none.csv")]) == 2
     assert "cannot be read" in capsys.readouterr().err
+    assert main(["combine", "study", "--storage", f"sqlite:///{tmp_path / 'new.db'}"]) == 2
+    assert "StorageError: There is no " in capsys.readouterr().err
+    assert not (tmp_path / "new.db").exists()
+    open_storage(f"sqlite:///{tmp_path / 'new.db'}")
     assert main(["combine", "study", "--storage", f"sqlite:///{tmp_path / 'new.db'}"]) == 2
     assert "UnknownStudyError" in capsys.readouterr().err
