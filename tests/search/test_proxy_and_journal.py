@@ -86,10 +86,11 @@ def test_the_trial_of_a_killed_worker_is_marked_and_run_again_at_the_next_start(
         _wait_until(lambda: len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) == 5)
         # The other worker waits for the last one, because its process lives.
         assert first.poll() is None
-        os.kill(stuck.pid, signal.SIGKILL)
-        stuck.wait()
+        # Before the other one dies, or it would see that and queue the trial again.
         first.kill()
         first.wait()
+        os.kill(stuck.pid, signal.SIGKILL)
+        stuck.wait()
         lost = study.get_trials()[number]
         assert lost.state == TrialState.RUNNING
         again = start_worker(url, seconds=0.01)
