@@ -78,6 +78,7 @@ class Search:
             LRDistError: what a worker ended with; all that finished is in the storage.
             KeyboardInterrupt: Ctrl-C, or a request to terminate; the trials at work are queued again.
         """
+        from lr_dist.search.slots import is_complete
         from lr_dist.search.storage import open_storage, storage_errors
         from lr_dist.search.study import load_study
 
@@ -85,14 +86,8 @@ class Search:
         # SIGTERM is what a scheduler sends before it kills: the same as Ctrl-C.
         with storage_errors(storage), _handling(signal.SIGTERM, signal.default_int_handler):
             study = load_study(storage, self.study)
-            if not self._is_complete(study):
+            if not is_complete(study, self.config.trials):
                 self._run(study, view)
-
-    def _is_complete(self, study: Any) -> bool:
-        from lr_dist.search.slots import by_slot, settled
-
-        found = by_slot(study.get_trials(deepcopy=False))
-        return all(slot in found and settled(found[slot]) for slot in range(self.config.trials))
 
     def _run(self, study: Any, view: View) -> None:
         context = multiprocessing.get_context("spawn")

@@ -54,6 +54,12 @@ def by_slot(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     return found
 
 
+def is_complete(study: Study, slots: int) -> bool:
+    """Whether each of the first so many slots is settled."""
+    found = by_slot(study.get_trials(deepcopy=False))
+    return all(slot in found and settled(found[slot]) for slot in range(slots))
+
+
 def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
     """Queue a trial for every slot that has none at work, waiting or settled.
 

@@ -23,11 +23,11 @@ from lr_dist.search.slots import (
     REASON,
     SLOT,
     Watch,
-    by_slot,
     claim,
     exclusive,
     fill,
     has_heartbeats,
+    is_complete,
     release_dead,
 )
 from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, shown_storage, storage_errors
@@ -69,8 +69,7 @@ def drain(
                 continue
             if held:
                 raise KeyboardInterrupt
-            found = by_slot(study.get_trials(deepcopy=False))
-            if all(slot in found and found[slot].state.is_finished() for slot in range(len(plan))):
+            if is_complete(study, len(plan)):
                 return
             time.sleep(poll_s)
 

@@ -80,7 +80,7 @@ class Bench:
         use_block_dropout(smaller)
         reads_first_token = tokenizer.cls_token_id is not None
         if reads_first_token:
-            keep_first_token(smaller)
+            keep_first_token(smaller, layers)
         return cls(
             settings=replace(settings, max_length=length),
             model=Model(smaller, pad, reads_first_token),

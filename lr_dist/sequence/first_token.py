@@ -12,23 +12,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lr_dist.errors import LRDistError
-from lr_dist.layers import assign_layers
+from lr_dist.layers import LayerMap
 
 _TOLERANCE = 1e-5
 _PROBE_TOKENS = 7
 
 
-def keep_first_token(backbone: nn.Module) -> bool:
+def keep_first_token(backbone: nn.Module, layers: LayerMap) -> bool:
     """Cut the last layer to the first token, in place, where the model is one of BERT's family.
 
     Its `last_hidden_state` is [batch, 1, hidden] then. The model is tried out with and without; it stays as it is
     where the first token's state is not the same, or where the layer has no such place.
 
+    Args:
+        backbone: the model.
+        layers: its parameters by depth.
+
     Returns:
         Whether it was cut.
     """
-    place = _after_attention(backbone)
+    place = _after_attention(backbone, layers)
     if place is None:
         return False
     before = _first_state(backbone)
@@ -42,12 +45,8 @@ def keep_first_token(backbone: nn.Module) -> bool:
     return same
 
 
-def _after_attention(backbone: nn.Module) -> nn.Module | None:
+def _after_attention(backbone: nn.Module, layers: LayerMap) -> nn.Module | None:
     """The last layer's module that takes attention's output and the layer's input, as transformers' BertSelfOutput."""
-    try:
-        layers = assign_layers(backbone)
-    except LRDistError:
-        return None
     last = layers.groups[f"layers.{layers.num_layers - 1}"]
     found = [
         module

@@ -28,9 +28,10 @@ from typing import Any
 import torch
 from common import matrix_rate, parser, publish
 from plain_trial import plain_trial
-from two_tasks import data_dir
+from two_tasks import data_dir, operations
 
 from lr_dist.distribution import LRDistribution
+from lr_dist.search.session import threads_of
 from lr_dist.search.trial import run_once
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import peak_memory_mb
@@ -55,7 +56,7 @@ def main() -> None:
     done = Done(options)
     for seed in range(options.seeds):
         for kind in ("plain", "ours") if seed % 2 == 0 else ("ours", "plain"):
-            done.run(f"{kind} {seed}", [{"kind": kind, "seed": seed, "threads": cores()}])
+            done.run(f"{kind} {seed}", [{"kind": kind, "seed": seed, "threads": threads_of(1)}])
     for turn in range(options.rounds):
         for count, threads in ((1, 1), (2, 1), (1, 2))[:: 1 if turn % 2 == 0 else -1]:
             parts = [{"kind": "worker", "seed": turn, "threads": threads}] * count
@@ -90,16 +91,6 @@ def child(part: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         "operations": operations(bench, options.epochs),
         "peak_memory_mb": peak_memory_mb(),
     }
-
-
-def operations(bench: Bench, epochs: int) -> float:
-    """Floating-point operations of training, forward and backward, on tokens that are no padding."""
-    backbone: Any = bench.model.backbone
-    weights = sum(p.numel() for name, p in backbone.named_parameters() if ".layer." in name)
-    lengths = torch.cat([torch.as_tensor(split.train.lengths).double() for split in bench.tokens])
-    hidden, layers = backbone.config.hidden_size, backbone.config.num_hidden_layers
-    # Attention: two products of 2 n^2 h operations a layer forward, twice that backward.
-    return epochs * float((6 * weights * lengths + 12 * layers * hidden * lengths**2).sum())
 
 
 class Done:
@@ -210,10 +201,6 @@ def _median(parts: list[dict[str, Any]], key: str) -> float:
 def tasks() -> tuple[list[str], str | None]:
     folder = data_dir()
     return (["sst2", "qqp"] if folder else ["demo-sentiment", "demo-entailment"]), folder
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 if __name__ == "__main__":

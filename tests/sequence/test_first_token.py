@@ -18,6 +18,7 @@ from transformers import (
     RobertaModel,
 )
 
+from lr_dist.layers import assign_layers
 from lr_dist.sequence.dropout import use_block_dropout
 from lr_dist.sequence.first_token import keep_first_token
 
@@ -40,7 +41,7 @@ def test_the_first_tokens_state_and_every_gradient_stay(kind: type, config: obje
     torch.manual_seed(0)
     whole = kind(config).double().eval()
     cut = copy.deepcopy(whole)
-    assert keep_first_token(cut)
+    assert keep_first_token(cut, assign_layers(cut))
     assert cut(input_ids=TOKENS).last_hidden_state.shape == (2, 1, 32)
     expected, found = first_state(whole), first_state(copy.deepcopy(cut))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
@@ -55,14 +56,14 @@ def test_it_works_in_training_with_block_dropout() -> None:
     torch.manual_seed(0)
     model = BertModel(BertConfig(**SIZES))
     use_block_dropout(model)
-    assert keep_first_token(model)
+    assert keep_first_token(model, assign_layers(model))
     first_state(model.train()).sum().backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if "layer.2." in n)
 
 
 def test_a_model_of_another_shape_is_left_alone() -> None:
     model = DistilBertModel(DistilBertConfig(dim=32, n_layers=2, n_heads=2, hidden_dim=64, vocab_size=50)).eval()
-    assert not keep_first_token(model)
+    assert not keep_first_token(model, assign_layers(model))
     assert model(input_ids=TOKENS).last_hidden_state.shape == (2, 5, 32)
 
 
@@ -77,5 +78,5 @@ def test_a_model_whose_first_token_would_change_is_left_alone() -> None:
 
     torch.manual_seed(0)
     model = Mixed(BertConfig(**SIZES)).eval()
-    assert not keep_first_token(model)
+    assert not keep_first_token(model, assign_layers(model))
     assert model(input_ids=TOKENS).last_hidden_state.shape == (2, 5, 32)
