@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from lr_dist.errors import InvalidTrialsError, UnwritableFileError
 from lr_dist.search.slots import by_slot, settled
+from lr_dist.search.study import IDENTITY
 from lr_dist.search.summary import row_of
 
 if TYPE_CHECKING:
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
 def write_csv(study: Study, path: str | Path) -> int:
     """Write one row for every settled slot, in the order of slots; returns how many.
 
+    Fixed parameters are columns like the searched ones, so that a row is a whole distribution.
+
     Raises:
         InvalidTrialsError: no trial has ended yet.
         UnwritableFileError: the file cannot be written; what was there is left as it was.
     """
-    rows = [row_of(t) for _, t in sorted(by_slot(study.get_trials(deepcopy=False)).items()) if settled(t)]
+    fixed = study.user_attrs.get(IDENTITY, {}).get("space", {}).get("fixed", {})
+    rows = [{**row_of(t), **fixed} for _, t in sorted(by_slot(study.get_trials(deepcopy=False)).items()) if settled(t)]
     if not rows:
         raise InvalidTrialsError(
             f"No trial of the study {study.study_name!r} has ended yet; there is nothing to write."

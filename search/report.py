@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 
 from lr_dist.distribution import check_num_layers
-from lr_dist.errors import LRDistError, UnwritableFileError
+from lr_dist.errors import UnwritableFileError
 from lr_dist.extras import require_extras
 from lr_dist.report.rows import number
 from lr_dist.search import figures
@@ -35,7 +35,8 @@ def write_report(study: Study, path: str | Path, *, storage: str, num_layers: in
         study: of `lr-dist search`, in any state.
         path: of the page; its folder is made if needed.
         storage: the URL, for the commands on the page, where its password is left out.
-        num_layers: of the model that rates over depth are drawn for; None to ask the model's own files, or 12.
+        num_layers: of the model that rates over depth are drawn for; None for the searched
+            model's (12 where the study does not say).
 
     Raises:
         InvalidTrialsError: not a study of `lr-dist search`.
@@ -68,21 +69,9 @@ def render_report(study: Study, *, storage: str, num_layers: int | None = None) 
     environment.filters["score"] = number
     findings = Findings.of(study)
     if num_layers is None:
-        num_layers = layers_of(findings.identity["model"]) or DEFAULT_LAYERS
+        num_layers = findings.identity.get("num_layers", DEFAULT_LAYERS)
     check_num_layers(num_layers)
     return environment.get_template("report.html").render(**_content(findings, storage, num_layers))
-
-
-def layers_of(model: str) -> int | None:
-    """The number of layers that the configuration beside a model's weights states; None where it lies elsewhere."""
-    from lr_dist.models import resolve_model
-
-    try:
-        config = json.loads((Path(resolve_model(model)) / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, LRDistError):
-        return None
-    found = [config.get(key) for key in ("num_hidden_layers", "n_layer", "n_layers", "num_layers")]
-    return next((count for count in found if isinstance(count, int) and count > 0), None)
 
 
 def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:

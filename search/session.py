@@ -148,9 +148,10 @@ def load_benches(config: SearchConfig) -> list[Any]:
 
 
 def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
-    """See `SearchConfig.identity`."""
+    """See `SearchConfig.identity`; with the number of layers, for whoever looks at the study without the model."""
     data = [[task.fingerprint for task in bench.tasks] for bench in benches]
-    return config.identity(benches[0].model_info["fingerprint"], data)
+    info = benches[0].model_info
+    return {**config.identity(info["fingerprint"], data), "num_layers": info["num_layers"]}
 
 
 def work(search: Search, index: int, pipe: Connection) -> None:

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lr_dist.errors import StorageError
 from lr_dist.search.process import is_gone_here, machine, this_process
-from lr_dist.search.storage import GRACE_S, sqlite_file
+from lr_dist.search.storage import GRACE_S, backend_of, sqlite_file
 
 SLOT, LABEL, OWNER, BEAT, REASON, ERROR = "slot", "label", "owner", "beat", "reason", "error"
 # What finished of a lost trial is not run again.
@@ -174,7 +174,7 @@ def _alone_at(study: Study) -> Iterator[None]:
 
     Not needed for exactness, which the slots give: it saves the trials that several would queue for the same slots.
     """
-    engine = getattr(getattr(study._storage, "_backend", study._storage), "engine", None)
+    engine = getattr(backend_of(study._storage), "engine", None)
     if engine is None or engine.dialect.name != "postgresql":
         yield
         return

@@ -114,11 +114,16 @@ def is_storage_error(error: BaseException) -> bool:
     return any(kind.__module__.startswith("grpc") and kind.__name__ == "RpcError" for kind in type(error).__mro__)
 
 
+def backend_of(storage: Any) -> Any:
+    """The storage itself, behind the cache that Optuna puts before a database."""
+    return getattr(storage, "_backend", storage)
+
+
 def sqlite_file(storage: BaseStorage) -> Path | None:
     """The file of a SQLite storage; None for any other."""
     from sqlalchemy.engine import make_url
 
-    url = getattr(getattr(storage, "_backend", storage), "url", None)
+    url = getattr(backend_of(storage), "url", None)
     parsed = make_url(url) if isinstance(url, str) else None
     if parsed is None or parsed.get_backend_name() != "sqlite" or not parsed.database:
         return None
@@ -129,7 +134,7 @@ def shown_storage(storage: BaseStorage | str) -> str:
     """A storage's URL, without its password."""
     if isinstance(storage, str):
         return _without_password(storage)
-    backend = getattr(storage, "_backend", storage)
+    backend = backend_of(storage)
     url = getattr(backend, "url", None) or getattr(backend, "shown", None)
     return _without_password(url) if isinstance(url, str) else type(storage).__name__
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 IDENTITY = "lr_dist_identity"
+# Paths may differ between machines, weights and data may not; the layers are the weights'.
+FOLLOWS = {"model", "sequences", "num_layers"}
 PATIENCE_S = 5.0
 FLAT_FIRST = (1e-5, 2e-5, 1e-4)
 
@@ -148,11 +150,10 @@ def _identity_of(study: Study) -> Any:
 
 
 def _changed(before: Any, now: Mapping[str, Any]) -> bool:
-    """Whether trials would mean something else: paths may differ between machines, weights and data may not."""
+    """Whether trials would mean something else."""
     if not isinstance(before, dict):
         return True
-    keys = {*before, *now} - {"model", "sequences"}
-    return any(before.get(key) != now.get(key) for key in keys)
+    return any(before.get(key) != now.get(key) for key in {*before, *now} - FOLLOWS)
 
 
 def _difference(name: str, before: Any, now: Mapping[str, Any]) -> str:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from studies import config_of, study_of
 
 from lr_dist.cli import main
 from lr_dist.presets import read_preset
+from lr_dist.search.export import write_csv
+from lr_dist.search.sources import from_csv, from_study
+from lr_dist.search.space import Space
 from lr_dist.search.storage import open_storage
 
 PAIRS = ["sst2>mrpc", "mrpc>sst2", "qqp>mrpc", "mrpc>qqp"]
@@ -33,6 +37,14 @@ def test_the_authors_trials_give_their_table_to_three_digits(
     rates = [rate for _, rate in preset.distribution.values]
     assert [float(f"{rate * 1e6:.3g}") for rate in rates] == TABLE[options]
     assert preset.provenance.tasks == tuple(PAIRS)
+
+
+def test_an_exported_file_combines_to_what_its_study_does_also_with_fixed_rates(tmp_path: Path) -> None:
+    study = study_of(config_of(space=Space("knots", fixed={"head": 1e-3})), 12)
+    write_csv(study, tmp_path / "trials.csv")
+    (source,) = from_csv(tmp_path / "trials.csv")
+    assert source.trials == from_study(study).trials
+    assert {trial.rates["head"] for trial in source.trials} == {1e-3}
 
 
 def test_what_cannot_be_combined_is_a_named_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

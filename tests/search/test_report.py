@@ -26,7 +26,7 @@ from lr_dist.search.figures import MOST_LINES, MOST_POINTS
 from lr_dist.search.findings import Findings, front_of
 from lr_dist.search.importance import LEAST_TRIALS, importances
 from lr_dist.search.preset import combine_sources
-from lr_dist.search.report import DEFAULT_LAYERS, layers_of, render_report, write_report
+from lr_dist.search.report import DEFAULT_LAYERS, render_report, write_report
 from lr_dist.search.slots import ERROR, REASON
 from lr_dist.search.sources import from_study
 from lr_dist.search.space import FAMILIES, Space
@@ -140,7 +140,7 @@ def test_the_command_writes_a_page_of_a_search_that_ran(
     # The sampler's own trial may be pruned.
     pruned = sum(trial.state == TrialState.PRUNED for trial in study.trials)
     assert f"4: {4 - pruned} complete, {pruned} pruned, 0 failed" in page.text
-    # Drawn for the model's own three layers, as its files say.
+    # Drawn for the layers of the model that was searched.
     assert "For a model of 3 layers" in page.text
     assert f"torch {best.user_attrs['environment']['versions']['torch']}" in page.text
     # The same study by the other spelling.
@@ -440,9 +440,7 @@ def test_the_compare_command_is_one_that_compare_understands() -> None:
         LRDistribution.parse(text)
 
 
-def test_layers_are_the_models_own_where_its_files_say(tiny_model: str) -> None:
-    assert layers_of(tiny_model) == 3
-    assert layers_of("no-such-model") is None
+def test_rates_are_drawn_for_the_layers_that_were_asked_for() -> None:
     study = study_of(config_of(), 2)
     assert f"For a model of {DEFAULT_LAYERS} layers" in page_of(study).text
     assert "For a model of 24 layers" in page_of(study, num_layers=24).text

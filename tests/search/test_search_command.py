@@ -27,7 +27,7 @@ from lr_dist.cli.search import SearchView
 from lr_dist.search.process import is_gone_here
 from lr_dist.search.slots import LABEL, OWNER, SLOT, fill, settled
 from lr_dist.search.storage import default_storage, open_storage
-from lr_dist.search.study import load_study
+from lr_dist.search.study import IDENTITY, load_study
 
 TRIALS = 8
 
@@ -117,6 +117,7 @@ def test_a_killed_worker_is_started_again_and_the_total_is_exact(searched):
     assert "ended with SIGKILL; its trial is queued again" in printed
     (lost,) = [t for t in study.trials if not settled(t)]
     assert lost.user_attrs[OWNER]["pid"] == killed[0]
+    assert study.user_attrs[IDENTITY]["num_layers"] == 3
     workers = {t.user_attrs[OWNER]["pid"] for t in study.trials}
     assert len(workers) == 2
     assert os.getpid() not in workers
