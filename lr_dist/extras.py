@@ -8,7 +8,7 @@ from lr_dist.errors import MissingExtraError
 
 EXTRAS = {
     "tasks": ("transformers", "datasets", "torchmetrics", "safetensors", "filelock"),
-    "report": ("matplotlib", "jinja2"),
+    "report": ("matplotlib", "jinja2", "scipy"),
     "search": ("optuna", "psutil"),
     "dashboard": ("optuna_dashboard",),
 }

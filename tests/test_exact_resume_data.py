@@ -85,7 +85,11 @@ def test_a_run_resumes_exactly_with_every_loader(name: str, tmp_path: Path) -> N
     assert assert_resumes(Case(data=LOADERS[name]), tmp_path, "on_train_epoch_end", at={6}) == 1
 
 
-@pytest.mark.parametrize("options", [{}, {"generator": torch.Generator()}, {"persistent_workers": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"generator": torch.Generator()}, {"persistent_workers": True}],
+    ids=["fresh", "generator", "persistent"],
+)
 def test_a_run_resumes_exactly_with_workers(options: dict[str, Any], tmp_path: Path) -> None:
     # Workers that live on keep random states of their own from epoch to epoch, so they get nothing to draw here.
     examples = EXAMPLES if "persistent_workers" in options else Augmented()

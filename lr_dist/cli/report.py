@@ -1,20 +1,29 @@
-"""`lr-dist report`: the table and the page of a result file again."""
+"""`lr-dist report`: the table and the page of a result file again; several results against a control."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.extras import require_extras
 
+if TYPE_CHECKING:
+    from lr_dist.sequence.result import ComparisonResult
+
 
 def parser() -> ArgumentParser:
     """The command's options."""
-    p = ArgumentParser(description="Print the table of a result file and write its HTML report.")
-    p.add_argument("result", type=str, help="a result.json")
-    p.add_argument("--output", type=str | None, help="the page (default: report.html beside it)")
+    p = ArgumentParser(
+        description="Print the table of each result file and write its HTML report; with --against, print how far the "
+        "distributions of all results are from one of them instead."
+    )
+    p.add_argument("results", type=str, nargs="+", help="result.json of one or more task sequences")
+    p.add_argument("--output", type=str | None, help="the page (default: report.html beside the result)")
     p.add_argument("--markdown", type=bool, default=False, help="print the table as Markdown instead, write no page")
+    p.add_argument("--against", type=str | None, help="the control, e.g. flat:lr=1e-4: print differences from it")
+    p.add_argument("--level", type=float, default=0.95, help="of the confidence intervals of --against")
     return p
 
 
@@ -23,21 +32,46 @@ def run(settings: Namespace) -> int:
     require_extras("report")
     from rich.console import Console
 
-    from lr_dist.errors import InvalidResultError
+    from lr_dist.errors import ConfigurationError
     from lr_dist.report.markdown import markdown_table
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
+
+    paths = [Path(result) for result in settings.results]
+    results = [_load(path) for path in paths]
+    if settings.against is not None:
+        return _print_differences(results, settings)
+    if settings.output is not None and len(results) > 1:
+        raise ConfigurationError(f"--output names one page, but there are {len(results)} results. Leave it out.")
+    console = Console()
+    for path, result in zip(paths, results, strict=True):
+        if settings.markdown:
+            print(markdown_table(result))
+            continue
+        print_comparison(result, console)
+        page = write_report(result, settings.output or path.with_name("report.html"))
+        console.print(f"Report: {page}", soft_wrap=True)
+    return 0
+
+
+def _print_differences(results: list[ComparisonResult], settings: Namespace) -> int:
+    from rich.console import Console
+
+    from lr_dist.report.differences import differences_markdown, differences_view
+    from lr_dist.sequence.differences import differences
+
+    rows = differences(results, settings.against, settings.level)
+    if settings.markdown:
+        print(differences_markdown(rows, settings.against, settings.level))
+    else:
+        Console().print(differences_view(rows, settings.against, settings.level))
+    return 0
+
+
+def _load(path: Path) -> ComparisonResult:
+    from lr_dist.errors import InvalidResultError
     from lr_dist.sequence.result import ComparisonResult
 
-    path = Path(settings.result)
     if not path.is_file():
         raise InvalidResultError(f"There is no file {path}. Give the result.json that `lr-dist compare` wrote.")
-    result = ComparisonResult.load(path)
-    if settings.markdown:
-        print(markdown_table(result))
-        return 0
-    console = Console()
-    print_comparison(result, console)
-    page = write_report(result, settings.output or path.with_name("report.html"))
-    console.print(f"Report: {page}", soft_wrap=True)
-    return 0
+    return ComparisonResult.load(path)

@@ -14,7 +14,6 @@ import pytest
 import tiny
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelSummary
-from lightning.pytorch.profilers import SimpleProfiler
 from torch import nn
 from torch.optim import lr_scheduler as sch
 
@@ -206,7 +205,7 @@ def test_the_summary_counts_frozen_layers_as_not_trainable(first: bool, caplog: 
         ({"max_epochs": 0}, 0),
         ({"max_steps": 0}, 0),
         ({"barebones": True}, 8),
-        ({"profiler": SimpleProfiler()}, 8),
+        ({"profiler": "simple"}, 8),
         ({"detect_anomaly": True}, 8),
         ({"deterministic": True}, 8),
         ({"reload_dataloaders_every_n_epochs": 1, "max_epochs": 2}, 16),

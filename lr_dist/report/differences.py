@@ -1,0 +1,64 @@
+"""Differences from a control, for the terminal and as Markdown."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+from lr_dist.report.rows import NAMES, number
+from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
+
+
+def differences_view(rows: Sequence[Difference], control: str, level: float) -> RenderableType:
+    """A table a distribution for the terminal; a difference whose interval leaves out 0 is bold."""
+    tables = []
+    for distribution, own in itertools.groupby(rows, key=lambda row: row.distribution):
+        title = f"{escape(distribution)} minus {escape(control)}"
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column("sequence")
+        for name in DIFFERENCES:
+            table.add_column(NAMES[name], justify="right", no_wrap=True)
+        for row in own:
+            cells = (_cell(row.metrics[name], "[bold]{}[/bold]") for name in DIFFERENCES)
+            table.add_row(escape(_name(row)), *cells)
+        tables.append(table)
+    return Group(*tables, f"[dim]{caption(rows, level)}[/dim]")
+
+
+def differences_markdown(rows: Sequence[Difference], control: str, level: float) -> str:
+    """The same as Markdown."""
+    names = " | ".join(NAMES[name] for name in DIFFERENCES)
+    lines = [f"| sequence | distribution, minus `{control}` | {names} |", "|---|---|" + "---|" * len(DIFFERENCES)]
+    for row in rows:
+        cells = (_cell(row.metrics[name], "**{}**") for name in DIFFERENCES)
+        lines.append(f"| {_name(row)} | `{row.distribution}` | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, "", caption(rows, level)])
+
+
+def caption(rows: Sequence[Difference], level: float) -> str:
+    """How to read the table."""
+    text = (
+        f"Mean difference ± half of its {level:.0%} confidence interval (Student's t). Of one sequence over its seeds, "
+        "paired; of all over the sequences, each with its mean. Bold: the interval leaves out 0. Less forgetting "
+        "is better."
+    )
+    lost = sum(row.left_out for row in rows if row.sequence is not None)
+    return f"{text} {lost} pair(s) of runs are left out because one of the two diverged." if lost else text
+
+
+def _name(row: Difference) -> str:
+    count = row.metrics[DIFFERENCES[0]].n
+    return f"{row.sequence} ({count} seed{'s' * (count > 1)})" if row.sequence else f"all {count} sequences"
+
+
+def _cell(interval: Interval, clear: str) -> str:
+    mean = f"{'+' if interval.mean >= 0 else '-'}{number(abs(interval.mean))}"
+    if interval.half is None:
+        return mean
+    text = f"{mean} ± {number(interval.half)}"
+    return clear.format(text) if abs(interval.mean) > interval.half else text
