@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # No model or data hub is asked for anything.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
+# Tests run side by side, a file of them in one process; each with one thread.
+TEST_PROCESSES ?= 2
 # Real data beside the checkout is used where no other folder is named.
 export LR_DIST_DATA ?= $(wildcard ../shared/data)
 
@@ -14,7 +16,7 @@ demo: $(VENV)/.demo ## the main job on packaged weights and generated tasks; not
 	$(OFFLINE) $(BIN)/lr-dist compare --config configs/demo.yaml --output runs/demo
 
 test: $(VENV)/.dev ## the tests; those on real GLUE run where LR_DIST_DATA or ../shared/data is a folder
-	$(OFFLINE) $(BIN)/python -m pytest
+	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -14,6 +14,7 @@ from lr_dist._distribution.edits import Edit, apply_edits
 from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family, weighted_mean
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
 from lr_dist.errors import (
+    PATH,
     InvalidDistributionError,
     LayerCountError,
     UnwritableFileError,
@@ -308,7 +309,7 @@ class LRDistribution:
         except (OSError, ValueError, TypeError) as error:
             # ValueError: a NUL byte in the path; TypeError: no path.
             reason = getattr(error, "strerror", None) or error
-            raise UnwritableFileError(f"{shown(path)} cannot be written: {reason}. Check the path.") from error
+            raise UnwritableFileError(f"{shown(path, PATH)} cannot be written: {reason}. Check the path.") from error
 
     @property
     def fingerprint(self) -> str:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+# Of a value; and of a path, whose end says most.
+SHORT, PATH = 80, 4096
 
-def shown(value: object) -> str:
-    """`value` as an error's message shows it: its repr, cut at 80 characters."""
+
+def shown(value: object, limit: int = SHORT) -> str:
+    """`value` as an error's message shows it: its repr, cut at `limit` characters."""
     try:
         text = repr(value)
     except Exception:
@@ -18,7 +21,7 @@ def shown(value: object) -> str:
         return f"<a {type(value).__name__} that cannot be shown>"
     # Half a character, as in a file's name, could not be printed.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def listed(values: Iterable[object]) -> str:

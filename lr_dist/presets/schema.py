@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import InvalidPresetError, LRDistError, UnreadableFileError, listed, shown
+from lr_dist.errors import PATH, InvalidPresetError, LRDistError, UnreadableFileError, listed, shown
 from lr_dist.yaml_io import dump_yaml, load_yaml
 
 SCHEMA_VERSION = 1
@@ -160,7 +160,7 @@ def read_data(path: str | Path) -> Any:
         # ValueError: a NUL byte in the path itself; TypeError: no path.
         reason = getattr(error, "strerror", None) or error
         path = str(path) if isinstance(path, Path) else path
-        raise UnreadableFileError(f"{shown(path)} cannot be read: {reason}. Check the path.") from error
+        raise UnreadableFileError(f"{shown(path, PATH)} cannot be read: {reason}. Check the path.") from error
 
 
 def _distribution(data: Any) -> LRDistribution:

@@ -44,7 +44,7 @@ def study_in(output: Path) -> optuna.Study:
     return load_study(open_storage(default_storage(output)), "search")
 
 
-def wait_for_work(url: str, complete: int = 1, seconds: float = 120) -> list[FrozenTrial]:
+def wait_for_work(url: str, complete: int = 1, seconds: float = 300) -> list[FrozenTrial]:
     """The trials that run, once so many are complete."""
     study: optuna.Study | None = None
     deadline = time.monotonic() + seconds
@@ -57,7 +57,7 @@ def wait_for_work(url: str, complete: int = 1, seconds: float = 120) -> list[Fro
         found = [t for t in trials if t.state == TrialState.RUNNING and OWNER in t.user_attrs]
         if found and sum(t.state == TrialState.COMPLETE for t in trials) >= complete:
             return found
-        time.sleep(0.02)
+        time.sleep(0.1)
     raise AssertionError("no trial was at work in time")
 
 
