@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import signal
 import threading
@@ -122,6 +123,8 @@ def run_sequence(
         ConfigurationError: an encoder-decoder, or a bad method.
     """
     start = time.perf_counter()
+    # Trainer and module hold each other, so the models of earlier runs lie about until the collector happens to come.
+    gc.collect()
     set_seed(seed, "heads")
     heads = {task.head: task.num_outputs for task in tasks}
     module = SequenceClassifier(
