@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +30,7 @@ from lr_dist.search.slots import (
     release_dead,
 )
 from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, shown_storage, storage_errors
+from lr_dist.sequence.interrupts import interrupts_held_back
 
 MAX_ERRORS = 3
 Objective = Callable[[Trial], Sequence[float]]
@@ -62,7 +62,8 @@ def drain(
         while not stopped():
             release_dead(study, watch)
             fill(study, plan)
-            with _interrupts_held_back() as held:
+            # Ctrl-C while a trial is taken would leave one that runs and has no owner.
+            with interrupts_held_back() as held:
                 trial = claim(study, len(plan))
             if trial is not None:
                 run_trial(study, trial, _interrupted if held else objective)
@@ -106,21 +107,6 @@ def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
             ) from error
         else:
             _tell(study, trial, TrialState.COMPLETE, values)
-
-
-@contextmanager
-def _interrupts_held_back() -> Iterator[list[int]]:
-    """Ctrl-C while a trial is taken would leave one that runs and has no owner. The list says whether it came."""
-    held: list[int] = []
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    before = {number: signal.signal(number, lambda came, _: held.append(came)) for number in numbers}
-    try:
-        yield held
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _interrupted(trial: Trial) -> Sequence[float]:

@@ -9,8 +9,10 @@ from typing import Any
 from lr_dist.errors import ConfigurationError
 from lr_dist.layers import assign_layers
 from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
+from lr_dist.sequence.attention import use_own_attention
 from lr_dist.sequence.dropout import use_block_dropout
 from lr_dist.sequence.first_token import keep_first_token
+from lr_dist.sequence.packing import first_position
 from lr_dist.sequence.runner import Model
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.sequence.vocabulary import shrink_vocabulary
@@ -79,11 +81,11 @@ class Bench:
         smaller, tokens, pad = shrink_vocabulary(backbone, tokens, read)
         use_block_dropout(smaller)
         reads_first_token = tokenizer.cls_token_id is not None
-        if reads_first_token:
-            keep_first_token(smaller, layers)
+        use_own_attention(smaller)
+        cut = reads_first_token and keep_first_token(smaller, layers)
         return cls(
             settings=replace(settings, max_length=length),
-            model=Model(smaller, pad, reads_first_token),
+            model=Model(smaller, pad, reads_first_token, first_position(smaller, pad) if cut else None),
             model_info=info,
             tasks=loaded,
             tokens=tokens,

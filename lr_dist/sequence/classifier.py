@@ -13,6 +13,7 @@ from transformers import get_scheduler
 
 from lr_dist.errors import ConfigurationError, DivergedError
 from lr_dist.sequence.methods import Method
+from lr_dist.sequence.packing import first_states
 from lr_dist.sequence.settings import SequenceSettings
 
 
@@ -26,6 +27,7 @@ class SequenceClassifier(L.LightningModule):
         backbone: a transformers model that returns `last_hidden_state` [batch, tokens, hidden].
         heads: name -> number of outputs.
         reads_first_token: which token carries the text's vector, see above.
+        first_position: for batches without padding on a CPU, see `lr_dist.sequence.packing`; None pads them.
         settings: optimizer, schedule.
         method: adds to the loss, see `lr_dist.sequence.methods`.
 
@@ -41,6 +43,7 @@ class SequenceClassifier(L.LightningModule):
         reads_first_token: bool,
         settings: SequenceSettings,
         method: Method,
+        first_position: int | None = None,
     ) -> None:
         super().__init__()
         config: Any = backbone.config
@@ -52,6 +55,7 @@ class SequenceClassifier(L.LightningModule):
         self.heads = nn.ModuleDict({key_of(name): _new_head(config.hidden_size, n) for name, n in heads.items()})
         self.dropout = nn.Dropout(0.1)
         self.reads_first_token = reads_first_token
+        self.first_position = first_position
         self.settings = settings
         self.method = method
         self._active = next(iter(self.heads))
@@ -74,14 +78,18 @@ class SequenceClassifier(L.LightningModule):
     def forward(self, batch: Mapping[str, Tensor], head: str | None = None) -> Tensor:
         """Outputs [batch, number of outputs] of one head (default: the active one), float32."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
+        module = self.heads[self._active if head is None else key_of(head)]
+        return module(self.dropout(self._vectors(inputs))).float()
+
+    def _vectors(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The texts' vectors [batch, hidden]."""
+        if self.first_position is not None and self.device.type == "cpu":
+            return first_states(self.backbone, inputs, self.first_position)
         hidden = self.backbone(**inputs).last_hidden_state
         if self.reads_first_token:
-            vector = hidden[:, 0]
-        else:
-            last = batch["attention_mask"].sum(dim=1) - 1
-            vector = hidden[torch.arange(len(hidden), device=hidden.device), last]
-        module = self.heads[self._active if head is None else key_of(head)]
-        return module(self.dropout(vector)).float()
+            return hidden[:, 0]
+        last = inputs["attention_mask"].sum(dim=1) - 1
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         outputs = self(batch)

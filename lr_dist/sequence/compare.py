@@ -28,7 +28,7 @@ from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
 # Raise it when a change of the code makes old runs incomparable with new ones.
-RUN_VERSION = 3
+RUN_VERSION = 4
 
 
 class Listener(Protocol):

@@ -6,12 +6,9 @@ torch draws a double for every element, one after the other: about a sixth of a 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-ATTENTION = "lr_dist_attention"
 _LANES = 65536
 
 
@@ -40,47 +37,10 @@ def block_dropout(values: Tensor, p: float) -> Tensor:
 
 
 def use_block_dropout(model: nn.Module) -> None:
-    """Replace, in place, the dropout of a model by `BlockDropout`, that of its attention too where it is configurable.
+    """Replace, in place, the dropout of a model by `BlockDropout`.
 
     The modules stay the same objects, with their places and `p`; the model's function in evaluation mode stays.
     """
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = BlockDropout
-    setter = getattr(model, "set_attn_implementation", None)
-    config: Any = getattr(model, "config", None)
-    # torch's attention with dropout takes its slow path on a CPU anyway, so nothing is lost by spelling it out.
-    if setter is not None and getattr(config, "_attn_implementation", None) == "sdpa":
-        from transformers import AttentionInterface
-        from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-
-        AttentionInterface.register(ATTENTION, _attention)
-        ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
-        setter(ATTENTION)
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """Attention over [batch, heads, tokens, size per head]; torch's own unless it drops out on a CPU."""
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    causal = bool(others.get("is_causal") or getattr(module, "is_causal", False))
-    masked = not causal if attention_mask is None else attention_mask.dtype == torch.bool
-    if dropout == 0 or query.device.type != "cpu" or query.shape[1] != key.shape[1] or not masked:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = torch.matmul(query * scale, key.transpose(-2, -1))
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-    weights = block_dropout(scores.softmax(dim=-1).to(value.dtype), dropout)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from lr_dist.layers import LayerMap
+from lr_dist.sequence.packing import active_packing, two_texts
 
 _TOLERANCE = 1e-5
-_PROBE_TOKENS = 7
 
 
 def keep_first_token(backbone: nn.Module, layers: LayerMap) -> bool:
@@ -60,17 +60,16 @@ def _after_attention(backbone: nn.Module, layers: LayerMap) -> nn.Module | None:
 
 def _first_only(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     hidden_states, input_tensor = inputs
+    packing = active_packing()
+    if packing is not None:
+        return packing.first(hidden_states), packing.first(input_tensor)
     return hidden_states[:, :1], input_tensor[:, :1]
 
 
 def _first_state(backbone: Any) -> Tensor:
     was_training = backbone.training
     backbone.eval()
-    rows = backbone.get_input_embeddings().num_embeddings
-    tokens = torch.arange(2 * _PROBE_TOKENS, device=backbone.device).view(2, -1) % rows
-    attends = torch.ones_like(tokens)
-    attends[1, _PROBE_TOKENS // 2 :] = 0
     with torch.no_grad():
-        state = backbone(input_ids=tokens, attention_mask=attends).last_hidden_state[:, 0]
+        state = backbone(**two_texts(backbone)).last_hidden_state[:, 0]
     backbone.train(was_training)
     return state

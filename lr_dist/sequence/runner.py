@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from lr_dist.callback import LayerwiseLR
 from lr_dist.distribution import LRDistribution
 from lr_dist.sequence.classifier import SequenceClassifier
+from lr_dist.sequence.interrupts import interrupts_held_back
 from lr_dist.sequence.methods import build_method
 from lr_dist.sequence.seeds import derive_seed, set_seed
 from lr_dist.sequence.settings import SequenceSettings
@@ -34,11 +35,19 @@ EVAL_BATCH_SIZE = 128
 
 @dataclass(frozen=True)
 class Model:
-    """Pre-trained weights that every run starts from, and what reading tokens for them needs."""
+    """Pre-trained weights that every run starts from, and what reading tokens for them needs.
+
+    Attributes:
+        backbone: the weights.
+        pad_token_id: fills up the shorter texts of a batch.
+        reads_first_token: whether the first token carries a text's vector, else the last one.
+        first_position: for batches without padding, see `lr_dist.sequence.packing`; None where they are padded.
+    """
 
     backbone: nn.Module
     pad_token_id: int
     reads_first_token: bool
+    first_position: int | None = None
 
 
 @dataclass(frozen=True)
@@ -123,14 +132,14 @@ def run_sequence(
         ConfigurationError: an encoder-decoder, or a bad method.
     """
     start = time.perf_counter()
-    # Trainer and module hold each other, so the models of earlier runs lie about until the collector happens to come.
-    gc.collect()
+    _forget_earlier_runs()
     set_seed(seed, "heads")
     heads = {task.head: task.num_outputs for task in tasks}
     module = SequenceClassifier(
         copy.deepcopy(model.backbone),
         heads,
         reads_first_token=model.reads_first_token,
+        first_position=model.first_position,
         settings=settings,
         method=build_method(settings.method),
     )
@@ -164,6 +173,15 @@ def run_sequence(
         train_steps=count_steps(tokens, settings),
         tokens=settings.epochs * sum(int(split.train.lengths.sum()) for split in tokens),
     )
+
+
+def _forget_earlier_runs() -> None:
+    """Trainer and module hold each other, so a run's models lie about until the collector happens to come."""
+    # An exception that is raised in a destructor is lost, Ctrl-C's too.
+    with interrupts_held_back() as held:
+        gc.collect()
+    for number in held:
+        signal.raise_signal(number)
 
 
 def evaluate(module: SequenceClassifier, task: Task, split: TokenSplit, pad_token_id: int) -> dict[str, float]:

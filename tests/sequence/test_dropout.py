@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
+from lr_dist.sequence.attention import use_own_attention
 from lr_dist.sequence.dropout import BlockDropout, block_dropout, use_block_dropout
 
 
@@ -72,6 +73,7 @@ def test_a_model_in_evaluation_is_unchanged(mask: torch.Tensor | None) -> None:
     model = _bert(0.1).eval()
     before = model(TOKENS, attention_mask=mask).last_hidden_state
     use_block_dropout(model)
+    use_own_attention(model)
     assert all(type(m) is BlockDropout for m in model.modules() if isinstance(m, nn.Dropout))
     assert torch.equal(model(TOKENS, attention_mask=mask).last_hidden_state, before)
 
@@ -83,6 +85,7 @@ def test_the_spelled_out_attention_equals_torchs(mask: torch.Tensor | None) -> N
     valid = torch.ones(3, 8, dtype=torch.bool) if mask is None else mask.bool()
     before = model.eval()(TOKENS, attention_mask=mask).last_hidden_state
     use_block_dropout(model)
+    use_own_attention(model)
     after = model.train()(TOKENS, attention_mask=mask).last_hidden_state
     assert torch.allclose(after[valid], before[valid], atol=1e-5)
 
@@ -95,9 +98,11 @@ def test_attention_weights_are_dropped_out_in_training(monkeypatch: pytest.Monke
         shapes.append(tuple(values.shape))
         return original(values, p)
 
-    monkeypatch.setattr("lr_dist.sequence.dropout.block_dropout", spy)
+    for place in ("attention", "dropout"):
+        monkeypatch.setattr(f"lr_dist.sequence.{place}.block_dropout", spy)
     model = _bert(0.2)
     use_block_dropout(model)
+    use_own_attention(model)
     model.train()(TOKENS, attention_mask=PADDED)
     assert shapes.count((3, 2, 8, 8)) == 2
     assert shapes.count((3, 8, 16)) == 5  # the embeddings', and two in each layer

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from lr_dist.layers import assign_layers
+from lr_dist.sequence.attention import use_own_attention
 from lr_dist.sequence.dropout import use_block_dropout
 from lr_dist.sequence.first_token import keep_first_token
 
@@ -56,6 +57,7 @@ def test_it_works_in_training_with_block_dropout() -> None:
     torch.manual_seed(0)
     model = BertModel(BertConfig(**SIZES))
     use_block_dropout(model)
+    use_own_attention(model)
     assert keep_first_token(model, assign_layers(model))
     first_state(model.train()).sum().backward()
     assert all(p.grad is not None for n, p in model.named_parameters() if "layer.2." in n)

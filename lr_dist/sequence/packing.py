@@ -1,0 +1,152 @@
+"""Compute a batch's real tokens only: its texts stand one after the other in one row, and apart only in attention.
+
+Padding is a fifth of the tokens of a training batch of short texts, and most of one that has a long text among them;
+everything but attention treats each token by itself, so nothing is lost without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TOLERANCE = 1e-5
+_PROBE_TOKENS = 7
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where the tokens of a packed row stand in the padded batch.
+
+    Attributes:
+        mask: bool [texts, longest], true where there is a token.
+        places: int64 [tokens], each token's place in the flattened `mask`.
+        firsts: int64 [texts], each text's first token in the packed row.
+    """
+
+    mask: Tensor
+    places: Tensor
+    firsts: Tensor
+
+    @classmethod
+    def of(cls, attention_mask: Tensor) -> Packing:
+        """From a mask [texts, longest] of texts that are padded on the right."""
+        mask = attention_mask.bool()
+        lengths = mask.sum(dim=1)
+        return cls(mask, mask.flatten().nonzero().squeeze(1), lengths.cumsum(0) - lengths)
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[texts, longest, ...] to [1, tokens, ...]."""
+        return _Rows.apply(padded.flatten(0, 1), self.places)[None]
+
+    def unpack(self, packed: Tensor) -> Tensor:
+        """[1, tokens, ...] to [texts, longest, ...], 0 where there is no token."""
+        return _Places.apply(packed[0], self.places, self.mask.numel()).unflatten(0, self.mask.shape)
+
+    def first(self, packed: Tensor) -> Tensor:
+        """[1, tokens, ...] to [1, texts, ...]: each text's first token."""
+        return _Rows.apply(packed[0], self.firsts)[None]
+
+
+def active_packing() -> Packing | None:
+    """How the batch is packed that a model computes at the moment; None where it is padded."""
+    return _ACTIVE.get()
+
+
+def first_states(backbone: nn.Module, batch: Mapping[str, Tensor], first_position: int) -> Tensor:
+    """The last hidden state [texts, hidden] of each text's first token.
+
+    Args:
+        backbone: cut to the first token (`keep_first_token`), with attention that knows packing.
+        batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, each [texts, longest].
+        first_position: the number of a text's first position, see `first_position`.
+    """
+    packing = Packing.of(batch["attention_mask"])
+    inputs = {name: packing.pack(values) for name, values in batch.items() if name != "attention_mask"}
+    numbers = torch.arange(packing.mask.shape[1], device=packing.mask.device) + first_position
+    with _active(packing):
+        return backbone(**inputs, position_ids=packing.pack(numbers.expand_as(packing.mask))).last_hidden_state[0]
+
+
+def first_position(backbone: Any, pad_token_id: int) -> int | None:
+    """The number of a text's first position where `first_states` gives what the padded batch does; else None.
+
+    BERT counts from 0, RoBERTa from its padding token's number. The model is tried out.
+    """
+    batch = two_texts(backbone, pad_token_id)
+    offset = getattr(backbone.config, "pad_token_id", None)
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            padded = backbone(**batch).last_hidden_state[:, 0]
+            for first in (0, *([offset + 1] if isinstance(offset, int) else [])):
+                try:
+                    packed = first_states(backbone, batch, first)
+                except Exception:  # whatever a model's own code raises on inputs that it does not know
+                    continue
+                if packed.shape == padded.shape and torch.allclose(packed, padded, rtol=_TOLERANCE, atol=_TOLERANCE):
+                    return first
+    finally:
+        backbone.train(was_training)
+    return None
+
+
+def two_texts(backbone: Any, pad_token_id: int = 0) -> dict[str, Tensor]:
+    """A batch to try a model out with: seven tokens and three, the second text padded."""
+    rows = backbone.get_input_embeddings().num_embeddings
+    others = torch.tensor([number for number in range(min(rows, 100)) if number != pad_token_id])
+    tokens = others[torch.arange(2 * _PROBE_TOKENS) % len(others)].view(2, -1).to(backbone.device)
+    attends = torch.ones_like(tokens)
+    attends[1, _PROBE_TOKENS // 2 :] = 0
+    return {"input_ids": tokens.masked_fill(attends == 0, pad_token_id), "attention_mask": attends}
+
+
+_ACTIVE: ContextVar[Packing | None] = ContextVar("packing", default=None)
+
+
+@contextmanager
+def _active(packing: Packing) -> Iterator[None]:
+    token = _ACTIVE.set(packing)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
+class _Rows(torch.autograd.Function):
+    """Some rows, each at most once; so the gradient is copied back, where torch's own would add it row by row."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.size = len(values)
+        return values.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (rows,) = ctx.saved_tensors
+        return _placed(gradient, rows, ctx.size), None
+
+
+class _Places(torch.autograd.Function):
+    """The other way round: rows put to their places among zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Tensor, size: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return _placed(values, places, size)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradient.index_select(0, places), None, None
+
+
+def _placed(values: Tensor, places: Tensor, size: int) -> Tensor:
+    return values.new_zeros(size, *values.shape[1:]).index_copy_(0, places, values)
