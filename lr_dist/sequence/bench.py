@@ -9,13 +9,13 @@ from typing import Any
 from lr_dist.errors import ConfigurationError
 from lr_dist.layers import assign_layers
 from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
-from lr_dist.sequence.attention import use_own_attention
-from lr_dist.sequence.dropout import use_block_dropout
-from lr_dist.sequence.first_token import keep_first_token
-from lr_dist.sequence.packing import first_position
+from lr_dist.sequence.fast.attention import use_own_attention
+from lr_dist.sequence.fast.dropout import use_block_dropout
+from lr_dist.sequence.fast.first_token import keep_first_token
+from lr_dist.sequence.fast.packing import first_position
+from lr_dist.sequence.fast.vocabulary import shrink_vocabulary
 from lr_dist.sequence.runner import Model
 from lr_dist.sequence.settings import SequenceSettings
-from lr_dist.sequence.vocabulary import shrink_vocabulary
 from lr_dist.tasks import Task, TokenizedTask, baseline_scores, cls_encoder, load_tasks, tokenize_task
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from lr_dist.errors import ConfigurationError, DivergedError
+from lr_dist.sequence.fast.packing import first_states
 from lr_dist.sequence.methods import Method
-from lr_dist.sequence.packing import first_states
 from lr_dist.sequence.settings import SequenceSettings
 
 
@@ -27,7 +27,7 @@ class SequenceClassifier(L.LightningModule):
         backbone: a transformers model that returns `last_hidden_state` [batch, tokens, hidden].
         heads: name -> number of outputs.
         reads_first_token: which token carries the text's vector, see above.
-        first_position: for batches without padding on a CPU, see `lr_dist.sequence.packing`; None pads them.
+        first_position: for batches without padding on a CPU, see `lr_dist.sequence.fast.packing`; None pads them.
         settings: optimizer, schedule.
         method: adds to the loss, see `lr_dist.sequence.methods`.
 

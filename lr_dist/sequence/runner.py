@@ -41,7 +41,7 @@ class Model:
         backbone: the weights.
         pad_token_id: fills up the shorter texts of a batch.
         reads_first_token: whether the first token carries a text's vector, else the last one.
-        first_position: for batches without padding, see `lr_dist.sequence.packing`; None where they are padded.
+        first_position: for batches without padding, see `lr_dist.sequence.fast.packing`; None where they are padded.
     """
 
     backbone: nn.Module

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_dist.layers import LayerMap
-from lr_dist.sequence.packing import active_packing, two_texts
+from lr_dist.sequence.fast.packing import active_packing, two_texts
 
 _TOLERANCE = 1e-5
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lr_dist.sequence.dropout import block_dropout
-from lr_dist.sequence.packing import active_packing
+from lr_dist.sequence.fast.dropout import block_dropout
+from lr_dist.sequence.fast.packing import active_packing
 
 NAME = "lr_dist_attention"
 

@@ -11,13 +11,13 @@ from torch import nn
 from transformers import BertConfig, BertModel, ElectraConfig, ElectraModel, RobertaConfig, RobertaModel
 
 from lr_dist.layers import assign_layers
-from lr_dist.sequence.attention import use_own_attention
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
-from lr_dist.sequence.dropout import use_block_dropout
-from lr_dist.sequence.first_token import keep_first_token
+from lr_dist.sequence.fast.attention import use_own_attention
+from lr_dist.sequence.fast.dropout import use_block_dropout
+from lr_dist.sequence.fast.first_token import keep_first_token
+from lr_dist.sequence.fast.packing import Packing, first_position, first_states
 from lr_dist.sequence.methods import build_method
-from lr_dist.sequence.packing import Packing, first_position, first_states
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks import train_loader
 

@@ -19,9 +19,9 @@ from transformers import (
 )
 
 from lr_dist.layers import assign_layers
-from lr_dist.sequence.attention import use_own_attention
-from lr_dist.sequence.dropout import use_block_dropout
-from lr_dist.sequence.first_token import keep_first_token
+from lr_dist.sequence.fast.attention import use_own_attention
+from lr_dist.sequence.fast.dropout import use_block_dropout
+from lr_dist.sequence.fast.first_token import keep_first_token
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
 KINDS = [

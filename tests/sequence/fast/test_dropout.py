@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from lr_dist.sequence.attention import use_own_attention
-from lr_dist.sequence.dropout import BlockDropout, block_dropout, use_block_dropout
+from lr_dist.sequence.fast.attention import use_own_attention
+from lr_dist.sequence.fast.dropout import BlockDropout, block_dropout, use_block_dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -99,7 +99,7 @@ def test_attention_weights_are_dropped_out_in_training(monkeypatch: pytest.Monke
         return original(values, p)
 
     for place in ("attention", "dropout"):
-        monkeypatch.setattr(f"lr_dist.sequence.{place}.block_dropout", spy)
+        monkeypatch.setattr(f"lr_dist.sequence.fast.{place}.block_dropout", spy)
     model = _bert(0.2)
     use_block_dropout(model)
     use_own_attention(model)

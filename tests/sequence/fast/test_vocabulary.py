@@ -10,9 +10,9 @@ from torch import nn
 
 from lr_dist import LRDistribution
 from lr_dist.models import load_backbone, load_tokenizer
+from lr_dist.sequence.fast.vocabulary import shrink_vocabulary
 from lr_dist.sequence.runner import Model, run_sequence
 from lr_dist.sequence.settings import SequenceSettings
-from lr_dist.sequence.vocabulary import shrink_vocabulary
 from lr_dist.tasks import load_tasks, tokenize_task
 
 
