@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # Of a value; and of a path, whose end says most.
-SHORT, PATH = 80, 4096
+SHORT, PATH = 80, 1000
 
 
 def shown(value: object, limit: int = SHORT) -> str:
