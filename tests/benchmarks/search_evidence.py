@@ -91,7 +91,8 @@ def study_name(pair: str, space: str) -> str:
 def run(*words: str, shown: bool = False, **environment: str) -> str:
     """One command of lr-dist; its output is shown as it comes, or returned."""
     command = [sys.executable, "-m", "lr_dist.cli", *words]
-    done = subprocess.run(command, env={**os.environ, **environment}, stdout=None if shown else -1, text=True)
+    output = None if shown else subprocess.PIPE
+    done = subprocess.run(command, env={**os.environ, **environment}, stdout=output, text=True)
     if done.returncode:
         raise SystemExit(f"lr-dist {' '.join(words)} ended with {done.returncode}; the same command goes on there.")
     return done.stdout or ""

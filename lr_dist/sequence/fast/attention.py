@@ -36,8 +36,8 @@ def _attention(
         return _padded(module, query, key, value, attention_mask, **others)
     # Dimension 1 is that of the tokens while they are moved.
     query, key, value = (packing.unpack(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value))
-    mask = packing.mask[:, None, None, :].expand(-1, -1, packing.mask.shape[1], -1)
-    return packing.pack(_padded(module, query, key, value, mask, **others)[0]), None
+    # [texts, 1, 1, longest]: the same keys for every head and query.
+    return packing.pack(_padded(module, query, key, value, packing.mask[:, None, None], **others)[0]), None
 
 
 def _padded(
