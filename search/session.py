@@ -283,14 +283,18 @@ def _received(pipe: Connection) -> LRDistError | None:
         return None
 
 
-def _stop(processes: list[Any], patience_s: float = 20) -> None:
-    """Ask the workers to end, so that they hand their trials back, and kill those that do not."""
-    for process in processes:
-        process.terminate()
-    deadline = time.monotonic() + patience_s
+def _stop(processes: list[Any], patience_s: float = 21, times: int = 3) -> None:
+    """Ask the workers to end, so that they hand their trials back, and kill those that do not.
+
+    They are asked more than once: Python loses an interrupt that comes while a destructor runs.
+    """
     try:
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
+        for _ in range(times):
+            for process in processes:
+                process.terminate()
+            deadline = time.monotonic() + patience_s / times
+            for process in processes:
+                process.join(max(0.0, deadline - time.monotonic()))
     finally:
         for process in processes:
             if process.is_alive():

@@ -30,7 +30,7 @@ from lr_dist.search.slots import (
     release_dead,
 )
 from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, shown_storage, storage_errors
-from lr_dist.sequence.interrupts import interrupts_held_back
+from lr_dist.sequence.interrupts import HeldBack, interrupts_held_back
 
 MAX_ERRORS = 3
 Objective = Callable[[Trial], Sequence[float]]
@@ -62,14 +62,15 @@ def drain(
         while not stopped():
             release_dead(study, watch)
             fill(study, plan)
-            # Ctrl-C while a trial is taken would leave one that runs and has no owner.
+            # Ctrl-C while a trial is taken, or while its end is told, would leave one that runs for ever.
             with interrupts_held_back() as held:
                 trial = claim(study, len(plan))
-            if trial is not None:
-                run_trial(study, trial, _interrupted if held else objective)
-                continue
-            if held:
+                if trial is not None:
+                    run_trial(study, trial, _interruptible(objective, held))
+            if held.came:
                 raise KeyboardInterrupt
+            if trial is not None:
+                continue
             if is_complete(study, len(plan)):
                 return
             time.sleep(poll_s)
@@ -109,8 +110,12 @@ def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
             _tell(study, trial, TrialState.COMPLETE, values)
 
 
-def _interrupted(trial: Trial) -> Sequence[float]:
-    raise KeyboardInterrupt
+def _interruptible(objective: Objective, held: HeldBack) -> Objective:
+    def run(trial: Trial) -> Sequence[float]:
+        with held.let_through():
+            return objective(trial)
+
+    return run
 
 
 def _finite(values: Sequence[float]) -> list[float]:

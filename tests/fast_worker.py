@@ -11,6 +11,7 @@ import multiprocessing.forkserver
 import os
 import random
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ from lr_dist.search.storage import open_storage
 from lr_dist.search.worker import drain
 
 __all__ = ["Workers", "alembic", "plan_of", "psutil", "psycopg", "sqlalchemy", "work"]
-STORAGE_ERROR = 3
+STORAGE_ERROR, INTERRUPTED = 3, 130
 
 
 def plan_of(trials: int) -> list[dict[str, dict[str, object]]]:
@@ -46,7 +47,7 @@ def plan_of(trials: int) -> list[dict[str, dict[str, object]]]:
 
 
 def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file_mb: float | None = None) -> None:
-    """A worker process: exit status 0 when nothing is left, 3 for an error of the storage.
+    """A worker process: exit status 0 when nothing is left, 3 for an error of the storage, 130 for SIGTERM.
 
     Args:
         url, name: of the study.
@@ -56,6 +57,7 @@ def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file
         file_mb: no file may grow beyond this size, as on a full disk.
     """
     assert "torch" not in sys.modules, "a worker takes seconds to start"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # Waiting times in proportion to trials of a moment.
     lr_dist.search.slots.NAMELESS_S = 1.0
@@ -87,6 +89,8 @@ def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         note(f"error {os.getpid()} {error}")
         os._exit(STORAGE_ERROR)
+    except KeyboardInterrupt:
+        os._exit(INTERRUPTED)
     os._exit(0)
 
 

@@ -180,7 +180,7 @@ def _forget_earlier_runs() -> None:
     # An exception that is raised in a destructor is lost, Ctrl-C's too.
     with interrupts_held_back() as held:
         gc.collect()
-    for number in held:
+    for number in held.came:
         signal.raise_signal(number)
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import optuna
 import pytest
-from fast_worker import STORAGE_ERROR, Workers
+from fast_worker import INTERRUPTED, STORAGE_ERROR, Workers
 from optuna.trial import TrialState
 
+from lr_dist.search.session import _stop
 from lr_dist.search.slots import SLOT, settled
 from lr_dist.search.storage import open_storage
 
@@ -100,6 +101,28 @@ def test_24_kills_of_two_workers_on_postgresql_lose_and_double_nothing(postgres:
         assert join(team, 90 * TIMES) == [0, 0]
     assert_exact(load(url, "kills"), trials, kept)
     assert_run_once(crew, trials, kills)
+
+
+@pytest.mark.parametrize("kind", ["postgres", "sqlite:///{}/study.db"], ids=["postgres", "sqlite"])
+def test_a_worker_that_is_asked_to_end_hands_its_trial_back_whatever_it_does(kind, request, tmp_path: Path) -> None:
+    """Most of the time of such a short trial is spent in the storage: taking it, and telling its value."""
+    if kind == "postgres":
+        url = request.getfixturevalue("postgres").database("asked")
+    else:
+        url = kind.format(tmp_path)
+    rounds = 8 * TIMES
+    trials = 50 * rounds
+    crew = Workers(url, "asked", trials, tmp_path / "log", seconds=0.002)
+    rng = random.Random(2)
+    for _ in range(rounds):
+        with crew.team(2) as team:
+            while not all(crew.has_begun(process.pid) for process in team):
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0.0, 0.2))
+            _stop(team)
+            assert [process.exitcode for process in team] == [INTERRUPTED] * 2
+        assert not load(url, "asked").get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    assert 0 < len(complete(url, "asked")) < trials
 
 
 def test_killing_all_workers_at_once_loses_nothing(postgres: Any, tmp_path: Path) -> None:
