@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lr_dist.layers import LayerMap
-from lr_dist.sequence.fast.packing import active_packing, two_texts
+from lr_dist.sequence.fast.packing import active_packing, trying_out, two_texts
 
 _TOLERANCE = 1e-5
 
@@ -67,9 +67,5 @@ def _first_only(module: nn.Module, inputs: tuple[Tensor, Tensor]) -> tuple[Tenso
 
 
 def _first_state(backbone: Any) -> Tensor:
-    was_training = backbone.training
-    backbone.eval()
-    with torch.no_grad():
-        state = backbone(**two_texts(backbone)).last_hidden_state[:, 0]
-    backbone.train(was_training)
-    return state
+    with trying_out(backbone):
+        return backbone(**two_texts(backbone)).last_hidden_state[:, 0]

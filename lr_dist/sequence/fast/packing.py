@@ -80,21 +80,28 @@ def first_position(backbone: Any, pad_token_id: int) -> int | None:
     """
     batch = two_texts(backbone, pad_token_id)
     offset = getattr(backbone.config, "pad_token_id", None)
+    with trying_out(backbone):
+        padded = backbone(**batch).last_hidden_state[:, 0]
+        for first in (0, *([offset + 1] if isinstance(offset, int) else [])):
+            try:
+                packed = first_states(backbone, batch, first)
+            except Exception:  # whatever a model's own code raises on inputs that it does not know
+                continue
+            if packed.shape == padded.shape and torch.allclose(packed, padded, rtol=_TOLERANCE, atol=_TOLERANCE):
+                return first
+    return None
+
+
+@contextmanager
+def trying_out(backbone: nn.Module) -> Iterator[None]:
+    """Compute without gradients and without dropout for a while."""
     was_training = backbone.training
     backbone.eval()
     try:
         with torch.no_grad():
-            padded = backbone(**batch).last_hidden_state[:, 0]
-            for first in (0, *([offset + 1] if isinstance(offset, int) else [])):
-                try:
-                    packed = first_states(backbone, batch, first)
-                except Exception:  # whatever a model's own code raises on inputs that it does not know
-                    continue
-                if packed.shape == padded.shape and torch.allclose(packed, padded, rtol=_TOLERANCE, atol=_TOLERANCE):
-                    return first
+            yield
     finally:
         backbone.train(was_training)
-    return None
 
 
 def two_texts(backbone: Any, pad_token_id: int = 0) -> dict[str, Tensor]:

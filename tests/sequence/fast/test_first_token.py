@@ -82,3 +82,19 @@ def test_a_model_whose_first_token_would_change_is_left_alone() -> None:
     model = Mixed(BertConfig(**SIZES)).eval()
     assert not keep_first_token(model, assign_layers(model))
     assert model(input_ids=TOKENS).last_hidden_state.shape == (2, 5, 32)
+
+
+def test_a_model_that_cannot_be_computed_cut_is_left_as_it_was() -> None:
+    class Whole(BertModel):
+        """Its own code reads every token's state."""
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> object:
+            outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask)
+            outputs.last_hidden_state = outputs.last_hidden_state.view(*input_ids.shape, -1)
+            assert outputs.last_hidden_state.shape[-1] == self.config.hidden_size, "tokens are missing"
+            return outputs
+
+    model = Whole(BertConfig(**SIZES)).train()
+    assert not keep_first_token(model, assign_layers(model))
+    assert model.training
+    assert model(input_ids=TOKENS).last_hidden_state.shape == (2, 5, SIZES["hidden_size"])
