@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # Ctrl-C is ignored in what a script puts into the background; the tests that press it need it, and so do children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # Real data, where it lies beside the checkout; tests that need it are skipped elsewhere.
     beside = ROOT.parent / "shared" / "data"
     if not os.environ.get("LR_DIST_DATA") and beside.is_dir():
