@@ -67,8 +67,6 @@ def drain(
                 trial = claim(study, len(plan))
                 if trial is not None:
                     run_trial(study, trial, _interruptible(objective, held))
-            if held.came:
-                raise KeyboardInterrupt
             if trial is not None:
                 continue
             if is_complete(study, len(plan)):

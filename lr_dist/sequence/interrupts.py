@@ -10,39 +10,42 @@ from typing import Any
 
 
 class HeldBack:
-    """The signals that are kept back, and which of them came: as numbers, in their order."""
+    """Signals that are kept back; see `interrupts_held_back`."""
 
     def __init__(self, handlers: dict[signal.Signals, Any]) -> None:
-        self.came: list[int] = []
+        self._came: list[int] = []
         self._handlers = handlers
         self._hold()
 
     @contextmanager
     def let_through(self) -> Iterator[None]:
-        """Handle signals as before, for a while; KeyboardInterrupt at once where one came already."""
+        """Handle signals as before, for a while; those that came already at once."""
         try:
-            self.end()
-            if self.came:
-                raise KeyboardInterrupt
+            self._end()
+            self._deliver()
             yield
         finally:
             self._hold()
 
-    def end(self) -> None:
-        """Handle signals as before."""
+    def _hold(self) -> None:
+        for number in self._handlers:
+            signal.signal(number, lambda came, _: self._came.append(came))
+
+    def _end(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _hold(self) -> None:
-        for number in self._handlers:
-            signal.signal(number, lambda came, _: self.came.append(came))
+    def _deliver(self) -> None:
+        came, self._came = self._came, []
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextmanager
 def interrupts_held_back() -> Iterator[HeldBack]:
-    """Keep back the signals that a handler of Python's takes; what is yielded says afterwards which ones came.
+    """Keep back the signals that a handler of Python's takes, and deliver them at the end.
 
-    Whoever uses it must look at them, and raise those signals again or do what they ask for.
+    An exception that ends it early goes first; they are dropped then.
     """
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
     if threading.current_thread() is not threading.main_thread():
@@ -51,4 +54,5 @@ def interrupts_held_back() -> Iterator[HeldBack]:
     try:
         yield held
     finally:
-        held.end()
+        held._end()
+    held._deliver()

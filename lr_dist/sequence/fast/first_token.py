@@ -9,13 +9,11 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lr_dist.layers import LayerMap
-from lr_dist.sequence.fast.packing import active_packing, trying_out, two_texts
-
-_TOLERANCE = 1e-5
+from lr_dist.sequence.fast.packing import active_packing
+from lr_dist.sequence.fast.probe import same_states, trying_out, two_texts
 
 
 def keep_first_token(backbone: nn.Module, layers: LayerMap) -> bool:
@@ -37,7 +35,7 @@ def keep_first_token(backbone: nn.Module, layers: LayerMap) -> bool:
     before = _first_state(backbone)
     handle = place.register_forward_pre_hook(_first_only)
     try:
-        same = torch.allclose(_first_state(backbone), before, rtol=_TOLERANCE, atol=_TOLERANCE)
+        same = same_states(_first_state(backbone), before)
     except Exception:  # whatever a model's own code raises on a shape that it does not expect
         same = False
     if not same:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_TOLERANCE = 1e-5
-_PROBE_TOKENS = 7
+from lr_dist.sequence.fast.probe import same_states, trying_out, two_texts
 
 
 @dataclass(frozen=True)
@@ -87,31 +86,9 @@ def first_position(backbone: Any, pad_token_id: int) -> int | None:
                 packed = first_states(backbone, batch, first)
             except Exception:  # whatever a model's own code raises on inputs that it does not know
                 continue
-            if packed.shape == padded.shape and torch.allclose(packed, padded, rtol=_TOLERANCE, atol=_TOLERANCE):
+            if same_states(packed, padded):
                 return first
     return None
-
-
-@contextmanager
-def trying_out(backbone: nn.Module) -> Iterator[None]:
-    """Compute without gradients and without dropout for a while."""
-    was_training = backbone.training
-    backbone.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        backbone.train(was_training)
-
-
-def two_texts(backbone: Any, pad_token_id: int = 0) -> dict[str, Tensor]:
-    """A batch to try a model out with: seven tokens and three, the second text padded."""
-    rows = backbone.get_input_embeddings().num_embeddings
-    others = torch.tensor([number for number in range(min(rows, 100)) if number != pad_token_id])
-    tokens = others[torch.arange(2 * _PROBE_TOKENS) % len(others)].view(2, -1).to(backbone.device)
-    attends = torch.ones_like(tokens)
-    attends[1, _PROBE_TOKENS // 2 :] = 0
-    return {"input_ids": tokens.masked_fill(attends == 0, pad_token_id), "attention_mask": attends}
 
 
 _ACTIVE: ContextVar[Packing | None] = ContextVar("packing", default=None)
