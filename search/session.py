@@ -17,11 +17,14 @@ from typing import Any, NoReturn, Protocol
 
 from lr_dist.errors import ConfigurationError, LRDistError, TrialError
 from lr_dist.search.config import SearchConfig
+from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 
 POLL_S, POLL_SHARE = 1.0, 20
 MAX_RESTARTS = 20
 # A container's share of the processors in microseconds, of how many (cgroup v2).
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
+# Each worker's process, and the pipe for its error.
+Team = dict[int, tuple[Any, Connection]]
 
 
 class View(Protocol):
@@ -85,40 +88,47 @@ class Search:
         storage = open_storage(self.storage)
         # SIGTERM is what a scheduler sends before it kills: the same as Ctrl-C.
         with storage_errors(storage), _handling(signal.SIGTERM, signal.default_int_handler):
-            study = load_study(storage, self.study)
-            if not is_complete(study, self.config.trials):
+            with interrupts_held_back():
+                study = load_study(storage, self.study)
+                complete = is_complete(study, self.config.trials)
+            if not complete:
                 self._run(study, view)
 
     def _run(self, study: Any, view: View) -> None:
         context = multiprocessing.get_context("spawn")
-        team: dict[int, tuple[Any, Connection]] = {}
-        restarts = 0
+        team: Team = {}
         try:
-            for index in range(self.workers):
-                team[index] = _start(context, self, index)
-            while team:
-                for index, (process, pipe) in list(team.items()):
-                    if process.is_alive():
-                        continue
-                    del team[index]
-                    error = _received(pipe)
-                    if isinstance(error, LRDistError):
-                        raise error
-                    if process.exitcode == 0:
-                        continue
-                    if process.exitcode is None or process.exitcode > 0:
-                        raise TrialError(f"Worker {index} ended with {_cause(process.exitcode)}; see its output above.")
-                    restarts += 1
-                    if restarts > MAX_RESTARTS:
-                        raise TrialError(f"Workers were killed {restarts} times; start the same command to go on.")
-                    view.note(f"Worker {index} ended with {_cause(process.exitcode)}; its trial is queued again.")
+            with interrupts_held_back():
+                for index in range(self.workers):
                     team[index] = _start(context, self, index)
-                began = time.monotonic()
-                view.update(study, len(team))
-                # Reading a large study again and again would keep its storage from the workers.
-                time.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - began)))
+                self._attend(context, team, study, view)
         finally:
             _stop([process for process, _ in team.values()])
+
+    def _attend(self, context: Any, team: Team, study: Any, view: View) -> None:
+        restarts = 0
+        while team:
+            for index, (process, pipe) in list(team.items()):
+                if process.is_alive():
+                    continue
+                del team[index]
+                error = _received(pipe)
+                if isinstance(error, LRDistError):
+                    raise error
+                if process.exitcode == 0:
+                    continue
+                if process.exitcode is None or process.exitcode > 0:
+                    raise TrialError(f"Worker {index} ended with {_cause(process.exitcode)}; see its output above.")
+                restarts += 1
+                if restarts > MAX_RESTARTS:
+                    raise TrialError(f"Workers were killed {restarts} times; start the same command to go on.")
+                view.note(f"Worker {index} ended with {_cause(process.exitcode)}; its trial is queued again.")
+                team[index] = _start(context, self, index)
+            began = time.monotonic()
+            view.update(study, len(team))
+            # Reading a large study again and again would keep its storage from the workers.
+            with interruptible():
+                time.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - began)))
 
 
 def load_benches(config: SearchConfig) -> list[Any]:
@@ -172,7 +182,7 @@ def work(search: Search, index: int, pipe: Connection) -> None:
 
         storage = open_storage(search.storage)
         benches = load_benches(search.config)
-        with storage_errors(storage):
+        with storage_errors(storage), interrupts_held_back():
             study = open_study(storage, search.study, search.config, identity(search.config, benches))
             references = run_references(storage, search.config, benches)
             if references is not None:

@@ -14,6 +14,7 @@ from lr_dist.search.config import LEAST_RATE, SearchConfig
 from lr_dist.search.objective import Reference, p_o, p_s, partial, value, violation
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
+from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 from lr_dist.sequence.metrics import was_learned
 from lr_dist.sequence.runner import EpochEnd, SequenceRun, run_sequence
 
@@ -71,10 +72,11 @@ class SequenceObjective:
             if goal.mode == "pareto":
                 return
             now = before + partial(goal, self.references[index], end.scores)
-            trial.report(now, first + end.task * epochs + end.epoch + 1)
-            # Hyperband compares with the trials that it was asked about. It is asked about the queued ones, too, but
-            # as they are what others are measured by, they are run to the end.
-            hopeless = trial.should_prune()
+            with interrupts_held_back():
+                trial.report(now, first + end.task * epochs + end.epoch + 1)
+                # Hyperband compares with the trials that it was asked about. It is asked about the queued ones, too,
+                # but as they are what others are measured by, they are run to the end.
+                hopeless = trial.should_prune()
             if hopeless and "label" not in trial.user_attrs:
                 raise TrialPruned
 
@@ -143,16 +145,17 @@ class ReferenceObjective:
 def run_once(
     bench: Bench, distribution: LRDistribution, seed: int, watch: Callable[[EpochEnd], None] | None
 ) -> dict[str, Any]:
-    """One run as plain data; `final` are the scores of all tasks after the last one."""
-    run: SequenceRun = run_sequence(
-        bench.model,
-        bench.tasks,
-        bench.tokens,
-        distribution,
-        seed,
-        bench.settings,
-        after_epoch=watch or (lambda end: None),
-    )
+    """One run as plain data; `final` are the scores of all tasks after the last one. Ctrl-C is heard while it lasts."""
+    with interruptible():
+        run: SequenceRun = run_sequence(
+            bench.model,
+            bench.tasks,
+            bench.tokens,
+            distribution,
+            seed,
+            bench.settings,
+            after_epoch=watch or (lambda end: None),
+        )
     return {
         "seed": seed,
         "matrix": run.matrix,

@@ -30,7 +30,7 @@ from lr_dist.search.slots import (
     release_dead,
 )
 from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, shown_storage, storage_errors
-from lr_dist.sequence.interrupts import HeldBack, interrupts_held_back
+from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 
 MAX_ERRORS = 3
 Objective = Callable[[Trial], Sequence[float]]
@@ -48,7 +48,8 @@ def drain(
 
     Args:
         study: shared with other workers through its storage.
-        objective: runs a trial.
+        objective: runs a trial. Ctrl-C and SIGTERM reach it only inside of `lr_dist.sequence.interrupts.interruptible`,
+            where it must not use the storage: one that came in between would leave a trial that runs for ever.
         plan: the slots, see `lr_dist.search.slots.fill`.
         stopped: asked between trials.
         poll_s: seconds between looks where nothing waits but others still work.
@@ -58,20 +59,21 @@ def drain(
         LRDistError: what a trial raised; its slot is queued again for the next start.
     """
     watch = Watch()
-    with storage_errors(study._storage), _deleted(study):
-        while not stopped():
+    with storage_errors(study._storage), _deleted(study), interrupts_held_back():
+        while True:
+            with interruptible():
+                if stopped():
+                    return
             release_dead(study, watch)
             fill(study, plan)
-            # Ctrl-C while a trial is taken, or while its end is told, would leave one that runs for ever.
-            with interrupts_held_back() as held:
-                trial = claim(study, len(plan))
-                if trial is not None:
-                    run_trial(study, trial, _interruptible(objective, held))
+            trial = claim(study, len(plan))
             if trial is not None:
-                continue
-            if is_complete(study, len(plan)):
+                run_trial(study, trial, objective)
+            elif is_complete(study, len(plan)):
                 return
-            time.sleep(poll_s)
+            else:
+                with interruptible():
+                    time.sleep(poll_s)
 
 
 def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
@@ -106,14 +108,6 @@ def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
             ) from error
         else:
             _tell(study, trial, TrialState.COMPLETE, values)
-
-
-def _interruptible(objective: Objective, held: HeldBack) -> Objective:
-    def run(trial: Trial) -> Sequence[float]:
-        with held.let_through():
-            return objective(trial)
-
-    return run
 
 
 def _finite(values: Sequence[float]) -> list[float]:

@@ -35,6 +35,7 @@ from lr_dist.errors import StorageError
 from lr_dist.search.slots import SLOT
 from lr_dist.search.storage import open_storage
 from lr_dist.search.worker import drain
+from lr_dist.sequence.interrupts import interruptible
 
 __all__ = ["Workers", "alembic", "plan_of", "psutil", "psycopg", "sqlalchemy", "work"]
 STORAGE_ERROR, INTERRUPTED = 3, 130
@@ -74,7 +75,8 @@ def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file
         place = f"{os.getpid()} {trial.user_attrs[SLOT]}"
         note(f"begin {place}")
         lr = trial.suggest_float("lr", 1e-7, 1.0, log=True)
-        time.sleep(rng.uniform(0, 2 * seconds))
+        with interruptible():
+            time.sleep(rng.uniform(0, 2 * seconds))
         trial.set_user_attr("ran", place)
         note(f"end {place}")
         return (lr,)

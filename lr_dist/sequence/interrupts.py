@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM where they must not come in between."""
+"""Ctrl-C and SIGTERM where they must not come in between.
+
+An exception from nowhere in the middle of a database's driver leaves an open transaction behind. So who works with one
+keeps signals back, and lets them through where it waits or computes.
+"""
 
 from __future__ import annotations
 
@@ -6,53 +10,78 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 
-class HeldBack:
-    """Signals that are kept back; see `interrupts_held_back`."""
+class _Keeper:
+    """Takes signals in place of the handlers that were there."""
 
-    def __init__(self, handlers: dict[signal.Signals, Any]) -> None:
+    def __init__(self) -> None:
+        self.open = False
         self._came: list[int] = []
-        self._handlers = handlers
-        self._hold()
-
-    @contextmanager
-    def let_through(self) -> Iterator[None]:
-        """Handle signals as before, for a while; those that came already at once."""
-        try:
-            self._end()
-            self._deliver()
-            yield
-        finally:
-            self._hold()
-
-    def _hold(self) -> None:
+        found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._handlers: dict[int, Any] = {number: handler for number, handler in found.items() if callable(handler)}
         for number in self._handlers:
-            signal.signal(number, lambda came, _: self._came.append(came))
+            signal.signal(number, self._take)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-    def _deliver(self) -> None:
+    def deliver(self) -> None:
         came, self._came = self._came, []
         for number in came:
             signal.raise_signal(number)
 
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if not self.open:
+            self._came.append(number)
+            return
+        # What the handler raises ends the open stretch here, before any other code can be interrupted a second time.
+        self.open = False
+        self._handlers[number](number, frame)
+        self.open = True
+
+
+# Signals are the main thread's business, so there is one at a time; others wait for their turn on the stack.
+_keeper: _Keeper | None = None
+
 
 @contextmanager
-def interrupts_held_back() -> Iterator[HeldBack]:
+def interrupts_held_back() -> Iterator[None]:
     """Keep back the signals that a handler of Python's takes, and deliver them at the end.
 
-    An exception that ends it early goes first; they are dropped then.
+    An exception that ends it early goes first; they are dropped then. Within itself it changes nothing.
     """
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(number))]
-    if threading.current_thread() is not threading.main_thread():
-        numbers = []
-    held = HeldBack({number: signal.getsignal(number) for number in numbers})
+    global _keeper
+    before = _keeper
+    if not _is_main() or (before is not None and not before.open):
+        yield
+        return
+    _keeper = keeper = _Keeper()
     try:
-        yield held
+        yield
     finally:
-        held._end()
-    held._deliver()
+        _keeper = before
+        keeper.end()
+    keeper.deliver()
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Handle signals as usual for a while, within `interrupts_held_back`; those that came already at once."""
+    keeper = _keeper
+    if not _is_main() or keeper is None or keeper.open:
+        yield
+        return
+    try:
+        keeper.open = True
+        keeper.deliver()
+        yield
+    finally:
+        keeper.open = False
+
+
+def _is_main() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -271,6 +271,39 @@ def test_an_interrupt_while_a_trial_is_taken_hands_it_back(study, monkeypatch):
     assert not study.get_trials(states=(TrialState.RUNNING,))
 
 
+@pytest.mark.parametrize("kind", ["postgres", "sqlite"])
+def test_an_interrupt_at_any_moment_of_the_databases_work_hands_the_trial_back(kind, request, tmp_path):
+    """Within a statement, at its commit, when the connection goes back to its pool: nothing stays open or running."""
+    url = KINDS[0].format(tmp_path) if kind == "sqlite" else request.getfixturevalue("postgres").database("interrupts")
+    study, plan, left = new_study(url), plan_of(100), 0
+    engine = study._storage._backend.engine
+    main = threading.current_thread()
+
+    def hear(*_: Any) -> None:
+        nonlocal left
+        # The thread of the heartbeats takes part in it at times of its own.
+        if threading.current_thread() is main:
+            left -= 1
+            if left == 0:
+                signal.raise_signal(signal.SIGINT)
+
+    for name in ("begin", "before_cursor_execute", "after_cursor_execute", "commit", "rollback"):
+        sqlalchemy.event.listen(engine, name, hear)
+    for name in ("checkout", "checkin", "reset"):
+        sqlalchemy.event.listen(engine.pool, name, hear)
+
+    drain(study, lr_of, plan[:4])
+    left = 0
+    drain(study, lr_of, plan[:5])
+    one_trial = -left
+    for moment in random.Random(4).sample(range(1, one_trial), 40):
+        left = moment
+        with pytest.raises(KeyboardInterrupt):
+            drain(study, lr_of, plan)
+        assert engine.pool.checkedout() == 0
+        assert not study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+
+
 def test_this_process_lives_and_its_number_with_another_start_does_not():
     here = process.this_process()
     assert not process.is_gone_here(here)
