@@ -86,6 +86,22 @@ def test_attention_drops_out_in_training_and_every_weight_learns():
     assert all(p.grad is not None for p in model.parameters())
 
 
+def test_with_dropout_states_are_drawn_from_the_distribution_of_the_padded_batch():
+    """Mean and variance of every number over many draws; dropout of a third, so that a place without it shows."""
+    torch.manual_seed(0)
+    config = BertConfig(**SIZES, hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3, initializer_range=0.2)
+    model = prepared(BertModel(config, add_pooling_layer=False)).train()
+    draws = 4000
+    many = {name: values.repeat(draws, 1) for name, values in BATCH.items()}
+    with torch.no_grad():
+        packed = first_states(model, many, 0).unflatten(0, (draws, 3))
+        padded = model(**many).last_hidden_state[:, 0].unflatten(0, (draws, 3))
+    # Five standard errors; and the variances' own is about 3%.
+    noise = ((packed.var(0) + padded.var(0)) / draws).sqrt()
+    assert ((packed.mean(0) - padded.mean(0)) / noise).abs().max() < 5
+    assert (packed.var(0) / padded.var(0)).log().abs().max() < 0.15
+
+
 def test_a_model_that_does_not_count_positions_so_stays_padded():
     class Reversed(BertModel):
         """Counts the positions of its inputs from the end, whatever it is told."""
