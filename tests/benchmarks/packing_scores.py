@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
 from common import parser, publish
+from search_throughput import LR, tasks
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.search.trial import run_once
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.differences import Interval
 from lr_dist.sequence.settings import SequenceSettings
-
-LR = 2e-4
-TASKS = ("sst2", "qqp")
 
 
 def main() -> None:
@@ -34,10 +30,11 @@ def main() -> None:
     p.add_argument("--seeds", type=int, nargs="+", default=list(range(10, 22)))
     p.add_argument("--state", type=Path, default=Path("runs/bench/packing_scores.jsonl"))
     options = p.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or torch.get_num_threads()))
+    names, folder = tasks()
     sizes = {"limit": options.limit, "dev_size": options.dev_size}
+    same = [options.limit, options.dev_size, options.epochs]
     settings = SequenceSettings(epochs=options.epochs, precision="bf16-mixed", evaluate_on="dev")
-    bench = Bench.prepare("minilm", TASKS, settings, data_dir=os.environ.get("LR_DIST_DATA"), **sizes)
+    bench = Bench.prepare("minilm", names, settings, data_dir=folder, **sizes)
     if bench.model.first_position is None:
         raise SystemExit("This model is padded anyway.")
     padded = dataclasses.replace(bench, model=dataclasses.replace(bench.model, first_position=None))
@@ -45,22 +42,22 @@ def main() -> None:
     options.state.touch()
     for seed in options.seeds:
         for kind, which in (("packed", bench), ("padded", padded)):
-            if (seed, kind) not in read(options.state):
+            if (seed, kind) not in read(options.state, same):
                 run = run_once(which, LRDistribution.flat(LR), seed, None)
-                line = {"seed": seed, "kind": kind, "final": run["final"], "s": run["seconds"]}
+                line = {"same": same, "seed": seed, "kind": kind, "final": run["final"], "s": run["seconds"]}
                 with options.state.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-    publish("packing_scores", {"tasks": TASKS, **sizes, **figures(options.state)}, options.output)
+    publish("packing_scores", {"tasks": names, **sizes, **figures(read(options.state, same))}, options.output)
 
 
-def read(state: Path) -> dict[tuple[int, str], dict[str, Any]]:
+def read(state: Path, same: list[int]) -> dict[tuple[int, str], dict[str, Any]]:
+    """The runs of these sizes, by seed and kind."""
     runs = [json.loads(line) for line in state.read_text(encoding="utf-8").splitlines()]
-    return {(run["seed"], run["kind"]): run for run in runs}
+    return {(run["seed"], run["kind"]): run for run in runs if run["same"] == same}
 
 
-def figures(state: Path) -> dict[str, Any]:
+def figures(runs: dict[tuple[int, str], dict[str, Any]]) -> dict[str, Any]:
     """Over the seeds that both have: means, standard deviations, the paired difference and half its 95% interval."""
-    runs = read(state)
     seeds = sorted(seed for seed, kind in runs if kind == "packed" and (seed, "padded") in runs)
     found: dict[str, Any] = {"seeds": seeds}
     for index, name in enumerate(("p_o", "p_s")):
