@@ -37,16 +37,16 @@ def open_study(storage: BaseStorage, name: str, config: SearchConfig, identity: 
     known = json.loads(json.dumps(identity))
     tasks = sum(len(fingerprints) for fingerprints in known["data"])
     parts: dict[str, Any] = {"sampler": sampler(config), "pruner": pruner(config, tasks)}
+    wanted = [optuna.study.StudyDirection.MAXIMIZE] * len(config.directions)
     try:
         study = optuna.load_study(storage=storage, study_name=name, **parts)
     except KeyError:
         try:
-            study = optuna.create_study(storage=storage, study_name=name, directions=config.directions, **parts)
+            study = optuna.create_study(storage=storage, study_name=name, directions=wanted, **parts)
             study.set_user_attr(IDENTITY, known)
         except DuplicatedStudyError:  # another command was faster
             study = optuna.load_study(storage=storage, study_name=name, **parts)
     before = _identity_of(study)
-    wanted = [optuna.study.StudyDirection.MAXIMIZE] * len(config.directions)
     if before is None and not study.get_trials(deepcopy=False) and study.directions == wanted:
         # Whoever created it died before it could say what for.
         study.set_user_attr(IDENTITY, known)
