@@ -14,6 +14,7 @@ from typing_extensions import override
 
 from lr_dist._callback.changes import unwrapped
 from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
+from lr_dist._callback.scaling import gradient_scaler, unscaled
 from lr_dist._distribution.rates import check_rate
 from lr_dist.errors import DivergedError, InvalidLossError, InvalidScheduleError, ResumeMismatchError
 from lr_dist.step_factors import StepFactors
@@ -112,14 +113,7 @@ class LossAdaptiveLR(L.Callback):
         """Add the loss, as `training_step` returned it; on its device, without waiting for it."""
         if self._window.used is not None:
             self._window = _Window()
-        value = loss.detach().float().mean()
-        if (scaler := _scaler(trainer)) is not None:
-            # A gradient scaler has multiplied it already.
-            value = value / scaler.scale(torch.ones_like(value))
-        if pl_module.automatic_optimization:
-            # Lightning has divided it by the length of the window.
-            value = value * trainer.accumulate_grad_batches
-        self._window.add(value)
+        self._window.add(unscaled(trainer, pl_module, loss.detach().float().mean()))
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
@@ -129,7 +123,7 @@ class LossAdaptiveLR(L.Callback):
             return
         loss = self._window.mean(trainer)
         factors = StepFactors.of(unwrapped(optimizer))
-        if not math.isfinite(loss) and _scaler(trainer) is not None:
+        if not math.isfinite(loss) and gradient_scaler(trainer) is not None:
             factors.remove(_NAME)
             return
         mean = self._means.setdefault(index, RunningMean(self.momentum))
@@ -284,12 +278,6 @@ class _Window:
         if data is not None:
             window.total, window.count = data
         return window
-
-
-def _scaler(trainer: Any) -> Any:
-    """The gradient scaler, if there is one."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def _arguments(settings: Any) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lr_dist.errors import ConfigurationError, shown
+from lr_dist.methods import build_method
 from lr_dist.search.space import Space
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks.registry import split_shift
@@ -79,6 +80,7 @@ class SearchConfig:
         settings: how each task is trained; scored on `dev` unless told otherwise.
         queued: distributions that are tried first, beside those of `space`.
         sampler_seed: of the sampler; None for another one each time.
+        methods: text forms of the methods against forgetting that every trial and reference uses.
 
     Raises:
         ConfigurationError: nothing to search, or numbers out of range.
@@ -97,6 +99,7 @@ class SearchConfig:
     settings: SequenceSettings = field(default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"))
     queued: tuple[TaskSpec, ...] = ()
     sampler_seed: int | None = None
+    methods: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sequences or not all(self.sequences):
@@ -110,6 +113,8 @@ class SearchConfig:
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
         if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds must be whole numbers from 0, at least one, not {shown(self.seeds)}.")
+        for method in self.methods:
+            build_method(method)
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(f"seeds names a seed more than once: {shown(self.seeds)}.")
         if self.sampler_seed is not None and not (_is_whole(self.sampler_seed) and 0 <= self.sampler_seed < 2**32):
@@ -138,7 +143,7 @@ class SearchConfig:
             "goal": self.goal.to_dict(),
             "seeds": list(self.seeds),
             "limit": self.limit,
-            "settings": self.settings.to_dict(),
+            "settings": self.settings.identity(self.methods),
         }
 
 

@@ -56,7 +56,8 @@ def run_references(
         best = []
         for part in reference_benches(config.goal, bench):
             study = open_reference(storage, part, config)
-            drain(study, ReferenceObjective(part, config.seeds), reference_plan(config.goal), stopped=stopped)
+            objective = ReferenceObjective(part, config.seeds, config.methods)
+            drain(study, objective, reference_plan(config.goal), stopped=stopped)
             if stopped():
                 return None
             best.append(_best(study, part))
@@ -69,7 +70,7 @@ def open_reference(storage: BaseStorage, bench: Bench, config: SearchConfig) -> 
     content = {
         "weights": bench.model_info["fingerprint"],
         "tasks": [[task.name, task.fingerprint] for task in bench.tasks],
-        "settings": bench.settings.to_dict(),
+        "settings": bench.settings.identity(config.methods),
         "seeds": list(config.seeds),
         "rates": list(config.goal.reference_rates),
     }

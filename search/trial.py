@@ -12,11 +12,13 @@ from optuna.trial import Trial
 from lr_dist.distribution import LRDistribution
 from lr_dist.search.config import LEAST_RATE, SearchConfig
 from lr_dist.search.objective import Reference, p_o, p_s, partial, value, violation
+from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 from lr_dist.sequence.metrics import was_learned
-from lr_dist.sequence.runner import EpochEnd, SequenceRun, run_sequence
+from lr_dist.sequence.observers import EpochEnd, TestAfterEpochs
+from lr_dist.sequence.runner import SequenceRun, run_sequence
 
 
 class SequenceObjective:
@@ -44,6 +46,7 @@ class SequenceObjective:
         """
         goal = self.config.goal
         distribution = self.config.space.suggest(trial)
+        arm = Arm.of(distribution, self.config.methods)
         trial.set_user_attr("distribution", distribution.to_dict())
         trial.set_user_attr("environment", describe_environment())
         runs: list[dict[str, Any]] = list(trial.user_attrs.get("runs", ()))
@@ -52,8 +55,8 @@ class SequenceObjective:
             for index, (bench, reference) in enumerate(zip(self.benches, self.references, strict=True)):
                 run = next((r for r in runs if r["seed"] == seed and r["sequence"] == index), None)
                 if run is None:
-                    watch = self._watch(trial, index, before) if seed == self.config.seeds[0] else None
-                    run = {"sequence": index, **run_once(bench, distribution, seed, watch)}
+                    watch = self._watch(trial, index, before) if seed == self.config.seeds[0] else _unwatched
+                    run = {"sequence": index, **run_once(bench, arm, seed, watch)}
                     runs.append(run)
                     trial.set_user_attr("runs", runs)
                 if goal.mode != "pareto":
@@ -128,14 +131,16 @@ class SequenceObjective:
 class ReferenceObjective:
     """A flat rate on one sequence, or on one task alone: the score that `Reference` needs."""
 
-    def __init__(self, bench: Bench, seeds: Sequence[int]) -> None:
+    def __init__(self, bench: Bench, seeds: Sequence[int], methods: Sequence[str] = ()) -> None:
         self.bench = bench
         self.seeds = tuple(seeds)
+        self.methods = tuple(methods)
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         """The mean over the seeds of the scores above the majority class, summed over the tasks."""
         lr = trial.suggest_float("lr", LEAST_RATE, 1.0, log=True)
-        runs = [run_once(self.bench, LRDistribution.flat(lr), seed, None) for seed in self.seeds]
+        arm = Arm.of(LRDistribution.flat(lr), self.methods)
+        runs = [run_once(self.bench, arm, seed) for seed in self.seeds]
         trial.set_user_attr("runs", runs)
         final = [statistics.fmean(column) for column in zip(*(run["final"] for run in runs), strict=True)]
         trial.set_user_attr("final", final)
@@ -143,19 +148,11 @@ class ReferenceObjective:
 
 
 def run_once(
-    bench: Bench, distribution: LRDistribution, seed: int, watch: Callable[[EpochEnd], None] | None
+    bench: Bench, arm: Arm, seed: int, epoch_tested: Callable[[EpochEnd], None] = lambda end: None
 ) -> dict[str, Any]:
-    """One run as plain data; `final` are the scores of all tasks after the last one. Ctrl-C is heard while it lasts."""
+    """One run as plain data; `final` are the scores of all tasks after the last one. Ctrl-C ends it while it lasts."""
     with interruptible():
-        run: SequenceRun = run_sequence(
-            bench.model,
-            bench.tasks,
-            bench.tokens,
-            distribution,
-            seed,
-            bench.settings,
-            after_epoch=watch or (lambda end: None),
-        )
+        run: SequenceRun = run_sequence(bench, arm, seed, TestAfterEpochs(epoch_tested))
     return {
         "seed": seed,
         "matrix": run.matrix,
@@ -165,6 +162,10 @@ def run_once(
         "train_seconds": round(run.train_seconds, 3),
         "tokens": run.tokens,
     }
+
+
+def _unwatched(end: EpochEnd) -> None:
+    """Further seeds of a trial are not compared with other trials."""
 
 
 def _mean_final(sequence: int, runs: Sequence[dict[str, Any]]) -> list[float]:

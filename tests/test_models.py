@@ -9,7 +9,6 @@ from transformers import AutoModel, GPT2Config, GPT2Model, T5Config, T5Model
 from lr_dist.errors import ConfigurationError, ModelLoadError
 from lr_dist.models import load_backbone, load_skeleton, load_tokenizer, weights_fingerprint
 from lr_dist.sequence.classifier import SequenceClassifier
-from lr_dist.sequence.methods import Method
 from lr_dist.sequence.settings import SequenceSettings
 
 
@@ -62,9 +61,7 @@ def test_minilm_is_a_bert_of_six_layers_with_pre_trained_weights(minilm_path):
 
 def _classifier(backbone: torch.nn.Module, *, reads_first_token: bool) -> SequenceClassifier:
     settings = SequenceSettings()
-    return SequenceClassifier(
-        backbone, {"a": 2, "b.c": 3}, reads_first_token=reads_first_token, settings=settings, method=Method()
-    )
+    return SequenceClassifier(backbone, {"a": 2, "b.c": 3}, reads_first_token=reads_first_token, settings=settings)
 
 
 def test_a_decoder_is_read_at_its_last_token_that_is_not_padding():

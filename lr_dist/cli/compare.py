@@ -1,4 +1,4 @@
-"""`lr-dist compare`: the same task sequence under several learning-rate distributions."""
+"""`lr-dist compare`: the same task sequence under several arms: rates and methods."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-    from lr_dist.sequence.runner import Progress
+    from lr_dist.sequence.observers import Progress
 
 
 def parser() -> ArgumentParser:
     """The command's options; every one can stand in the YAML file given with --config."""
     p = ArgumentParser(
-        description="Fine-tune a model on tasks one after the other under several learning-rate distributions, and "
-        "show what each one makes it forget."
+        description="Fine-tune a model on tasks one after the other under several learning-rate distributions and "
+        "methods, and show what each one makes it forget."
     )
     p.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
     p.add_argument("--model", type=str, default="minilm", help="minilm (packaged, offline), a hub name, or a path")
@@ -41,7 +41,14 @@ def parser() -> ArgumentParser:
         nargs="+",
         help="preset names, YAML files, or texts like flat:lr=2e-5 and decay:lr=4e-4,factor=0.7",
     )
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="one run for each distribution and seed")
+    p.add_argument(
+        "--arms",
+        type=str | dict[str, Any],
+        nargs="+",
+        help="the same with methods or with other rates from the second task on: 'flat:lr=1e-4 + l2-sp:alpha=0.01', "
+        "'flat:lr=1e-4 | decay:lr=4e-4,factor=0.7'",
+    )
+    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="one run for each arm and seed")
     p.add_argument("--limit", type=int | None, help="training examples a task (default: all)")
     p.add_argument("--epochs", type=int, default=3, help="passes over each task")
     p.add_argument("--batch-size", type=int, default=32, help="examples a step")
@@ -52,7 +59,9 @@ def parser() -> ArgumentParser:
     p.add_argument("--schedule", type=str, default="cosine", help="cosine, linear or constant")
     p.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
     p.add_argument("--evaluate-on", type=str, default="validation", help="validation (evidence) or dev (searching)")
-    p.add_argument("--method", type=str, default="finetune", help="finetune, or l2-sp:alpha=0.01")
+    p.add_argument(
+        "--method", type=str, default="finetune", help="for every one of --distributions: finetune, or l2-sp:alpha=0.01"
+    )
     p.add_argument("--dev-size", type=int | None, help="examples of train set aside as dev")
     p.add_argument("--data-dir", type=str | None, help="folder with GLUE as parquet (or LR_DIST_DATA)")
     p.add_argument("--data-seed", type=int, default=0, help="which examples --limit draws")
@@ -67,6 +76,7 @@ def run(settings: Namespace) -> int:
 
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
+    from lr_dist.sequence.arm import methods_of, with_methods
     from lr_dist.sequence.compare import compare
     from lr_dist.sequence.compare_config import CompareConfig
     from lr_dist.sequence.settings import SequenceSettings
@@ -75,15 +85,16 @@ def run(settings: Namespace) -> int:
     config = CompareConfig(
         model=settings.model,
         tasks=tuple(settings.tasks or ()),
-        distributions=tuple(settings.distributions or ()),
+        distributions=tuple(with_methods(spec, methods_of(settings.method)) for spec in settings.distributions or ()),
         seeds=tuple(settings.seeds),
         limit=settings.limit,
         dev_size=settings.dev_size,
         data_dir=settings.data_dir,
         data_seed=settings.data_seed,
         settings=SequenceSettings(**{field.name: settings[field.name] for field in fields(SequenceSettings)}),
+        arms=tuple(settings.arms or ()),
     )
-    console.print("[dim]Checking model, tasks, distributions and output ...[/dim]")
+    console.print("[dim]Checking model, tasks, arms and output ...[/dim]")
     with _View(console) as view:
         result = compare(config, settings.output, listener=view, command=shlex.join(["lr-dist", *sys.argv[1:]]))
     report = write_report(result, Path(settings.output) / "report.html")

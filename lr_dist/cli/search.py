@@ -128,6 +128,7 @@ def _config(settings: Namespace) -> SearchConfig:
     from lr_dist.errors import ConfigurationError
     from lr_dist.search.config import Goal, SearchConfig
     from lr_dist.search.space import Space
+    from lr_dist.sequence.arm import methods_of
     from lr_dist.sequence.settings import SequenceSettings
 
     if settings.tasks and settings.sequences:
@@ -155,6 +156,7 @@ def _config(settings: Namespace) -> SearchConfig:
         settings=SequenceSettings(**{field.name: settings[field.name] for field in fields(SequenceSettings)}),
         queued=tuple(settings.queued),
         sampler_seed=settings.sampler_seed,
+        methods=methods_of(settings.method),
     )
 
 

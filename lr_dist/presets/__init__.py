@@ -18,7 +18,7 @@ from lr_dist.presets.registry import (
     register_preset,
     unregister_preset,
 )
-from lr_dist.presets.resolve import resolve_distribution
+from lr_dist.presets.resolve import resolve_distribution, resolve_plan
 from lr_dist.presets.schema import Preset, Provenance, read_preset
 
 __all__ = [
@@ -31,5 +31,6 @@ __all__ = [
     "read_preset",
     "register_preset",
     "resolve_distribution",
+    "resolve_plan",
     "unregister_preset",
 ]

@@ -15,10 +15,10 @@ from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
 
 
 def differences_view(rows: Sequence[Difference], control: str, level: float) -> RenderableType:
-    """A table a distribution for the terminal; a difference whose interval leaves out 0 is bold."""
+    """A table for each arm, for the terminal; a difference whose interval leaves out 0 is bold."""
     tables = []
-    for distribution, own in itertools.groupby(rows, key=lambda row: row.distribution):
-        title = f"{escape(distribution)} minus {escape(control)}"
+    for arm, own in itertools.groupby(rows, key=lambda row: row.arm):
+        title = f"{escape(arm)} minus {escape(control)}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("sequence")
         for name in DIFFERENCES:
@@ -33,10 +33,10 @@ def differences_view(rows: Sequence[Difference], control: str, level: float) -> 
 def differences_markdown(rows: Sequence[Difference], control: str, level: float) -> str:
     """The same as Markdown."""
     names = " | ".join(NAMES[name] for name in DIFFERENCES)
-    lines = [f"| sequence | distribution, minus `{control}` | {names} |", "|---|---|" + "---|" * len(DIFFERENCES)]
+    lines = [f"| sequence | arm, minus `{control}` | {names} |", "|---|---|" + "---|" * len(DIFFERENCES)]
     for row in rows:
         cells = (_cell(row.metrics[name], "**{}**") for name in DIFFERENCES)
-        lines.append(f"| {_name(row)} | `{row.distribution}` | " + " | ".join(cells) + " |")
+        lines.append(f"| {_name(row)} | `{row.arm}` | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", caption(rows, level)])
 
 

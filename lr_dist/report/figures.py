@@ -15,17 +15,24 @@ if TYPE_CHECKING:
 
 
 def rates_figure(result: ComparisonResult) -> str:
-    """The learning rate of every group under each distribution."""
+    """The learning rate of every group under each plan; those of later stages are named so."""
     figure = new_figure(9.5, 4.2)
     axes = figure.subplots()
-    for entry in result.distributions:
-        plot_rates(entry["rates"], axes, short(entry["label"]), relative=False)
+    drawn: list[Any] = []
+    for entry in result.arms:
+        for stage, each in enumerate(entry["stages"]):
+            # Arms that differ in their methods alone have one line.
+            if each["rates"] in drawn:
+                continue
+            drawn.append(each["rates"])
+            name = entry["label"] if len(entry["stages"]) == 1 else f"stage {stage + 1} of {entry['label']}"
+            plot_rates(each["rates"], axes, short(name), relative=False)
     figure.legend(loc="outside right upper", fontsize=8)
     return to_svg(figure)
 
 
 def tradeoff_figure(result: ComparisonResult) -> str:
-    """p_o against p_s: a point a distribution, bars of one standard deviation, lines at the majority class."""
+    """p_o against p_s: a point for each arm, bars of one standard deviation, lines at the majority class."""
     figure = new_figure(9.5, 4.6)
     axes = figure.subplots()
     for position, summary in enumerate(result.summary):
@@ -40,7 +47,7 @@ def tradeoff_figure(result: ComparisonResult) -> str:
             fmt="o",
             color=f"C{position}",
             capsize=3,
-            label=short(summary["distribution"]),
+            label=short(summary["arm"]),
         )
     baselines = [task["baseline"] for task in result.tasks]
     axes.axvline(baselines[-1], color="0.5", ls=":", lw=1)
@@ -53,8 +60,8 @@ def tradeoff_figure(result: ComparisonResult) -> str:
 
 
 def matrix_figures(result: ComparisonResult) -> list[tuple[str, str]]:
-    """(label, SVG) of the mean accuracy matrix of each distribution, on one colour scale from 0 to 1."""
-    return [(summary["distribution"], _matrix_figure(result, summary)) for summary in result.summary if summary["runs"]]
+    """(label, SVG) of the mean accuracy matrix of each arm, on one colour scale from 0 to 1."""
+    return [(summary["arm"], _matrix_figure(result, summary)) for summary in result.summary if summary["runs"]]
 
 
 def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from lr_dist.sequence.result import ComparisonResult
 def markdown_table(result: ComparisonResult) -> str:
     """The tasks and the table; in brackets behind each score the one with 0 = majority class and 1 = perfect."""
     names = columns(result, wide=False)
-    header = ["distribution", "runs", *(NAMES[name] for name in names)]
+    header = ["arm", "runs", *(NAMES[name] for name in names)]
     lines = ["| " + " | ".join(header) + " |", "|---|---|" + "---|" * len(names)]
     for row in table_rows(result):
         label = f"`{row.label}`" if row.runs else row.label

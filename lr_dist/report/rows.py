@@ -21,7 +21,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One distribution.
+    """One arm.
 
     Attributes:
         label: its name; the last row is the majority class.
@@ -37,7 +37,7 @@ class Row:
 
 
 def table_rows(result: ComparisonResult) -> list[Row]:
-    """A row a distribution, in the order given, then one for always predicting the majority class."""
+    """A row for each arm, in the order given, then one for always predicting the majority class."""
     rows = [_row(result, summary) for summary in result.summary]
     baseline = [task["baseline"] for task in result.tasks]
     constant = sequence_metrics([baseline] * (len(baseline) + 1))
@@ -83,7 +83,7 @@ def spread(cell: Mapping[str, float]) -> str:
 def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> Row:
     runs = f"{summary['runs']}" + (f" ({summary['diverged']} diverged)" if summary["diverged"] else "")
     if not summary["runs"]:
-        return Row(summary["distribution"], runs, dict.fromkeys(NAMES, ("-", "-")), ())
+        return Row(summary["arm"], runs, dict.fromkeys(NAMES, ("-", "-")), ())
     metrics, relative = summary["metrics"], summary["metrics_above_baseline"]
     mean = summary["matrix"]["mean"]
     missed = tuple(
@@ -92,4 +92,4 @@ def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> Row:
         if not was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
     )
     cells = {name: (spread(metrics[name]), spread(relative[name])) for name in NAMES}
-    return Row(summary["distribution"], runs, cells, missed)
+    return Row(summary["arm"], runs, cells, missed)

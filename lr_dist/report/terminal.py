@@ -20,9 +20,9 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
     """The tasks, the table and how to read it, as one rich renderable."""
     title = f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}"
     table = Table(title=title, caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("distribution", overflow="fold")
+    table.add_column("arm", overflow="fold")
     rows = table_rows(result)
-    # Only where there is something to see: on 80 columns the names of distributions need the room.
+    # Only where there is something to see: on 80 columns the names of arms need the room.
     uneven = any(row.runs != str(len(result.config["seeds"])) for row in rows[:-1])
     if uneven:
         table.add_column("runs", justify="right")

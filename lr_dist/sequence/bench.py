@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import nn
 
 from lr_dist.errors import ConfigurationError
 from lr_dist.layers import assign_layers
+from lr_dist.methods import Needs
 from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
-from lr_dist.sequence.fast.attention import use_own_attention
-from lr_dist.sequence.fast.dropout import use_block_dropout
-from lr_dist.sequence.fast.first_token import keep_first_token
-from lr_dist.sequence.fast.packing import first_position
-from lr_dist.sequence.fast.vocabulary import shrink_vocabulary
-from lr_dist.sequence.runner import Model
+from lr_dist.sequence.fast.view import View, view_of
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks import Task, TokenizedTask, baseline_scores, cls_encoder, load_tasks, tokenize_task
 
@@ -25,18 +23,23 @@ class Bench:
 
     Attributes:
         settings: as asked for, `max_length` cut to what the tokenizer serves.
-        model: the weights that every run copies.
+        backbone: the pre-trained model, as it was loaded. Runs train copies of a view of it.
+        tokenizer: the model's.
         model_info: name, class, weights' fingerprint, number of layers, number of parameters.
-        tasks, tokens: in the order of learning.
+        tasks, tokens: in the order of learning; the tokens as the tokenizer numbers them.
         baseline: for each task, the primary score of always predicting train's majority class.
     """
 
     settings: SequenceSettings
-    model: Model
+    backbone: nn.Module
+    tokenizer: Any
     model_info: dict[str, Any]
     tasks: list[Task]
     tokens: list[TokenizedTask]
     baseline: list[float]
+    _views: dict[Needs, View] = field(default_factory=dict, repr=False, compare=False)
+    # The bench that this one is a part of, and which of its tasks are here.
+    _part_of: tuple[Bench, tuple[int, ...]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def prepare(
@@ -76,27 +79,36 @@ class Bench:
             "num_layers": layers.num_layers,
             "parameters": sum(p.numel() for p in backbone.parameters()),
         }
-        tokens = [tokenize_task(task, tokenizer, length) for task in loaded]
-        read = ("train", settings.evaluate_on)
-        smaller, tokens, pad = shrink_vocabulary(backbone, tokens, read)
-        use_block_dropout(smaller)
-        reads_first_token = tokenizer.cls_token_id is not None
-        use_own_attention(smaller)
-        cut = reads_first_token and keep_first_token(smaller, layers)
         return cls(
             settings=replace(settings, max_length=length),
-            model=Model(smaller, pad, reads_first_token, first_position(smaller, pad) if cut else None),
+            backbone=backbone,
+            tokenizer=tokenizer,
             model_info=info,
             tasks=loaded,
-            tokens=tokens,
+            tokens=[tokenize_task(task, tokenizer, length) for task in loaded],
             baseline=[baseline_scores(task, settings.evaluate_on)[task.primary] for task in loaded],
         )
 
+    def view(self, needs: Needs = Needs()) -> View:  # noqa: B008  (frozen)
+        """The model as runs compute with it, and the tokens numbered for it; made once for the same needs."""
+        if self._part_of is not None:
+            whole, indices = self._part_of
+            return whole.view(needs).only(indices)
+        if needs not in self._views:
+            self._views[needs] = view_of(self.backbone, self.tokenizer, self.tokens, self.settings.evaluate_on, needs)
+        return self._views[needs]
+
+    def with_view(self, view: View, needs: Needs = Needs()) -> Bench:  # noqa: B008
+        """The same bench, whose runs with these needs compute with `view`."""
+        return replace(self, _views={**self._views, needs: view})
+
     def only(self, indices: Sequence[int]) -> Bench:
-        """The same model with some of the tasks."""
+        """The same model with some of the tasks; it shares this bench's weights."""
         return replace(
             self,
             tasks=[self.tasks[i] for i in indices],
             tokens=[self.tokens[i] for i in indices],
             baseline=[self.baseline[i] for i in indices],
+            _views={},
+            _part_of=(self, tuple(indices)),
         )

@@ -13,7 +13,6 @@ from transformers import get_scheduler
 
 from lr_dist.errors import ConfigurationError, DivergedError
 from lr_dist.sequence.fast.packing import first_states
-from lr_dist.sequence.methods import Method
 from lr_dist.sequence.settings import SequenceSettings
 
 
@@ -29,7 +28,6 @@ class SequenceClassifier(L.LightningModule):
         reads_first_token: which token carries the text's vector, see above.
         first_position: for batches without padding on a CPU, see `lr_dist.sequence.fast.packing`; None pads them.
         settings: optimizer, schedule.
-        method: adds to the loss, see `lr_dist.sequence.methods`.
 
     Raises:
         ConfigurationError: an encoder-decoder, which has no single vector for a text.
@@ -42,7 +40,6 @@ class SequenceClassifier(L.LightningModule):
         *,
         reads_first_token: bool,
         settings: SequenceSettings,
-        method: Method,
         first_position: int | None = None,
     ) -> None:
         super().__init__()
@@ -57,21 +54,22 @@ class SequenceClassifier(L.LightningModule):
         self.reads_first_token = reads_first_token
         self.first_position = first_position
         self.settings = settings
-        self.method = method
+        # Whoever froze a weight, or put adapters beside it, meant it for every task.
+        self._trainable = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
         self._active = next(iter(self.heads))
         self._regression = False
         self._total_steps = 1
 
     def start_task(self, head: str, *, regression: bool, total_steps: int) -> None:
-        """Make one head the trained one, in a model that is otherwise trainable as a whole.
+        """Make one head the trained one; of the backbone, what was trainable when it was given is trained.
 
         `LayerwiseLR` freezes again what its distribution freezes, when the fit is set up.
         """
         self._active = key_of(head)
         self._regression = regression
         self._total_steps = total_steps
-        for parameter in self.backbone.parameters():
-            parameter.requires_grad_(True)
+        for weight_name, weight in self.backbone.named_parameters():
+            weight.requires_grad_(weight_name in self._trainable)
         for name, module in self.heads.items():
             module.requires_grad_(name == self._active)
 
@@ -94,10 +92,9 @@ class SequenceClassifier(L.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         outputs = self(batch)
         if self._regression:
-            task_loss = nn.functional.mse_loss(outputs.squeeze(-1), batch["labels"].float())
+            loss = nn.functional.mse_loss(outputs.squeeze(-1), batch["labels"].float())
         else:
-            task_loss = nn.functional.cross_entropy(outputs, batch["labels"])
-        loss = self.method.loss(self, batch, task_loss)
+            loss = nn.functional.cross_entropy(outputs, batch["labels"])
         if not math.isfinite(loss.item()):
             raise DivergedError(
                 f"The loss became {loss.item()} at step {self.global_step} of {self._total_steps} of the task with "

@@ -1,4 +1,4 @@
-"""Compare learning-rate distributions: the same task sequence under each of them, over several seeds.
+"""Compare arms: the same task sequence under each of them, over several seeds.
 
 Every finished run is a file of its own, written atomically, so an interrupted comparison continues where it was:
 what is in the output folder is not run again.
@@ -14,16 +14,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError
-from lr_dist.presets import resolve_distribution
+from lr_dist.sequence.arm import Arm, parse_arms
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
+from lr_dist.sequence.observers import Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked
-from lr_dist.sequence.result import ComparisonResult, read_json, write_json
-from lr_dist.sequence.runner import Progress, count_steps, run_sequence
+from lr_dist.sequence.result import ComparisonResult, read_json, upgraded_run, write_json
+from lr_dist.sequence.runner import count_steps, run_sequence
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
@@ -32,7 +32,7 @@ RUN_VERSION = 4
 
 
 class Listener(Protocol):
-    """Hears how a comparison goes on."""
+    """Receives the progress of a comparison."""
 
     def started(self, runs: int, runs_before: int, steps: int) -> None:
         """Everything is checked; `steps` training steps are left in `runs - runs_before` runs."""
@@ -50,16 +50,16 @@ class Comparison:
 
     config: CompareConfig
     bench: Bench
-    distributions: dict[str, LRDistribution]
+    arms: dict[str, Arm]
 
     @classmethod
     def prepare(cls, config: CompareConfig) -> Comparison:
-        """Load and check model, tasks and distributions; cheap checks come first.
+        """Load and check model, tasks and arms; cheap checks come first.
 
         Raises:
             LRDistError: the named error of whatever cannot work.
         """
-        distributions = _resolve(config.distributions)
+        arms = parse_arms(config.all_arms)
         bench = Bench.prepare(
             config.model,
             config.tasks,
@@ -69,9 +69,9 @@ class Comparison:
             data_dir=config.data_dir,
             data_seed=config.data_seed,
         )
-        for distribution in distributions.values():
-            distribution.rates(bench.model_info["num_layers"])
-        return cls(replace(config, settings=bench.settings), bench, distributions)
+        for arm in arms.values():
+            arm.plan.check(bench.model_info["num_layers"])
+        return cls(replace(config, settings=bench.settings), bench, arms)
 
     def run(self, output: Path, *, command: str, listener: Listener) -> ComparisonResult:
         """Run what is not in `output` yet, keeping `output/result.json` up to date after every run.
@@ -85,7 +85,7 @@ class Comparison:
             runs_folder = output / "runs"
             runs_folder.mkdir(exist_ok=True)
             done = dict(self._finished(runs_folder))
-            plan = [(label, seed) for seed in self.config.seeds for label in self.distributions]
+            plan = [(label, seed) for seed in self.config.seeds for label in self.arms]
             left = [key for key in plan if key not in done]
             steps = count_steps(self.bench.tokens, self.config.settings)
             listener.started(len(plan), len(plan) - len(left), steps * len(left))
@@ -104,21 +104,15 @@ class Comparison:
     def _run_one(self, label: str, seed: int, listener: Listener) -> dict[str, Any]:
         run: dict[str, Any] = {
             "identity": self._identity(label, seed),
-            "distribution": label,
+            "arm": label,
             "seed": seed,
             "started": _now(),
             "environment": describe_environment(),
         }
         try:
-            outcome = run_sequence(
-                self.bench.model,
-                self.bench.tasks,
-                self.bench.tokens,
-                self.distributions[label],
-                seed,
-                self.config.settings,
-                listener.progressed,
-            )
+            matrix = TestAfterStages(listener.progressed)
+            observers = [ReportProgress(listener.progressed)]
+            outcome = run_sequence(self.bench, self.arms[label], seed, matrix, observers)
         except DivergedError as error:
             return {**run, "status": "diverged", "reason": str(error)}
         return {
@@ -136,13 +130,13 @@ class Comparison:
         }
 
     def _identity(self, label: str, seed: int) -> str:
-        """What makes two runs the same run; the distribution's name does not."""
+        """What makes two runs the same run; the arm's label does not."""
         content = {
             "version": RUN_VERSION,
             "model": self.bench.model_info["fingerprint"],
             "tasks": [(task.name, task.fingerprint) for task in self.bench.tasks],
-            "settings": self.config.settings.to_dict(),
-            "distribution": self.distributions[label].fingerprint,
+            "settings": self.config.settings.identity(self.arms[label].methods),
+            "distribution": self.arms[label].plan.fingerprint,
             "seed": seed,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -152,7 +146,7 @@ class Comparison:
 
     def _finished(self, folder: Path) -> list[tuple[tuple[str, int], dict[str, Any]]]:
         found = []
-        for label in self.distributions:
+        for label in self.arms:
             for seed in self.config.seeds:
                 path = folder / self._file_name(label, seed)
                 if not path.exists():
@@ -160,7 +154,7 @@ class Comparison:
                 run = read_json(path)
                 if not isinstance(run, dict) or run.get("identity") != self._identity(label, seed):
                     raise InvalidResultError(f"{path} is not the run that its name says; delete it to repeat the run.")
-                found.append(((label, seed), {**run, "distribution": label}))
+                found.append(((label, seed), upgraded_run(run, label)))
         return found
 
     def _refuse_another(self, output: Path) -> None:
@@ -177,13 +171,11 @@ class Comparison:
             detail = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
             raise ConfigurationError(
                 f"{output} holds another comparison ({detail}). Give another --output, or the same settings; only "
-                "distributions and seeds may change."
+                "arms and seeds may change."
             )
 
     def _result(self, done: Mapping[tuple[str, int], dict[str, Any]], command: str, planned: int) -> ComparisonResult:
-        runs = [
-            done[label, seed] for label in self.distributions for seed in self.config.seeds if (label, seed) in done
-        ]
+        runs = [done[label, seed] for label in self.arms for seed in self.config.seeds if (label, seed) in done]
         return ComparisonResult(
             created=_now(),
             command=command,
@@ -194,19 +186,11 @@ class Comparison:
                 self._describe_task(task, baseline)
                 for task, baseline in zip(self.bench.tasks, self.bench.baseline, strict=True)
             ],
-            distributions=[
-                {
-                    "label": label,
-                    "distribution": distribution.to_dict(),
-                    "fingerprint": distribution.fingerprint,
-                    "rates": distribution.absolute(self.config.settings.lr).rates(self.bench.model_info["num_layers"]),
-                }
-                for label, distribution in self.distributions.items()
+            arms=[
+                arm.to_dict(self.config.settings.lr, self.bench.model_info["num_layers"]) for arm in self.arms.values()
             ],
             runs=runs,
-            summary=[
-                summarise_runs(label, [r for r in runs if r["distribution"] == label]) for label in self.distributions
-            ],
+            summary=[summarise_runs(label, [run for run in runs if run["arm"] == label]) for label in self.arms],
             planned_runs=planned,
         )
 
@@ -230,21 +214,9 @@ def compare(config: CompareConfig, output: str | Path, *, listener: Listener, co
     return Comparison.prepare(config).run(folder, command=command, listener=listener)
 
 
-def _resolve(specs: Sequence[str | Mapping[str, Any]]) -> dict[str, LRDistribution]:
-    resolved: dict[str, LRDistribution] = {}
-    for spec in specs:
-        distribution = resolve_distribution(spec)
-        label = spec if isinstance(spec, str) else str(distribution)
-        twin = next((name for name, other in resolved.items() if other == distribution), None)
-        if twin is not None or label in resolved:
-            raise ConfigurationError(f"{label} is the same distribution as {twin or label}; list each one once.")
-        resolved[label] = distribution
-    return resolved
-
-
 def _fixed(config: Mapping[str, Any], weights: str, data: Sequence[str]) -> dict[str, Any]:
-    """What must not change between two starts in one folder; distributions and seeds may be added."""
-    kept = {key: value for key, value in config.items() if key not in ("distributions", "seeds")}
+    """What must not change between two starts in one folder; arms and seeds may be added."""
+    kept = {key: value for key, value in config.items() if key not in ("arms", "seeds")}
     return {**kept, "weights": weights, "data": list(data)}
 
 

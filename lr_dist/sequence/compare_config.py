@@ -1,4 +1,4 @@
-"""What a comparison compares: models, tasks, distributions, seeds."""
+"""What a comparison compares: model, tasks, arms, seeds."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ class CompareConfig:
     Attributes:
         model: `minilm`, a hub name or a path.
         tasks: two or more, in the order of learning; see `lr_dist.tasks.load_tasks`.
-        distributions: preset names, YAML paths, `family:key=value` texts, or mappings.
-        seeds: one run a distribution and seed.
+        distributions: arms of a rate plan alone: preset names, YAML paths, `family:key=value` texts, or mappings.
+        arms: further arms, see `lr_dist.sequence.arm.Arm.parse`.
+        seeds: one run for each arm and seed.
         limit: training examples a task, drawn with `data_seed`; None for all.
         dev_size: examples of train set aside as dev; None for the default of `load_tasks`.
         data_dir: folder with GLUE as parquet; None for LR_DIST_DATA or the hub.
@@ -28,21 +29,22 @@ class CompareConfig:
 
     model: str
     tasks: tuple[str | Mapping[str, Any], ...]
-    distributions: tuple[str | Mapping[str, Any], ...]
+    distributions: tuple[str | Mapping[str, Any], ...] = ()
     seeds: tuple[int, ...] = (0, 1)
     limit: int | None = None
     dev_size: int | float | None = None
     data_dir: str | None = None
     data_seed: int = 0
     settings: SequenceSettings = field(default_factory=SequenceSettings)
+    arms: tuple[str | Mapping[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.tasks) < 2 and not any("@" in str(task) for task in self.tasks):
             raise ConfigurationError(
                 f"A sequence needs two tasks or more, or a shift such as sst2@length; got {self.tasks}."
             )
-        if not self.distributions:
-            raise ConfigurationError("Nothing to compare: give --distributions, e.g. flat:lr=2e-5 kenneweg2022.")
+        if not self.all_arms:
+            raise ConfigurationError("Nothing to compare: give distributions or arms, e.g. flat:lr=2e-5 kenneweg2022.")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise ConfigurationError(
                 f"seeds must be distinct whole numbers from 0, at least one, not {list(self.seeds)}."
@@ -50,11 +52,16 @@ class CompareConfig:
         if self.limit is not None and self.limit < 16:
             raise ConfigurationError(f"limit={self.limit} leaves almost nothing to learn from; use 100 or more.")
 
+    @property
+    def all_arms(self) -> tuple[str | Mapping[str, Any], ...]:
+        """The distributions, then the other arms."""
+        return (*self.distributions, *self.arms)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.model,
             "tasks": list(self.tasks),
-            "distributions": list(self.distributions),
+            "arms": list(self.all_arms),
             "seeds": list(self.seeds),
             "limit": self.limit,
             "dev_size": self.dev_size,

@@ -1,7 +1,7 @@
-"""Distributions against a control: differences paired by task sequence and seed, with confidence intervals.
+"""Arms against a control: differences paired by task sequence and seed, with confidence intervals.
 
-The same seed gives the same heads, the same order of examples and the same draws to every distribution, so a pair of
-runs differs in the rates alone, and the noise that both share falls out of their difference.
+The same seed gives the same heads, the same order of examples and the same draws to every arm, so a pair of
+runs differs in the arm alone, and the noise that both share falls out of their difference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lr_dist.sequence.result import ComparisonResult
 
 DIFFERENCES = ("p_o", "p_s", "average_accuracy", "forgetting")
 # What results that are put together may differ in.
-OWN = ("tasks", "distributions", "seeds")
+OWN = ("tasks", "arms", "seeds")
 
 
 @dataclass(frozen=True)
@@ -46,28 +46,28 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """One distribution minus the control.
+    """One arm minus the control.
 
     Attributes:
         sequence: `sst2>qqp`; None for all sequences together.
-        distribution: its label.
+        arm: its label.
         metrics: p_o, p_s, average_accuracy and forgetting -> the difference. Of one sequence, `n` counts seeds; of all
             together it counts sequences, each with the mean of its seeds: seeds say nothing about other tasks.
         left_out: seeds for which one of the two diverged.
     """
 
     sequence: str | None
-    distribution: str
+    arm: str
     metrics: dict[str, Interval]
     left_out: int
 
 
 def differences(results: Sequence[ComparisonResult], control: str, level: float = 0.95) -> list[Difference]:
-    """Every distribution minus `control`, a row a sequence and then, where there are several, one for all.
+    """Every arm minus `control`, a row a sequence and then, where there are several, one for all.
 
     Args:
         results: of different task sequences, under equal settings.
-        control: the label of a distribution that all results hold.
+        control: the label of an arm that all results hold.
         level: of the confidence intervals, between 0 and 1.
 
     Raises:
@@ -80,7 +80,7 @@ def differences(results: Sequence[ComparisonResult], control: str, level: float 
         raise ConfigurationError(f"level={level!r} must lie between 0 and 1, e.g. 0.95.")
     require_extras("report")
     _check(results, control)
-    labels = dict.fromkeys(entry["label"] for result in results for entry in result.distributions)
+    labels = dict.fromkeys(entry["label"] for result in results for entry in result.arms)
     if len(labels) == 1:
         raise InvalidResultError(f"The results hold nothing but {control}, so there is no difference to show.")
     rows = []
@@ -119,10 +119,10 @@ def _check(results: Sequence[ComparisonResult], control: str) -> None:
         raise InvalidResultError(f"Two results are of {twice}, which would count twice. Give one of each sequence.")
     for name, result in zip(names, results, strict=True):
         if not _has(result, control):
-            there = ", ".join(entry["label"] for entry in result.distributions)
-            raise InvalidResultError(f"The result of {name} has no distribution {control!r}; it has {there}.")
+            there = ", ".join(entry["label"] for entry in result.arms)
+            raise InvalidResultError(f"The result of {name} has no arm {control!r}; it has {there}.")
         first, own = _settings(results[0]), _settings(result)
-        # A distribution need not be in every result, but one label means one thing.
+        # An arm need not be in every result, but one label means one thing.
         for key in (key for key in own if key in first and own[key] != first[key]):
             raise InvalidResultError(
                 f"The results of {names[0]} and {name} cannot be put together: {key} is {shown(first[key])} in one and "
@@ -132,16 +132,16 @@ def _check(results: Sequence[ComparisonResult], control: str) -> None:
 
 def _settings(result: ComparisonResult) -> dict[str, Any]:
     own = {key: value for key, value in result.config.items() if key not in OWN}
-    rates = {f"distribution {entry['label']}": entry["fingerprint"] for entry in result.distributions}
+    rates = {f"arm {entry['label']}": [entry["fingerprint"], *entry["methods"]] for entry in result.arms}
     return {**own, "model": result.model["fingerprint"], **rates}
 
 
 def _has(result: ComparisonResult, label: str) -> bool:
-    return any(entry["label"] == label for entry in result.distributions)
+    return any(entry["label"] == label for entry in result.arms)
 
 
 def _runs(result: ComparisonResult, label: str) -> dict[int, dict[str, Any]]:
-    return {run["seed"]: run for run in result.runs if run["distribution"] == label}
+    return {run["seed"]: run for run in result.runs if run["arm"] == label}
 
 
 def _sequence(result: ComparisonResult) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import InvalidResultError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -23,12 +24,13 @@ class ComparisonResult:
         config: the comparison's settings, see `lr_dist.sequence.compare_config.CompareConfig`.
         environment: versions and machine, see `lr_dist.sequence.environment`.
         model: name, weights' fingerprint, number of layers, number of parameters.
-        tasks: a mapping a task: name, kind, primary metric, sizes, data fingerprint, note, and `baseline`, the
+        tasks: a mapping for each task: name, kind, primary metric, sizes, data fingerprint, note, and `baseline`, the
             primary score of always predicting train's majority class.
-        distributions: a mapping a distribution: label, content, fingerprint, rate of every group.
-        runs: a mapping a run: distribution (label), seed, status ("done" or "diverged"), matrix, scores, metrics,
+        arms: a mapping for each arm: label, fingerprint of its plan, methods, and `stages`, each with its distribution
+            and the rate of every group; the last stage's hold in all later ones.
+        runs: a mapping for each run: arm (label), seed, status ("done" or "diverged"), matrix, scores, metrics,
             metrics_above_baseline, seconds, steps, tokens, peak memory.
-        summary: a mapping a distribution: label, runs, diverged, and mean, sd and n of every metric, of every entry
+        summary: a mapping for each arm: label, runs, diverged, and mean, sd and n of every metric, of every entry
             of the matrix, and of the metrics above the baseline.
         planned_runs: how many runs the comparison has when it is complete.
     """
@@ -39,7 +41,7 @@ class ComparisonResult:
     environment: dict[str, Any]
     model: dict[str, Any]
     tasks: list[dict[str, Any]]
-    distributions: list[dict[str, Any]]
+    arms: list[dict[str, Any]]
     runs: list[dict[str, Any]]
     summary: list[dict[str, Any]]
     planned_runs: int
@@ -61,9 +63,11 @@ class ComparisonResult:
         data = read_json(Path(path))
         if not isinstance(data, dict) or data.get("kind") != "compare":
             raise InvalidResultError(f"{path} is no result file of `lr-dist compare`.")
+        if data.get("schema_version") == 1:
+            data = _from_schema_1(data, path)
         if data.get("schema_version") != SCHEMA_VERSION:
             raise InvalidResultError(
-                f"{path} has schema_version {data.get('schema_version')!r}; this version of lr-dist reads "
+                f"{path} has schema_version {data.get('schema_version')!r}; this version of lr-dist reads 1 and "
                 f"{SCHEMA_VERSION}. Read it with the version that wrote it, or run the comparison again."
             )
         names = [field.name for field in fields(cls)]
@@ -71,6 +75,51 @@ class ComparisonResult:
         if missing:
             raise InvalidResultError(f"{path} lacks {', '.join(missing)}; it was cut or edited.")
         return cls(**{name: data[name] for name in names})
+
+
+def upgraded_run(run: Mapping[str, Any], label: str) -> dict[str, Any]:
+    """A run as it stands in a result file of this schema, whatever arm it was made as; of schema 1, too."""
+    rest = {key: value for key, value in run.items() if key not in ("arm", "distribution")}
+    return {"identity": rest.pop("identity", ""), "arm": label, **rest}
+
+
+def _from_schema_1(data: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
+    """Schema 1 compared distributions, under one method for all.
+
+    Raises:
+        InvalidResultError: it is not what schema 1 was.
+    """
+    try:
+        config = dict(data["config"])
+        method = config.pop("method", "finetune")
+        methods = [] if method == "finetune" else [method]
+        specs = config.pop("distributions")
+        config["arms"] = [" + ".join([str(spec), *methods]) for spec in specs] if methods else specs
+
+        def label(old: str) -> str:
+            return " + ".join([old, *methods])
+
+        arms = [
+            {
+                "label": label(entry["label"]),
+                "fingerprint": entry["fingerprint"],
+                "stages": [{"distribution": entry["distribution"], "rates": entry["rates"]}],
+                "methods": methods,
+            }
+            for entry in data["distributions"]
+        ]
+        runs = [upgraded_run(run, label(run["distribution"])) for run in data["runs"]]
+        summary = [
+            {"arm": label(each["distribution"]), **{key: value for key, value in each.items() if key != "distribution"}}
+            for each in data["summary"]
+        ]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidResultError(
+            f"{path} says that it has schema_version 1, and it does not follow that schema ({error!r}); it was cut or "
+            "edited."
+        ) from error
+    rest = {key: value for key, value in data.items() if key != "distributions"}
+    return {**rest, "schema_version": 2, "config": config, "arms": arms, "runs": runs, "summary": summary}
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -1,71 +1,36 @@
-"""Learn tasks one after the other with one distribution and one seed, and fill the accuracy matrix."""
+"""Learn tasks one after the other with one arm and one seed: the runner that comparisons and searches share."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import logging
+import operator
 import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import lightning.pytorch as L
-import torch
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 from torch.utils.data import DataLoader
+from typing_extensions import override
 
 from lr_dist.callback import LayerwiseLR
-from lr_dist.distribution import LRDistribution
+from lr_dist.methods import Method
+from lr_dist.sequence.arm import Arm
+from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.interrupts import interrupts_held_back
-from lr_dist.sequence.methods import build_method
+from lr_dist.sequence.observers import AccuracyMatrix, Observer, SequenceState
 from lr_dist.sequence.seeds import derive_seed, set_seed
 from lr_dist.sequence.settings import SequenceSettings
-from lr_dist.tasks import Scorer, Task, TokenizedTask, TokenSplit, eval_loader, train_loader
-
-EVAL_BATCH_SIZE = 128
-
-
-@dataclass(frozen=True)
-class Model:
-    """Pre-trained weights that every run starts from, and what reading tokens for them needs.
-
-    Attributes:
-        backbone: the weights.
-        pad_token_id: fills up the shorter texts of a batch.
-        reads_first_token: whether the first token carries a text's vector, else the last one.
-        first_position: for batches without padding, see `lr_dist.sequence.fast.packing`; None where they are padded.
-    """
-
-    backbone: nn.Module
-    pad_token_id: int
-    reads_first_token: bool
-    first_position: int | None = None
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run is: `phase` is "train" or "test", `task` a task's name, `steps` training steps just done."""
-
-    phase: str
-    task: str
-    steps: int
-
-
-@dataclass(frozen=True)
-class EpochEnd:
-    """What is known after an epoch: `scores[j]` is the primary score on task j, for the tasks begun so far."""
-
-    task: int
-    epoch: int
-    scores: list[float]
+from lr_dist.sequence.stage import Stage
+from lr_dist.tasks import TokenizedTask, train_loader
 
 
 @dataclass(frozen=True)
@@ -104,113 +69,79 @@ def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings) -> i
 
 
 def run_sequence(
-    model: Model,
-    tasks: Sequence[Task],
-    tokens: Sequence[TokenizedTask],
-    distribution: LRDistribution,
-    seed: int,
-    settings: SequenceSettings,
-    report: Callable[[Progress], None] = lambda progress: None,
-    after_epoch: Callable[[EpochEnd], None] | None = None,
+    bench: Bench, arm: Arm, seed: int, matrix: AccuracyMatrix, observers: Sequence[Observer] = ()
 ) -> SequenceRun:
-    """Learn `tasks` in their order, each with a fresh optimizer and schedule, testing all of them after each.
+    """Learn the tasks of `bench` in their order, each with a fresh optimizer and schedule.
 
-    The weights in `model` are copied, never changed. Every step of the run (heads, each task's order and dropout)
+    The weights in `bench` are copied, never changed. Every step of the run (heads, each task's order and dropout)
     draws from a seed of its own, derived from `seed`.
 
     Args:
-        model, tasks, tokens: see `lr_dist.sequence.bench.Bench`.
-        distribution: the rates.
+        bench: model and tasks.
+        arm: rates and methods.
         seed: of the run.
-        settings: how each task is trained.
-        report: hears of every step.
-        after_epoch: hears the scores of the tasks begun so far after every epoch, and may end the run by raising. Then
-            tasks are tested only once they have begun, which is all that a search needs.
+        matrix: decides when which tasks are tested.
+        observers: are told of every moment of the run, in this order, after `matrix`.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
-        ConfigurationError: an encoder-decoder, or a bad method.
+        ConfigurationError: an encoder-decoder, or a method that is not valid.
     """
     start = time.perf_counter()
-    _forget_earlier_runs()
+    _collect_earlier_runs()
     set_seed(seed, "heads")
-    heads = {task.head: task.num_outputs for task in tasks}
+    watching = (matrix, *observers)
+    methods = arm.build_methods()
+    view = bench.view(functools.reduce(operator.or_, (each.needs for each in (*watching, *methods))))
     module = SequenceClassifier(
-        copy.deepcopy(model.backbone),
-        heads,
-        reads_first_token=model.reads_first_token,
-        first_position=model.first_position,
-        settings=settings,
-        method=build_method(settings.method),
+        copy.deepcopy(view.backbone),
+        {task.head: task.num_outputs for task in bench.tasks},
+        reads_first_token=view.reads_first_token,
+        first_position=view.first_position,
+        settings=bench.settings,
     )
-    module.method.before_sequence(module)
-
-    def test(count: int) -> list[dict[str, float] | None]:
-        row: list[dict[str, float] | None] = [None] * len(tasks)
-        for j, (task, split) in enumerate(zip(tasks[:count], tokens, strict=False)):
-            report(Progress("test", task.name, 0))
-            row[j] = evaluate(module, task, getattr(split, settings.evaluate_on), model.pad_token_id)
-        return row
-
-    scores = [test(len(tasks) if after_epoch is None else 0)]
+    pairs = enumerate(zip(bench.tasks, view.tokens, strict=True))
+    stages = tuple(Stage(index, task, tokens, arm.plan.stage(index)) for index, (task, tokens) in pairs)
+    run = SequenceState(bench, view, module, seed, stages)
+    for observer in watching:
+        observer.sequence_started(run)
     train_seconds = 0.0
-    for index, (task, split) in enumerate(zip(tasks, tokens, strict=True)):
-        module.method.before_task(module, index, split.train)
-        watcher = None if after_epoch is None else _EpochWatcher(index, tasks, partial(test, index + 1), after_epoch)
-        began = time.perf_counter()
-        _fit(module, task, split.train, index, distribution, seed, model.pad_token_id, report, watcher)
-        train_seconds += time.perf_counter() - began - (watcher.seconds if watcher else 0.0)
-        module.method.after_task(module, index, split.train)
-        # The last epoch's test is this task's test.
-        scores.append(watcher.last if watcher else test(len(tasks)))
+    for stage in stages:
+        for observer in watching:
+            observer.stage_started(run, stage)
+        train_seconds += _fit(run, stage, methods, watching)
+        for observer in watching:
+            observer.stage_ended(run, stage)
     return SequenceRun(
         matrix=[
-            [entry[task.primary] if entry else None for entry, task in zip(row, tasks, strict=True)] for row in scores
+            [entry[task.primary] if entry else None for entry, task in zip(row, bench.tasks, strict=True)]
+            for row in matrix.rows
         ],
-        scores=scores,
+        scores=matrix.rows,
         seconds=time.perf_counter() - start,
         train_seconds=train_seconds,
-        train_steps=count_steps(tokens, settings),
-        tokens=settings.epochs * sum(int(split.train.lengths.sum()) for split in tokens),
+        train_steps=count_steps(bench.tokens, bench.settings),
+        tokens=bench.settings.epochs * sum(int(split.train.lengths.sum()) for split in bench.tokens),
     )
 
 
-def _forget_earlier_runs() -> None:
-    """Trainer and module hold each other, so a run's models lie about until the collector happens to come."""
+def _collect_earlier_runs() -> None:
+    """Trainer and module refer to each other, so a run's model is freed only when the collector runs."""
     # An exception that is raised in a destructor is lost, Ctrl-C's too.
     with interrupts_held_back():
         gc.collect()
 
 
-def evaluate(module: SequenceClassifier, task: Task, split: TokenSplit, pad_token_id: int) -> dict[str, float]:
-    """Every metric of `task` on a split, without gradients, in large batches of similar length."""
-    was_training = module.training
-    module.eval()
-    scorer = Scorer(task)
-    bf16 = module.settings.precision == "bf16-mixed"
-    with torch.inference_mode(), torch.autocast(module.device.type, torch.bfloat16, enabled=bf16):
-        for batch in eval_loader(split, EVAL_BATCH_SIZE, pad_token_id):
-            moved = {key: value.to(module.device) for key, value in batch.items()}
-            scorer.update(module(moved, task.head).cpu(), batch["labels"])
-    module.train(was_training)
-    return scorer.compute()
-
-
-def _fit(
-    module: SequenceClassifier,
-    task: Task,
-    train: TokenSplit,
-    index: int,
-    distribution: LRDistribution,
-    seed: int,
-    pad_token_id: int,
-    report: Callable[[Progress], None],
-    watcher: _EpochWatcher | None,
-) -> None:
-    settings = module.settings
-    set_seed(seed, "task", index)
-    loader = train_loader(train, settings.batch_size, derive_seed(seed, "order", index), pad_token_id)
-    module.start_task(task.head, regression=task.kind == "regression", total_steps=settings.epochs * len(loader))
+def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers: Sequence[Observer]) -> float:
+    """Learn one task; the seconds spent in training."""
+    settings, pad = run.bench.settings, run.view.pad_token_id
+    set_seed(run.seed, "task", stage.index)
+    order = derive_seed(run.seed, "order", stage.index)
+    loader = train_loader(stage.tokens.train, settings.batch_size, order, pad)
+    regression = stage.task.kind == "regression"
+    run.module.start_task(stage.task.head, regression=regression, total_steps=settings.epochs * len(loader))
+    relay = _Relay(run, stage, observers)
+    began = time.perf_counter()
     with _quiet():
         trainer = L.Trainer(
             max_epochs=settings.epochs,
@@ -221,14 +152,11 @@ def _fit(
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[
-                LayerwiseLR(distribution, verbose=False),
-                _Reporter(task.name, report),
-                *([watcher] if watcher else []),
-            ],
+            callbacks=[LayerwiseLR(stage.distribution, verbose=False), *methods, relay],
         )
-        _fit_or_interrupt(trainer, module, loader)
-    module.train()
+        _fit_or_interrupt(trainer, run.module, loader)
+    run.module.train()
+    return time.perf_counter() - began - relay.seconds
 
 
 def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: DataLoader[Any]) -> None:
@@ -246,40 +174,26 @@ def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: Da
             signal.signal(signal.SIGINT, handler)
 
 
-class _Reporter(L.Callback):
-    def __init__(self, task: str, report: Callable[[Progress], None]) -> None:
-        self._task = task
-        self._report = report
+class _Relay(L.Callback):
+    """Tells the observers what happens in the Trainer; `seconds` is what they took after epochs."""
 
-    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
-        self._report(Progress("train", self._task, 1))
-
-
-class _EpochWatcher(L.Callback):
-    """Tests after every epoch of one task, and passes the scores on."""
-
-    def __init__(
-        self,
-        index: int,
-        tasks: Sequence[Task],
-        test: Callable[[], list[dict[str, float] | None]],
-        heard: Callable[[EpochEnd], None],
-    ) -> None:
-        self._index = index
-        self._tasks = tasks
-        self._test = test
-        self._heard = heard
-        self.last: list[dict[str, float] | None] = []
+    def __init__(self, run: SequenceState, stage: Stage, observers: Sequence[Observer]) -> None:
+        self._run = run
+        self._stage = stage
+        self._observers = observers
         self.seconds = 0.0
 
+    @override
+    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
+        for observer in self._observers:
+            observer.step_ended(self._run, self._stage)
+
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         began = time.perf_counter()
-        # A run that is watched draws the same numbers as one that is not.
-        with isolate_rng():
-            self.last = self._test()
+        for observer in self._observers:
+            observer.epoch_ended(self._run, self._stage, trainer.current_epoch)
         self.seconds += time.perf_counter() - began
-        scores = [entry[task.primary] for entry, task in zip(self.last, self._tasks, strict=True) if entry]
-        self._heard(EpochEnd(self._index, trainer.current_epoch, scores))
 
 
 @contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lr_dist.errors import ConfigurationError
@@ -11,6 +12,10 @@ from lr_dist.errors import ConfigurationError
 SCHEDULES = ("cosine", "linear", "constant")
 PRECISIONS = ("32-true", "bf16-mixed")
 SPLITS = ("validation", "dev")
+# Those of version 0.1, which every identity holds, defaults or not; later ones stay out while they have their default.
+_FIRST_SETTINGS = (
+    *("epochs", "batch_size", "max_length", "lr", "weight_decay", "warmup", "schedule", "precision", "evaluate_on"),
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,6 @@ class SequenceSettings:
         schedule: after the warm-up, `cosine` or `linear` to 0, or `constant`; restarted for each task.
         precision: Lightning's name, `32-true` or `bf16-mixed`.
         evaluate_on: `validation` (the official split, for evidence) or `dev` (drawn from train, for searching).
-        method: what is done against forgetting beside the rates, see `lr_dist.sequence.methods`.
 
     Raises:
         ConfigurationError: a value out of range.
@@ -42,7 +46,6 @@ class SequenceSettings:
     schedule: str = "cosine"
     precision: str = "32-true"
     evaluate_on: str = "validation"
-    method: str = "finetune"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -62,3 +65,15 @@ class SequenceSettings:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def identity(self, methods: Sequence[str] = ()) -> dict[str, Any]:
+        """What of the settings makes two runs the same run.
+
+        A setting of a later version is left out while it has its default, so that it orphans no run, study or
+        reference that was finished before there was such a setting.
+        """
+        defaults = {field.name: field.default for field in fields(self)}
+        kept = {
+            name: value for name, value in self.to_dict().items() if name in _FIRST_SETTINGS or value != defaults[name]
+        }
+        return {**kept, "method": " + ".join(methods) or "finetune"}

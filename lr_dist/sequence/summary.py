@@ -1,4 +1,4 @@
-"""Mean and spread over the seeds of one distribution."""
+"""Mean and spread over the seeds of one arm."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 
 def summarise_runs(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean, standard deviation and count over the seeds of one distribution; diverged runs are counted apart."""
+    """Mean, standard deviation and count over the seeds of one arm; diverged runs are counted apart."""
     done = [run for run in runs if run["status"] == "done"]
     size = range(len(done[0]["matrix"][0])) if done else range(0)
     rows = range(len(size) + 1) if done else range(0)
     cells = [[summarise([{"score": run["matrix"][i][j]} for run in done])["score"] for j in size] for i in rows]
     return {
-        "distribution": label,
+        "arm": label,
         "runs": len(done),
         "diverged": len(runs) - len(done),
         "metrics": summarise([run["metrics"] for run in done]),

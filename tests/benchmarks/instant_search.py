@@ -10,7 +10,7 @@ import json
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timezone
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -25,7 +25,6 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import insert, text
 
 import lr_dist.search.trial
-from lr_dist.distribution import LRDistribution
 from lr_dist.search.config import SearchConfig
 from lr_dist.search.objective import Reference
 from lr_dist.search.slots import SLOT
@@ -33,7 +32,9 @@ from lr_dist.search.storage import open_storage
 from lr_dist.search.study import open_study, plan
 from lr_dist.search.trial import SequenceObjective
 from lr_dist.search.worker import drain
-from lr_dist.sequence.runner import EpochEnd, SequenceRun
+from lr_dist.sequence.arm import Arm
+from lr_dist.sequence.observers import EpochEnd, TestAfterEpochs
+from lr_dist.sequence.runner import SequenceRun
 
 LAYERS = 6
 TASKS = ("sst2", "qqp")
@@ -42,31 +43,21 @@ BASELINE, ALONE = (0.56, 0.66), (0.85, 0.78)
 LEARNS, FORGETS = 2e-4, 5e-5
 
 
-def instant_run(
-    model: Any,
-    tasks: Sequence[Any],
-    tokens: Any,
-    distribution: LRDistribution,
-    seed: int,
-    settings: Any,
-    *,
-    after_epoch: Callable[[EpochEnd], None] = lambda end: None,
-    **others: Any,
-) -> SequenceRun:
+def instant_run(bench: Any, arm: Arm, seed: int, tests: TestAfterEpochs) -> SequenceRun:
     """Scores of two tasks, as `run_sequence` gives them, from the rates alone and some noise."""
-    rates = [max(rate, 1e-12) for rate in distribution.rates(LAYERS).values()]
+    rates = [max(rate, 1e-12) for rate in arm.plan.stage(0).rates(LAYERS).values()]
     rng = random.Random(f"{seed} {rates}")
     learned = sum(math.exp(-((math.log10(rate / LEARNS)) ** 2)) for rate in rates) / len(rates)
     kept = sum(1 / (1 + rate / FORGETS) for rate in rates) / len(rates)
     matrix: list[list[float | None]] = [list(BASELINE)]
-    for task in range(len(tasks)):
-        for epoch in range(settings.epochs):
-            share = learned * (epoch + 1) / settings.epochs
+    for task in range(len(bench.tasks)):
+        for epoch in range(bench.settings.epochs):
+            share = learned * (epoch + 1) / bench.settings.epochs
             scores = [
                 BASELINE[j] + (ALONE[j] - BASELINE[j]) * (share if j == task else kept) + rng.gauss(0, 0.01)
                 for j in range(task + 1)
             ]
-            after_epoch(EpochEnd(task, epoch, scores))
+            tests.epoch_tested(EpochEnd(task, epoch, scores))
         matrix.append([*scores, *BASELINE[task + 1 :]])
     metrics = [[{"accuracy": score, "f1": score} for score in row if score is not None] for row in matrix]
     return SequenceRun(matrix, metrics, seconds=0.0, train_seconds=0.0, train_steps=0, tokens=0)
@@ -83,8 +74,6 @@ def open_instant(url: str, name: str, trials: int) -> tuple[Study, SequenceObjec
     lr_dist.search.trial.run_sequence = instant_run
     searched = config(trials)
     bench: Any = SimpleNamespace(
-        model=None,
-        tokens=None,
         settings=searched.settings,
         baseline=list(BASELINE),
         tasks=[SimpleNamespace(name=task, dev=range(500), validation=range(500)) for task in TASKS],

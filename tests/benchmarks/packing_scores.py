@@ -17,6 +17,7 @@ from search_throughput import LR, tasks
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.search.trial import run_once
+from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.differences import Interval
 from lr_dist.sequence.settings import SequenceSettings
@@ -35,15 +36,16 @@ def main() -> None:
     same = [options.limit, options.dev_size, options.epochs]
     settings = SequenceSettings(epochs=options.epochs, precision="bf16-mixed", evaluate_on="dev")
     bench = Bench.prepare("minilm", names, settings, data_dir=folder, **sizes)
-    if bench.model.first_position is None:
+    view = bench.view()
+    if view.first_position is None:
         raise SystemExit("This model is padded anyway.")
-    padded = dataclasses.replace(bench, model=dataclasses.replace(bench.model, first_position=None))
+    padded = bench.with_view(dataclasses.replace(view, first_position=None))
     options.state.parent.mkdir(parents=True, exist_ok=True)
     options.state.touch()
     for seed in options.seeds:
         for kind, which in (("packed", bench), ("padded", padded)):
             if (seed, kind) not in read(options.state, same):
-                run = run_once(which, LRDistribution.flat(LR), seed, None)
+                run = run_once(which, Arm.of(LRDistribution.flat(LR)), seed)
                 line = {"same": same, "seed": seed, "kind": kind, "final": run["final"], "s": run["seconds"]}
                 with options.state.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")

@@ -33,6 +33,7 @@ from two_tasks import data_dir, operations
 from lr_dist.distribution import LRDistribution
 from lr_dist.search.session import threads_of
 from lr_dist.search.trial import run_once
+from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import peak_memory_mb
 from lr_dist.sequence.settings import SequenceSettings
@@ -81,7 +82,7 @@ def child(part: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         print("ready", flush=True)
         sys.stdin.readline()
     began = time.perf_counter()
-    outcome = run_once(bench, LRDistribution.flat(LR), part["seed"], None)
+    outcome = run_once(bench, Arm.of(LRDistribution.flat(LR)), part["seed"])
     outcome["seconds"] = time.perf_counter() - began
     rate = matrix_rate(torch.bfloat16) if part["kind"] == "ours" else None
     return {

@@ -28,10 +28,10 @@ def test_what_is_found_is_measured_on_the_pairs_that_were_held_out(tiny_model: s
         assert len(list(csv.DictReader(lines))) == 6
     result = ComparisonResult.load(files / "demo-entailment-demo-sentiment.json")
     flat = read_preset(files / "combined-flat.yaml").distribution.rates(3)["head"]
-    labels = [entry["label"] for entry in result.distributions]
+    labels = [entry["label"] for entry in result.arms]
     assert labels == ["combined-knots", f"flat:lr={flat:.3g}", "flat:lr=2e-5"]
     found = read_preset(files / "combined-knots.yaml").distribution
-    assert result.distributions[0]["fingerprint"] == found.fingerprint
+    assert result.arms[0]["fingerprint"] == found.fingerprint
     assert len(result.runs) == result.planned_runs == 6
     assert result.config["evaluate_on"] == "validation"
     table = (files / "differences.md").read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare import Comparison
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import peak_memory_mb
+from lr_dist.sequence.observers import TestAfterStages
 from lr_dist.sequence.runner import run_sequence
 from lr_dist.sequence.settings import SequenceSettings
 
@@ -49,8 +50,7 @@ def one_run(name: str, limit: int, epochs: int) -> dict[str, object]:
     )
     comparison = Comparison.prepare(config)
     bench = comparison.bench
-    distribution = comparison.distributions["flat:lr=1e-4"]
-    run = run_sequence(bench.model, bench.tasks, bench.tokens, distribution, 0, bench.settings)
+    run = run_sequence(bench, comparison.arms["flat:lr=1e-4"], 0, TestAfterStages())
     rate = matrix_rate(dtype)
     return {
         "tasks": [task.name for task in bench.tasks],
@@ -69,7 +69,7 @@ def one_run(name: str, limit: int, epochs: int) -> dict[str, object]:
 
 def operations(bench: Bench, epochs: int) -> float:
     """Floating-point operations of training, forward and backward, on tokens that are no padding."""
-    backbone: Any = bench.model.backbone
+    backbone: Any = bench.view().backbone
     weights = sum(p.numel() for name, p in backbone.named_parameters() if ".layer." in name)
     lengths = torch.cat([torch.as_tensor(split.train.lengths).double() for split in bench.tokens])
     hidden, layers = backbone.config.hidden_size, backbone.config.num_hidden_layers

@@ -31,7 +31,7 @@ def printed(result: ComparisonResult, width: int = 100) -> str:
 
 
 def test_the_table_shows_the_mean_and_spread_that_the_runs_have(result):
-    p_o = [run["metrics"]["p_o"] for run in result.runs if run["distribution"] == FLAT]
+    p_o = [run["metrics"]["p_o"] for run in result.runs if run["arm"] == FLAT]
     mean, sd = sum(p_o) / 2, abs(p_o[0] - p_o[1]) / 2**0.5
     row = next(row for row in table_rows(result) if row.label == FLAT)
     assert row.cells["p_o"][0] == f"{number(mean)} ± {number(sd)}"
@@ -109,7 +109,7 @@ def test_a_page_can_be_made_before_the_first_run_is_done(result):
         ("", "not readable JSON"),
         ("[]", "no result file"),
         ('{"kind": "compare", "schema_version": 99}', "schema_version 99"),
-        ('{"kind": "compare", "schema_version": 1}', "lacks created"),
+        ('{"kind": "compare", "schema_version": 1}', "does not follow that schema"),
     ],
 )
 def test_a_file_that_is_no_result_is_refused(tmp_path, content, says):

@@ -19,7 +19,7 @@ from lr_dist.sequence.result import ComparisonResult
 
 
 def numbers(result: ComparisonResult) -> dict[tuple[str, int], object]:
-    return {(run["distribution"], run["seed"]): run["matrix"] for run in result.runs}
+    return {(run["arm"], run["seed"]): run["matrix"] for run in result.runs}
 
 
 def test_every_distribution_and_seed_is_run_once_and_the_steps_are_those_announced(tiny_comparison):
@@ -36,16 +36,16 @@ def test_freezing_the_encoder_forgets_nothing(tiny_comparison):
     result, _, _ = tiny_comparison
     for run in result.runs:
         matrix = run["matrix"]
-        if run["distribution"] == FROZEN:
+        if run["arm"] == FROZEN:
             # Only the second task's own head was trained after the first task was learned.
             assert matrix[2][0] == matrix[1][0]
             assert run["metrics"]["forgetting"] == 0.0
         assert len(matrix) == 3
         assert [len(row) for row in matrix] == [2, 2, 2]
     # ... while the first task's head was trained. One accuracy may come out the same by chance, not those of all seeds.
-    frozen = [run["matrix"] for run in result.runs if run["distribution"] == FROZEN]
+    frozen = [run["matrix"] for run in result.runs if run["arm"] == FROZEN]
     assert any(matrix[1][0] != matrix[0][0] for matrix in frozen)
-    flat = [run["metrics"]["forgetting"] for run in result.runs if run["distribution"] == FLAT]
+    flat = [run["metrics"]["forgetting"] for run in result.runs if run["arm"] == FLAT]
     assert any(value != 0.0 for value in flat)
 
 

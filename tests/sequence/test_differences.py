@@ -18,9 +18,9 @@ METRICS = dict.fromkeys((*DIFFERENCES, "backward_transfer", "forward_transfer"),
 def result_of(real: ComparisonResult, name: str, p_o: dict[str, list[float | None]]) -> ComparisonResult:
     """A result whose runs have these p_o, seed by seed; None diverged."""
     runs = [
-        {"distribution": label, "seed": seed, "status": "diverged"}
+        {"arm": label, "seed": seed, "status": "diverged"}
         if score is None
-        else {"distribution": label, "seed": seed, "status": "done", "metrics": {**METRICS, "p_o": score}}
+        else {"arm": label, "seed": seed, "status": "done", "metrics": {**METRICS, "p_o": score}}
         for label, scores in p_o.items()
         for seed, score in enumerate(scores)
     ]
@@ -36,7 +36,7 @@ def real(tiny_comparison) -> ComparisonResult:
 def test_of_one_sequence_seeds_are_paired_and_the_interval_is_students(real):
     (row,) = differences([result_of(real, "a>b", {FLAT: [0.70, 0.50], FROZEN: [0.72, 0.54]})], FLAT)
     found = row.metrics["p_o"]
-    assert (row.sequence, row.distribution, found.n, row.left_out) == ("a>b", FROZEN, 2, 0)
+    assert (row.sequence, row.arm, found.n, row.left_out) == ("a>b", FROZEN, 2, 0)
     assert found.mean == pytest.approx(0.03)
     # sd .0141 / sqrt 2 = .01, times t(.975, 1 degree of freedom) = 12.706; unpaired it would be ten times as wide.
     assert found.half == pytest.approx(0.12706, rel=1e-4)
@@ -75,17 +75,17 @@ def test_what_may_not_be_compared_is_refused(real):
     one, other = result_of(real, "a>b", scores), result_of(real, "b>a", scores)
     with pytest.raises(InvalidResultError, match="Two results are of a>b"):
         differences([one, one], FLAT)
-    with pytest.raises(InvalidResultError, match="no distribution 'flat:lr=1'; it has flat:lr=1e-3, "):
+    with pytest.raises(InvalidResultError, match="no arm 'flat:lr=1'; it has flat:lr=1e-3, "):
         differences([one], "flat:lr=1")
     longer = replace(other, config={**other.config, "epochs": 7})
     with pytest.raises(InvalidResultError, match="epochs is 2 in one and 7 in the other"):
         differences([one, longer], FLAT)
-    renamed = [{**entry, "fingerprint": "x"} for entry in other.distributions]
-    with pytest.raises(InvalidResultError, match=r"distribution flat:lr=1e-3 is '.*' in one and 'x'"):
-        differences([one, replace(other, distributions=renamed)], FLAT)
+    renamed = [{**entry, "fingerprint": "x"} for entry in other.arms]
+    with pytest.raises(InvalidResultError, match=r"arm flat:lr=1e-3 is '.*' in one and 'x'"):
+        differences([one, replace(other, arms=renamed)], FLAT)
     with pytest.raises(InvalidResultError, match="no seed for which both"):
         differences([result_of(real, "a>b", {FLAT: [0.5, None], FROZEN: [None, 0.6]})], FLAT)
-    alone = replace(one, distributions=[entry for entry in one.distributions if entry["label"] == FLAT])
+    alone = replace(one, arms=[entry for entry in one.arms if entry["label"] == FLAT])
     with pytest.raises(InvalidResultError, match=r"nothing but flat:lr=1e-3"):
         differences([alone], FLAT)
     with pytest.raises(ConfigurationError, match=r"level=95 must lie between 0 and 1"):

@@ -9,8 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from lr_dist.distribution import LRDistribution
+from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
+from lr_dist.sequence.observers import ReportProgress, TestAfterStages
 from lr_dist.sequence.runner import run_sequence
 from lr_dist.sequence.settings import SequenceSettings
 
@@ -22,7 +24,8 @@ def bench(tiny_model: str) -> Bench:
 
 
 def learn(bench: Bench, seed: int, report: Callable[[object], None] = lambda progress: None) -> None:
-    run_sequence(bench.model, bench.tasks, bench.tokens, LRDistribution.flat(1e-3), seed, bench.settings, report)
+    arm = Arm.of(LRDistribution.flat(1e-3))
+    run_sequence(bench, arm, seed, TestAfterStages(report), [ReportProgress(report)])
 
 
 def test_the_model_of_a_run_is_gone_when_the_next_one_begins(bench: Bench) -> None:

@@ -30,6 +30,7 @@ from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_wi
 
 from lr_dist import LayerwiseLR
 from lr_dist.layers import clean_name
+from lr_dist.methods import build_method
 
 BASE = 2e-3
 STEPS, EPOCHS, BATCH = 4, 3, 4
@@ -50,6 +51,7 @@ class Case:
         distribution: as `LayerwiseLR` takes it, RANK being the number of the process; None leaves the callback out.
         optimizer: a key of `OPTIMIZERS`.
         layerwise: further options of `LayerwiseLR`.
+        methods: text forms of methods against forgetting.
         options: of the Trainer.
         dropout: above 0, every process draws its own random numbers.
         built_late: the model is made in `configure_model`, not in `__init__`.
@@ -67,6 +69,7 @@ class Case:
     distribution: str | None = FROZEN_LAYER
     optimizer: str = "adamw"
     layerwise: tuple[tuple[str, Any], ...] = ()
+    methods: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
     dropout: float = 0.0
     built_late: bool = False
@@ -333,6 +336,7 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
         allowed = (Halving,) if case.allow_own_schedule else ()
         further = dict(case.layerwise)
         callbacks.insert(0, LayerwiseLR(distribution, allow_schedulers=allowed, **further))
+    callbacks += [build_method(text) for text in case.methods]
     if case.save_after is not None:
         callbacks.append(_SaveAfter(case.save_after, str(case.checkpoint)))
     if case.save_at_step is not None:

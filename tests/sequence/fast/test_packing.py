@@ -17,7 +17,6 @@ from lr_dist.sequence.fast.attention import use_own_attention
 from lr_dist.sequence.fast.dropout import use_block_dropout
 from lr_dist.sequence.fast.first_token import keep_first_token
 from lr_dist.sequence.fast.packing import Packing, first_position, first_states
-from lr_dist.sequence.methods import build_method
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks import train_loader
 
@@ -128,20 +127,20 @@ def test_a_model_whose_attention_is_its_own_stays_padded():
 def test_a_bench_packs_and_the_classifier_gives_the_same_outputs(tiny_model):
     settings = SequenceSettings(epochs=1, batch_size=16)
     bench = Bench.prepare(tiny_model, ("demo-sentiment", "demo-entailment"), settings, limit=48)
-    assert bench.model.first_position == 0
+    view = bench.view()
+    assert view.first_position == 0
     heads = {task.head: task.num_outputs for task in bench.tasks}
     packed, padded = (
         SequenceClassifier(
-            bench.model.backbone,
+            view.backbone,
             heads,
             reads_first_token=True,
             settings=settings,
-            method=build_method("finetune"),
             first_position=first,
         ).eval()
-        for first in (bench.model.first_position, None)
+        for first in (view.first_position, None)
     )
     padded.load_state_dict(packed.state_dict())
-    for batch in train_loader(bench.tokens[1].train, 16, 0, bench.model.pad_token_id):
+    for batch in train_loader(view.tokens[1].train, 16, 0, view.pad_token_id):
         assert int(batch["attention_mask"].min()) == 0
         torch.testing.assert_close(packed(batch), padded(batch), rtol=1e-4, atol=1e-5)

@@ -10,8 +10,12 @@ from torch import nn
 
 from lr_dist import LRDistribution
 from lr_dist.models import load_backbone, load_tokenizer
+from lr_dist.sequence.arm import Arm
+from lr_dist.sequence.bench import Bench
+from lr_dist.sequence.fast.view import View
 from lr_dist.sequence.fast.vocabulary import shrink_vocabulary
-from lr_dist.sequence.runner import Model, run_sequence
+from lr_dist.sequence.observers import TestAfterStages
+from lr_dist.sequence.runner import run_sequence
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks import load_tasks, tokenize_task
 
@@ -30,10 +34,13 @@ def test_a_run_on_the_used_rows_alone_is_the_same_run_bit_for_bit(tiny_model):
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     smaller, renumbered, pad = shrink_vocabulary(backbone, tokens)
     settings = SequenceSettings(epochs=1, batch_size=16)
-    runs = [
-        run_sequence(Model(model, pad_id, True), tasks, data, LRDistribution.flat(1e-2), 0, settings)
-        for model, pad_id, data in ((backbone, tokenizer.pad_token_id, tokens), (smaller, pad, renumbered))
-    ]
+    views = (
+        View(backbone, tuple(tokens), tokenizer.pad_token_id, True),
+        View(smaller, tuple(renumbered), pad, True),
+    )
+    arm = Arm.of(LRDistribution.flat(1e-2))
+    bench = Bench(settings, backbone, tokenizer, {}, tasks, tokens, [])
+    runs = [run_sequence(bench.with_view(view), arm, 0, TestAfterStages()) for view in views]
     assert runs[0].matrix == runs[1].matrix
     rows = [model.get_input_embeddings().num_embeddings for model in (backbone, smaller)]
     assert rows[1] <= rows[0] - 50

@@ -1,0 +1,95 @@
+"""What every method against forgetting is: a Lightning callback with a name and a text form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import lightning.pytorch as L
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.trainer.states import TrainerFn
+from typing_extensions import override
+
+from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
+from lr_dist.errors import ResumeMismatchError, UnsupportedStrategyError
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method or an observer needs of the model that `lr_dist.sequence` leaves out where nobody needs it.
+
+    Attributes:
+        full_vocabulary: all rows of the word embeddings, for texts other than the tasks' own.
+        all_tokens: the last layer's states of every token, not of the one that the head reads alone.
+    """
+
+    full_vocabulary: bool = False
+    all_tokens: bool = False
+
+    def __or__(self, other: Needs) -> Needs:
+        return Needs(self.full_vocabulary or other.full_vocabulary, self.all_tokens or other.all_tokens)
+
+
+class Method(L.Callback):
+    """A callback that works against forgetting in any Trainer. One fit is one stage: it learns one task.
+
+    What a method has learned from earlier stages (an anchor, importances, examples) stays in the instance: use the same
+    instance for every stage of a sequence, and a new one for a new sequence. It is part of the Trainer's checkpoints,
+    so a stage that was stopped resumes exactly.
+
+    Subclass it in a file of its own, and add it to `METHODS`. Keyword arguments of the constructor that are numbers are
+    the keys of its text form, `name:key=value,...`.
+
+    Attributes:
+        name: the first word of the text form.
+        needs: of the model, where `lr_dist.sequence` trains.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[Needs] = Needs()
+
+    def settings(self) -> dict[str, float]:
+        """The numbers of the text form; a checkpoint of other settings is refused."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        """The text form."""
+        values = ",".join(f"{key}={value!r}" for key, value in self.settings().items())
+        return f"{self.name}:{values}" if values else self.name
+
+    @property
+    @override
+    def state_key(self) -> str:
+        """Without the settings, so that a checkpoint of other settings is recognised."""
+        return f"lr_dist.{self.name}"
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse strategies under which a process does not hold weights by name.
+
+        Raises:
+            UnsupportedStrategyError: FSDP1 or DeepSpeed.
+        """
+        if stage == "fit" and isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+            raise UnsupportedStrategyError(
+                f"{self.name} needs every parameter by its name and in its shape, which "
+                f"{type(trainer.strategy).__name__} does not keep. Use ModelParallelStrategy (FSDP2) or DDPStrategy."
+            )
+
+    @override
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run that was trained otherwise.
+
+        Raises:
+            ResumeMismatchError: the checkpoint was written without this method, or with other settings.
+        """
+        if trainer.state.fn != TrainerFn.FITTING or is_own_checkpoint_of_a_tuner(trainer):
+            return
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if state is not None and state["settings"] == self.settings():
+            return
+        then = "without it" if state is None else f"with {state['settings']}"
+        raise ResumeMismatchError(
+            f"This run has {self}; the checkpoint was written {then}, so the run would not continue that one. Use the "
+            "same methods and settings, or start a new run from the checkpoint's weights alone, without ckpt_path."
+        )

@@ -1,0 +1,104 @@
+"""L2-SP: a quadratic pull toward the weights that the first stage began with."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import lightning.pytorch as L
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from typing_extensions import override
+
+from lr_dist._callback.scaling import gradient_scale
+from lr_dist._distribution.rates import check_rate
+from lr_dist.errors import UnsupportedOptimizerError
+from lr_dist.layers import Overrides, assign_layers, clean_name
+from lr_dist.methods.anchor import Anchor
+from lr_dist.methods.base import Method
+
+
+class L2SP(Method):
+    """Adds to the loss, for the weights theta below the head and the head's weights w,
+
+        alpha / 2 |theta - theta_0|^2 + beta / 2 |w|^2
+
+    (Li, Grandvalet and Davoine 2018, arXiv 1802.01483, equations 2 and 3). theta_0 are the weights with which the first
+    fit of this instance began; later fits keep them. The gradient, alpha (theta - theta_0), is added in closed form
+    before each step of the optimizer: once for a window of accumulated batches, and before gradients are clipped. The
+    logged loss is the task's alone. Frozen weights are left alone.
+
+        trainer = L.Trainer(callbacks=[LayerwiseLR("decay:lr=4e-4,factor=0.7"), L2SP(alpha=0.01)])
+
+    Memory: one copy of the trained weights, in checkpoints too. Works under DDP and FSDP2, with gradient accumulation,
+    clipping and mixed precision.
+
+    Args:
+        alpha: strength of the pull toward theta_0, 0 or more.
+        beta: strength of the head's pull toward 0, 0 or more.
+        overrides: regex -> group name for parameters that `assign_layers` cannot place (what is the head).
+
+    Raises:
+        InvalidRateError: a strength that is negative or not a finite number.
+        ConfigurationError: at the start of a fit, another model than that of an earlier fit.
+        UnsupportedOptimizerError: in training, a sparse gradient, which has no room for a pull on every weight.
+        ResumeMismatchError: a checkpoint that was written without this method, or with other settings.
+    """
+
+    name: ClassVar[str] = "l2-sp"
+
+    def __init__(self, alpha: float = 0.01, beta: float = 0.0, *, overrides: Overrides | None = None) -> None:
+        self.alpha = check_rate("alpha", alpha)
+        self.beta = check_rate("beta", beta)
+        self.overrides = overrides
+        self._anchor = Anchor()
+        self._names: dict[nn.Parameter, str] = {}
+        self._head: set[str] = set()
+
+    @override
+    def settings(self) -> dict[str, float]:
+        return {"alpha": self.alpha, "beta": self.beta}
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Copy theta_0, unless an earlier fit or a checkpoint has brought it."""
+        group_of = assign_layers(pl_module, self.overrides).group_of
+        self._names = {parameter: clean_name(name) for name, parameter in pl_module.named_parameters()}
+        self._head = {name for name in self._names.values() if group_of[name] == "head"}
+        trained = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        self._anchor.hold((n, p) for p, n in self._names.items() if p in trained and n not in self._head)
+
+    @override
+    @torch.no_grad()
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
+        """Add the penalty's gradient."""
+        scale = gradient_scale(trainer, optimizer)
+        for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
+            name = self._names.get(parameter, "")
+            if name in self._anchor:
+                _add(parameter, name, parameter - self._anchor[name], self.alpha * scale)
+            elif name in self._head and self.beta:
+                _add(parameter, name, parameter, self.beta * scale)
+
+    @override
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let go of the model; the anchor stays for the next stage."""
+        self._names = {}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"settings": self.settings(), "anchor": self._anchor.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._anchor.load_state_dict(state_dict["anchor"])
+
+
+def _add(parameter: nn.Parameter, name: str, direction: torch.Tensor, strength: float) -> None:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    elif parameter.grad.is_sparse:
+        raise UnsupportedOptimizerError(
+            f"L2-SP pulls every weight, and the gradient of {name} is sparse. Use nn.Embedding(sparse=False)."
+        )
+    parameter.grad.add_(direction, alpha=strength)

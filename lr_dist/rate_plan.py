@@ -1,0 +1,64 @@
+"""`RatePlan`: which learning-rate distribution holds in which stage of a task sequence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import InvalidDistributionError, shown
+
+SEPARATOR = " | "
+
+
+@dataclass(frozen=True)
+class RatePlan:
+    """One distribution a stage; the last one holds in every later stage.
+
+    `A` alone holds in all stages. In text, `A | B` is A in the first stage and B in every later one.
+
+    Attributes:
+        stages: one distribution or more.
+
+    Raises:
+        InvalidDistributionError: no distribution, or something else among them.
+    """
+
+    stages: tuple[LRDistribution, ...]
+
+    def __post_init__(self) -> None:
+        if not self.stages or not all(isinstance(stage, LRDistribution) for stage in self.stages):
+            raise InvalidDistributionError(
+                f"A rate plan is a tuple of one distribution or more, not {shown(self.stages)}."
+            )
+        stages = self.stages
+        # A | B | B and A | B are the same plan.
+        while len(stages) > 1 and stages[-1] == stages[-2]:
+            stages = stages[:-1]
+        object.__setattr__(self, "stages", tuple(stages))
+
+    def stage(self, index: int) -> LRDistribution:
+        """The distribution of stage `index`, counted from 0."""
+        return self.stages[min(index, len(self.stages) - 1)]
+
+    def check(self, num_layers: int) -> None:
+        """Raise what `LRDistribution.rates` raises for a model of `num_layers` layers."""
+        for stage in self.stages:
+            stage.rates(num_layers)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex); that of its distribution for a plan of one, so that results from before plans stay theirs."""
+        if len(self.stages) == 1:
+            return self.stages[0].fingerprint
+        content = json.dumps([stage.fingerprint for stage in self.stages])
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"stages": [stage.to_dict() for stage in self.stages]}
+
+    def __str__(self) -> str:
+        return SEPARATOR.join(map(str, self.stages))

@@ -1,0 +1,138 @@
+"""What a comparison compares: arms, each a rate plan and methods under a label."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist.distribution import LRDistribution
+from lr_dist.errors import ConfigurationError, shown
+from lr_dist.methods import Method, build_method
+from lr_dist.presets import resolve_plan
+from lr_dist.rate_plan import RatePlan
+
+SEPARATOR = " + "
+KEYS = ("label", "rates", "methods")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A rate plan and methods against forgetting, under a label.
+
+    In text: `flat:lr=1e-4`, `flat:lr=1e-4 | decay:lr=4e-4,factor=0.7`, `PRESET + l2-sp:alpha=0.01`.
+
+    Attributes:
+        label: what tables and figures call it.
+        plan: the rates of every stage.
+        methods: their text forms.
+
+    Raises:
+        ConfigurationError: a method that is not valid, or one that is named twice.
+    """
+
+    label: str
+    plan: RatePlan
+    methods: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [method.name for method in self.build_methods()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ConfigurationError(f"The arm {shown(self.label)} has the method {twice} twice; name it once.")
+
+    @classmethod
+    def of(cls, distribution: LRDistribution, methods: Sequence[str] = ()) -> Arm:
+        """One distribution in every stage; the label is the text form."""
+        plan = RatePlan((distribution,))
+        return cls(SEPARATOR.join([str(plan), *methods]), plan, tuple(methods))
+
+    @classmethod
+    def parse(cls, spec: str | Mapping[str, Any] | Arm) -> Arm:
+        """Read an arm.
+
+        Args:
+            spec: the text form; a mapping of `rates` (a text, or a distribution's mapping) and perhaps `methods` (a
+                list of texts) and `label`; or a distribution's or preset's mapping alone.
+
+        Raises:
+            LRDistError: what `resolve_distribution` raises.
+            ConfigurationError: a mapping of other keys, or a method that is not valid.
+        """
+        if isinstance(spec, Arm):
+            return spec
+        if isinstance(spec, str):
+            rates, *methods = (part.strip() for part in spec.split(SEPARATOR))
+            return cls(spec.strip(), resolve_plan(rates), tuple(methods))
+        if not isinstance(spec, Mapping) or "rates" not in spec:
+            plan = resolve_plan(spec)
+            return cls(str(plan), plan)
+        unknown = [key for key in spec if key not in KEYS]
+        given = spec.get("methods", ())
+        if unknown or not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
+            raise ConfigurationError(
+                f"An arm has the keys {', '.join(KEYS)}, and methods is a list of texts such as l2-sp:alpha=0.01; got "
+                f"{shown(dict(spec))}."
+            )
+        plan = resolve_plan(spec["rates"])
+        return cls(str(spec.get("label") or SEPARATOR.join([str(plan), *given])), plan, tuple(given))
+
+    def build_methods(self) -> list[Method]:
+        """New callbacks, for one run."""
+        return [build_method(text) for text in self.methods]
+
+    def same_as(self, other: Arm) -> bool:
+        """Whether both train in the same way, whatever they are called."""
+        return self.plan == other.plan and _texts(self) == _texts(other)
+
+    def to_dict(self, lr: float, num_layers: int) -> dict[str, Any]:
+        """What a result file holds.
+
+        Args:
+            lr: the optimizer's own rate, for relative distributions.
+            num_layers: of the model.
+        """
+        return {
+            "label": self.label,
+            "fingerprint": self.plan.fingerprint,
+            "stages": [
+                {"distribution": stage.to_dict(), "rates": stage.absolute(lr).rates(num_layers)}
+                for stage in self.plan.stages
+            ],
+            "methods": list(self.methods),
+        }
+
+
+def parse_arms(specs: Sequence[str | Mapping[str, Any] | Arm]) -> dict[str, Arm]:
+    """Label -> arm.
+
+    Raises:
+        ConfigurationError: two that train in the same way, or have the same label.
+    """
+    arms: dict[str, Arm] = {}
+    for spec in specs:
+        arm = Arm.parse(spec)
+        twin = next((name for name, other in arms.items() if other.same_as(arm)), None)
+        if twin is not None or arm.label in arms:
+            raise ConfigurationError(
+                f"{arm.label} is the same {'arm' if arm.methods else 'distribution'} as {twin or arm.label}; list each "
+                "one once."
+            )
+        arms[arm.label] = arm
+    return arms
+
+
+def methods_of(text: str) -> tuple[str, ...]:
+    """The methods of `--method`: texts joined by ` + `; `finetune` is none."""
+    return () if text.strip() == "finetune" else tuple(part.strip() for part in text.split(SEPARATOR))
+
+
+def with_methods(spec: str | Mapping[str, Any], methods: Sequence[str]) -> str | Mapping[str, Any]:
+    """A distribution's spec as an arm's, with methods."""
+    if not methods:
+        return spec
+    return SEPARATOR.join([spec, *methods]) if isinstance(spec, str) else {"rates": spec, "methods": list(methods)}
+
+
+def _texts(arm: Arm) -> list[str]:
+    return sorted(str(method) for method in arm.build_methods())

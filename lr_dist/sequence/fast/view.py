@@ -1,0 +1,67 @@
+"""The model and the tokens as a run computes with them: what no method or observer needs is left out."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from lr_dist.layers import assign_layers
+from lr_dist.methods import Needs
+from lr_dist.sequence.fast.attention import use_own_attention
+from lr_dist.sequence.fast.dropout import use_block_dropout
+from lr_dist.sequence.fast.first_token import keep_first_token
+from lr_dist.sequence.fast.packing import first_position
+from lr_dist.sequence.fast.vocabulary import shrink_vocabulary
+from lr_dist.tasks import TokenizedTask
+
+
+@dataclass(frozen=True)
+class View:
+    """A model that computes the same as the real one for the tasks' texts, with less work.
+
+    Attributes:
+        backbone: a copy of the weights; every run copies it again.
+        tokens: the tasks' tokens, numbered as `backbone` has them, in the order of the tasks.
+        pad_token_id: fills up the shorter texts of a batch.
+        reads_first_token: whether the first token carries a text's vector, else the last one.
+        first_position: for batches without padding, see `lr_dist.sequence.fast.packing`; None where they are padded.
+    """
+
+    backbone: nn.Module
+    tokens: tuple[TokenizedTask, ...]
+    pad_token_id: int
+    reads_first_token: bool
+    first_position: int | None = None
+
+    def only(self, indices: Sequence[int]) -> View:
+        """The same model with some of the tasks."""
+        return replace(self, tokens=tuple(self.tokens[i] for i in indices))
+
+
+def view_of(
+    backbone: nn.Module, tokenizer: Any, tokens: Sequence[TokenizedTask], evaluate_on: str, needs: Needs
+) -> View:
+    """The cheapest view that serves `needs`; `backbone` is left as it is.
+
+    Args:
+        backbone: the pre-trained model.
+        tokenizer: its tokenizer.
+        tokens: of all tasks.
+        evaluate_on: the split that is read beside train.
+        needs: what must not be left out.
+    """
+    smaller, numbered, pad = backbone, list(tokens), tokens[0].pad_token_id
+    if not needs.full_vocabulary:
+        smaller, numbered, pad = shrink_vocabulary(backbone, tokens, ("train", evaluate_on))
+    if smaller is backbone:
+        smaller = copy.deepcopy(backbone)
+    use_block_dropout(smaller)
+    reads_first_token = tokenizer.cls_token_id is not None
+    use_own_attention(smaller)
+    cut = reads_first_token and not needs.all_tokens and keep_first_token(smaller, assign_layers(smaller))
+    first = first_position(smaller, pad) if cut else None
+    return View(smaller, tuple(numbered), pad, reads_first_token, first)

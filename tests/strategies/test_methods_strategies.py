@@ -1,0 +1,37 @@
+"""Methods against forgetting with two processes: the weights of one process, exact resume, named refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from strategies import checks
+from strategies.checks import Run
+from strategies.runs import Case
+
+# Strong enough that the weights would be far apart without it, or with twice of it.
+METHODS = ("l2-sp:alpha=20,beta=5",)
+ACCUMULATED = (("accumulate_grad_batches", 2), ("gradient_clip_val", 0.5))
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("options", [(), ACCUMULATED], ids=["plain", "accumulated_and_clipped"])
+def test_the_weights_are_those_of_one_process(strategy: str, options: tuple, together: Run) -> None:
+    case = Case("methods", strategy, "SequentialLR", methods=METHODS, options=options, optimizer="sgd")
+    assert checks.weights(case, together(case)) == []
+    without = Case("methods", schedule="SequentialLR", options=options, optimizer="sgd")
+    assert checks.weights(without, checks.alone(case)) != []
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "fsdp2-distributed"])
+def test_a_run_resumes_exactly(strategy: str, together: Run, tmp_path: Path) -> None:
+    case = Case("methods", strategy, "SequentialLR", methods=METHODS)
+    assert checks.resumes(case, together, tmp_path, within_window=strategy == "fsdp2") == []
+
+
+@pytest.mark.parametrize("strategy", ["fsdp1", "deepspeed"])
+def test_a_strategy_that_keeps_no_names_is_refused_before_a_step(strategy: str, together: Run) -> None:
+    for outcome in together(Case("refused", strategy, distribution=None, methods=METHODS)):
+        assert outcome["error"]["type"] == "UnsupportedStrategyError"
+        assert "ModelParallelStrategy (FSDP2)" in outcome["error"]["message"]
+        assert outcome["steps"] == 0
