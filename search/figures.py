@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist._distribution.plot import plot_rates
-from lr_dist.report.rows import number
-from lr_dist.report.svg import new_figure, short, to_svg
+from lr_dist.runs.numbers import number
+from lr_dist.runs.svg import new_figure, short, to_svg
 from lr_dist.search.combine import PAPER_BASE, geometric_spread
 from lr_dist.search.findings import Findings, front_of
 from lr_dist.search.slots import LABEL

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from lr_dist.distribution import check_num_layers
 from lr_dist.errors import UnwritableFileError
 from lr_dist.extras import require_extras
-from lr_dist.report.rows import number
+from lr_dist.runs.numbers import number
 from lr_dist.search import figures
 from lr_dist.search.findings import Findings
 from lr_dist.search.importance import importances

@@ -10,7 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_dist.report.rows import number
+from lr_dist.runs.numbers import number
 from lr_dist.search.findings import Findings
 from lr_dist.search.slots import ERROR, LABEL, REASON
 from lr_dist.search.space import Space

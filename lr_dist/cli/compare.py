@@ -152,7 +152,7 @@ class _View:
         self._bars.advance(self._all, progress.steps)
 
     def run_ended(self, run: Mapping[str, Any]) -> None:
-        from lr_dist.report.rows import number
+        from lr_dist.runs.numbers import number
 
         assert self._one is not None
         self._done += 1

@@ -10,7 +10,8 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from lr_dist.report.rows import NAMES, number
+from lr_dist.report.rows import NAMES
+from lr_dist.runs.numbers import number
 from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lr_dist._distribution.plot import plot_rates
-from lr_dist.report.rows import number
-from lr_dist.report.svg import new_figure, short, to_svg
+from lr_dist.runs.numbers import number
+from lr_dist.runs.svg import new_figure, short, to_svg
 from lr_dist.sequence.result import ComparisonResult
 
 if TYPE_CHECKING:

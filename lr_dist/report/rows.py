@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lr_dist.runs.numbers import number
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics, was_learned
 from lr_dist.sequence.result import ComparisonResult
 
@@ -65,14 +66,6 @@ def task_line(task: Mapping[str, Any]) -> str:
         f"{examples['train']:,} to learn from; majority class {number(task['baseline'])}"
     )
     return f"{text}; {task['note']}" if task["note"] else text
-
-
-def number(value: float) -> str:
-    """Three decimals without a leading zero, as papers print scores."""
-    text = f"{value:.3f}"
-    if text in ("-0.000", "0.000"):
-        return ".000"
-    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
 def spread(cell: Mapping[str, float]) -> str:

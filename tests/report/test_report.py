@@ -14,8 +14,9 @@ from rich.console import Console
 from lr_dist.errors import InvalidResultError
 from lr_dist.report.markdown import markdown_table
 from lr_dist.report.page import render_report, write_report
-from lr_dist.report.rows import number, table_rows
+from lr_dist.report.rows import table_rows
 from lr_dist.report.terminal import print_comparison
+from lr_dist.runs.numbers import number
 from lr_dist.sequence.result import ComparisonResult
 
 

@@ -1,0 +1,11 @@
+"""Scores as text, the same in every table, figure and page."""
+
+from __future__ import annotations
+
+
+def number(value: float) -> str:
+    """Three decimals without a leading zero, as papers print scores."""
+    text = f"{value:.3f}"
+    if text in ("-0.000", "0.000"):
+        return ".000"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
