@@ -132,8 +132,8 @@ def _check(results: Sequence[ComparisonResult], control: str) -> None:
 
 def _settings(result: ComparisonResult) -> dict[str, Any]:
     own = {key: value for key, value in result.config.items() if key not in OWN}
-    rates = {f"arm {entry['label']}": [entry["fingerprint"], *entry["methods"]] for entry in result.arms}
-    return {**own, "model": result.model["fingerprint"], **rates}
+    meant = {f"arm {entry['label']}": " + ".join([entry["fingerprint"], *entry["methods"]]) for entry in result.arms}
+    return {**own, "model": result.model["fingerprint"], **meant}
 
 
 def _has(result: ComparisonResult, label: str) -> bool:
