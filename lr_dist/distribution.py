@@ -82,15 +82,33 @@ class LRDistribution:
         return cls("flat", (("lr", lr),), relative)
 
     @classmethod
-    def decay(cls, lr: float, factor: float, *, relative: bool = False) -> LRDistribution:
-        """Layer-wise learning-rate decay (LLRD): the head at `lr`, `layers.j` at lr * factor^(N - j), the
-        embeddings at lr * factor^(N + 1)."""
-        return cls("decay", (("lr", lr), ("factor", factor)), relative)
+    def decay(
+        cls, lr: float, factor: float | None = None, *, total: float | None = None, relative: bool = False
+    ) -> LRDistribution:
+        """Layer-wise learning-rate decay (LLRD): rates fall by one factor a layer, from the head to the embeddings.
+
+        Args:
+            lr: the head's rate.
+            factor: `layers.j` of N has lr * factor^(N - j), the embeddings lr * factor^(N + 1): the deeper the model,
+                the lower its low layers' rates.
+            total: instead of `factor`, the embeddings' rate as a share of the head's, the same for every number of
+                layers: the factor is total^(1 / (N + 1)).
+            relative: whether the rates are multiples of the optimizer's own rate.
+
+        Raises:
+            InvalidDistributionError: neither `factor` nor `total`, or both.
+        """
+        given = [("lr", lr), *([] if factor is None else [("factor", factor)])]
+        return cls("decay", (*given, *([] if total is None else [("total", total)])), relative)
 
     @classmethod
     def discriminative(cls, lr: float, factor: float = 2.6, *, relative: bool = False) -> LRDistribution:
         """Discriminative fine-tuning (ULMFiT, Howard & Ruder 2018, section 3.2): the head at `lr`, each layer
-        below at the rate above it divided by `factor`."""
+        below at the rate above it divided by `factor`.
+
+        The factor was published for 3 layers: at 12 the embeddings have `lr` / 2.6^13 = `lr` / 248,000. For a ratio
+        that holds at every depth, use `decay` with `total`.
+        """
         return cls("discriminative", (("lr", lr), ("factor", factor)), relative)
 
     @classmethod
@@ -176,7 +194,7 @@ class LRDistribution:
     def parse(cls, text: str) -> LRDistribution:
         """Read the text form `family:key=value,...`, e.g. `decay:lr=4e-4,factor=0.7`.
 
-        Beside the family's keys: `relative=true`; `freeze=FIRST..LAST` (group names, or relative depths from 0
+        Beside the family's keys (`decay` takes `factor` or `total`): `relative=true`; `freeze=FIRST..LAST` (group names, or relative depths from 0
         to 1); and any group's name as a key (`head=1e-3`, `layers.0=0`, `layers.-1=1e-4`).
         """
         family, values, relative, edits = text_form.split(text)
@@ -378,12 +396,24 @@ def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[st
     """The family's values, complete, checked, as floats and tuples, in the family's order."""
     unknown = [key for key in given if key not in family.keys]
     if unknown:
-        raise InvalidDistributionError(f"{name} has no key {listed(unknown)}; its keys are {', '.join(family.keys)}.")
-    given = {**(family.defaults or {}), **given}
-    missing = [key for key in family.keys if key not in given]
-    if missing:
+        hint = " A ratio for any number of layers: decay:lr=4e-4,total=0.02." if "total" in unknown else ""
         raise InvalidDistributionError(
-            f"{name} needs {', '.join(missing)}; it was given {', '.join(given) or 'nothing'}."
+            f"{name} has no key {listed(unknown)}; its keys are {', '.join(family.keys)}.{hint}"
+        )
+    instead = {key: other for key, other in family.instead.items() if key in given}
+    for key, other in instead.items():
+        if other in given:
+            raise InvalidDistributionError(
+                f"{name} takes {other} or {key}, not both; it was given {other}={shown(given[other])} and "
+                f"{key}={shown(given[key])}."
+            )
+    given = {**(family.defaults or {}), **given}
+    missing = [key for key in family.rate_keys + family.factor_keys if key not in {*given, *instead.values()}]
+    if missing:
+        ways = {other: f"{other} or {key}" for key, other in family.instead.items()}
+        raise InvalidDistributionError(
+            f"{name} needs {', '.join(ways.get(key, key) for key in missing)}; it was given "
+            f"{', '.join(given) or 'nothing'}."
         )
     if name == "geometric_mean":
         parts, weights = _checked_parts(given["of"], given["weights"])
@@ -391,7 +421,7 @@ def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[st
     checked: list[tuple[str, Any]] = []
     for key in family.rate_keys:
         checked.append((key, check_rates(key, given[key]) if key == "layers" else check_rate(key, given[key])))
-    checked += [(key, check_factor(key, given[key])) for key in family.factor_keys]
+    checked += [(key, check_factor(key, given[key])) for key in (*family.factor_keys, *instead) if key in given]
     return tuple(checked)
 
 
@@ -430,7 +460,7 @@ def _geometric_mean(
     count = len(parts) if isinstance(parts, (list, tuple)) else 1
     of, checked = _checked_parts(parts, [1.0] * count if weights is None else weights)
     first = of[0]
-    shapes = {(p.family, len(_as_tuple(dict(p.values).get("layers", 0.0)))) for p in of}
+    shapes = {(p.family, *((key, len(_as_tuple(value))) for key, value in p.values)) for p in of}
     if FAMILIES[first.family].log_linear and len(shapes) == 1 and not any(p.edits for p in of):
         values: list[tuple[str, Any]] = []
         for key, value in first.values:
