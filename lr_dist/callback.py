@@ -22,6 +22,7 @@ from lr_dist._callback.company import (
     check_resumed_callbacks,
     check_trainer,
 )
+from lr_dist._callback.doubts import optimizer_doubts
 from lr_dist._callback.exact import ExactResume
 from lr_dist._callback.finder import (
     anchor_at,
@@ -35,7 +36,7 @@ from lr_dist._callback.finder import (
 )
 from lr_dist._callback.gradual import Gradual
 from lr_dist._callback.identity import check_complete, check_present, check_same, identity
-from lr_dist._callback.precision import warn_of_lost_steps
+from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
 from lr_dist._callback.strategies import (
     after_configure_model,
@@ -44,8 +45,9 @@ from lr_dist._callback.strategies import (
     check_strategy,
 )
 from lr_dist._callback.table import print_table
+from lr_dist._distribution.sanity import check_trains
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import OptimizerCoverageError
+from lr_dist.errors import NothingToTrainError, OptimizerCoverageError
 from lr_dist.groups import freeze_layers
 from lr_dist.layer_schedule import LayerSchedule
 from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
@@ -117,6 +119,7 @@ class LayerwiseLR(L.Callback):
         self._loaded: Mapping[str, Any] | None = None
         self._sizes: dict[str, int] = {}
         self._printed = False
+        self._told: set[str] = set()
         self._suggested: list[float] = []
         self._found_lr: float | None = None
         self._watch: Watch | None = None
@@ -154,9 +157,14 @@ class LayerwiseLR(L.Callback):
         """Split the groups of the optimizer that holds the transformer's layers, and rewrite its schedulers."""
         check_parameters(pl_module)
         optimizer = self._split(trainer, pl_module)
+        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+            raise NothingToTrainError(
+                f"No parameter of {type(pl_module).__name__} is left to train: the distribution {self.distribution} and "
+                "the requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
+            )
         check_processes_agree(trainer, optimizer)
         check_averaging(trainer, optimizer)
-        warn_of_lost_steps(optimizer)
+        self._tell_doubts([*lost_steps(optimizer), *optimizer_doubts(optimizer, self.distribution)])
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.verbose and not self._printed and trainer.is_global_zero:
@@ -211,6 +219,13 @@ class LayerwiseLR(L.Callback):
         release(trainer.strategy)
         self._exact.teardown(trainer)
 
+    def _tell_doubts(self, doubts: Sequence[UserWarning]) -> None:
+        """Once, though `Tuner.lr_find` and a second fit come here again."""
+        for doubt in doubts:
+            if str(doubt) not in self._told:
+                self._told.add(str(doubt))
+                rank_zero_warn(doubt)
+
     def _before_wrapping(self, pl_module: L.LightningModule) -> None:
         check_parameters(pl_module)
         self._trainable = [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()]
@@ -220,7 +235,9 @@ class LayerwiseLR(L.Callback):
 
     def _freeze(self, pl_module: L.LightningModule) -> LayerMap:
         layer_map = assign_layers(pl_module, self.overrides)
-        freeze_layers(pl_module, layer_map, self.distribution.rates(layer_map.num_layers))
+        rates = self.distribution.rates(layer_map.num_layers)
+        check_trains(self.distribution, rates)
+        freeze_layers(pl_module, layer_map, rates)
         return layer_map
 
     def _split(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Optimizer:

@@ -194,7 +194,7 @@ class LRDistribution:
     def parse(cls, text: str) -> LRDistribution:
         """Read the text form `family:key=value,...`, e.g. `decay:lr=4e-4,factor=0.7`.
 
-        Beside the family's keys (`decay` takes `factor` or `total`): `relative=true`; `freeze=FIRST..LAST` (group names, or relative depths from 0
+        Beside the family's keys: `relative=true`; `freeze=FIRST..LAST` (group names, or relative depths from 0
         to 1); and any group's name as a key (`head=1e-3`, `layers.0=0`, `layers.-1=1e-4`).
         """
         family, values, relative, edits = text_form.split(text)

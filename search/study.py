@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, StudyMismatchError, UnknownStudyError
 from lr_dist.presets import list_presets, resolve_distribution
@@ -103,9 +104,12 @@ def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
 
     Raises:
         ConfigurationError: a distribution that the user queued is not in the space, or there is no trial left for it.
+        NothingToTrainError: a distribution that the user queued freezes everything.
     """
     slots: list[dict[str, Any]] = []
     for label, distribution, asked_for in _first(config):
+        if asked_for:
+            warn_of_rates(distribution, num_layers, config.settings.lr, "AdamW")
         absolute = distribution.absolute(config.settings.lr)
         params = config.space.project(absolute, num_layers)
         if params is None and asked_for:

@@ -22,6 +22,7 @@ def run(settings: Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from lr_dist._distribution.sanity import warn_of_rates
     from lr_dist.layers import assign_layers
     from lr_dist.models import load_skeleton
     from lr_dist.presets import resolve_distribution
@@ -30,6 +31,8 @@ def run(settings: Namespace) -> int:
     model = load_skeleton(settings.model)
     layers = assign_layers(model)
     rates = None if distribution is None else distribution.rates(layers.num_layers)
+    if distribution is not None:
+        warn_of_rates(distribution, layers.num_layers, None, None)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
 
     table = Table(title=f"{settings.model}: {type(model).__name__}, {layers.num_layers} layers")

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
+from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError
 from lr_dist.presets import resolve_distribution
@@ -70,7 +71,7 @@ class Comparison:
             data_seed=config.data_seed,
         )
         for distribution in distributions.values():
-            distribution.rates(bench.model_info["num_layers"])
+            warn_of_rates(distribution, bench.model_info["num_layers"], bench.settings.lr, "AdamW")
         return cls(replace(config, settings=bench.settings), bench, distributions)
 
     def run(self, output: Path, *, command: str, listener: Listener) -> ComparisonResult:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 
 from lr_dist.callback import LayerwiseLR
 from lr_dist.distribution import LRDistribution
+from lr_dist.errors import RateRangeWarning, StuckLayersWarning
 from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.interrupts import interrupts_held_back
 from lr_dist.sequence.methods import build_method
@@ -292,6 +293,9 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
+            # Told once for all runs, before the first.
+            for category in (RateRangeWarning, StuckLayersWarning):
+                warnings.simplefilter("ignore", category)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
