@@ -118,7 +118,7 @@ class LayerwiseLR(L.Callback):
         self._trainable: list[tuple[Parameter, bool]] = []
         self._loaded: Mapping[str, Any] | None = None
         self._sizes: dict[str, int] = {}
-        self._printed = False
+        self._printed = self._in_use = False
         self._told: set[str] = set()
         self._suggested: list[float] = []
         self._found_lr: float | None = None
@@ -131,12 +131,13 @@ class LayerwiseLR(L.Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and freeze the layers with rate 0 before the strategy wraps the model."""
+        self._in_use = True
         check_trainer(trainer)
         if stage != "fit":
             return
         check_strategy(trainer)
         check_callbacks(trainer)
-        check_alone(trainer, self.state_key)
+        check_alone(trainer, LayerwiseLR)
         if self.schedule:
             check_not_unfrozen_twice(trainer)
         # Nothing of an earlier fit of this callback counts.
@@ -320,12 +321,17 @@ class LayerwiseLR(L.Callback):
     @property
     @override
     def state_key(self) -> str:
-        """The same for every distribution: a checkpoint with another one has to be recognised."""
-        return "LayerwiseLR"
+        """The same for every distribution: a checkpoint with another one has to be recognised.
+
+        Until a Trainer uses the callback, it is the object's own: Lightning compares the keys as a Trainer is made,
+        and would refuse two callbacks before `setup` can say what to do instead.
+        """
+        return "LayerwiseLR" if self._in_use else f"LayerwiseLR {id(self)}"
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Plain data only, so that a checkpoint loads with `weights_only=True`."""
+        self._in_use = True
         state = identity(self.distribution, self.overrides, self._num_layers, self._group_names, self._optimization)
         return {
             **state,

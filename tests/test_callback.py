@@ -236,7 +236,7 @@ def test_the_table_is_printed_once_with_every_layer(capsys: pytest.CaptureFixtur
     module, callback = tiny.Classifier(adamw), LayerwiseLR(DISTRIBUTION.freeze("layers.1"))
     tiny.fit(module, callback, max_steps=1)
     printed = capsys.readouterr().out
-    for words in (["embeddings", "960", "1e-05"], ["layers.1", "2,224", "frozen"], ["head", "306", "0.007"]):
+    for words in (["embeddings", "960", "1e-5"], ["layers.1", "2,224", "frozen"], ["head", "306", "7e-3"]):
         assert any(all(word in line for word in words) for line in printed.splitlines()), (words, printed)
     tiny.fit(module, callback, max_steps=1)
     tiny.fit(module, layerwise(), max_steps=1)

@@ -32,19 +32,23 @@ def optimization(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def check_alone(trainer: Any, state_key: str) -> None:
+def check_alone(trainer: Any, kind: type) -> None:
     """Refuse a second `LayerwiseLR`, which would split the groups of the first one again.
 
-    Lightning refuses two in the list that a Trainer is made with, but not one that was added to it later.
+    Args:
+        trainer: in `setup`.
+        kind: the callback's class.
 
     Raises:
         UnsupportedCallbackError: there are several.
     """
-    count = sum(callback.state_key == state_key for callback in trainer.callbacks)
-    if count > 1:
+    distributions = [str(callback.distribution) for callback in trainer.callbacks if isinstance(callback, kind)]
+    if len(distributions) > 1:
         raise UnsupportedCallbackError(
-            f"The Trainer has {count} LayerwiseLR callbacks, and an optimizer can follow one distribution only. Keep "
-            "one of them; look also at `configure_callbacks` of the LightningModule."
+            f"The Trainer has {len(distributions)} LayerwiseLR callbacks ({'; '.join(distributions)}), and an optimizer "
+            "can follow one distribution only. Keep one of them (look also at `configure_callbacks` of the "
+            "LightningModule): other rates for some layers are edits of one distribution, "
+            "'decay:lr=4e-4,factor=0.7,head=1e-3'; its geometric mean with another is LRDistribution.geometric_mean."
         )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -137,8 +136,11 @@ def warn_of_rates(distribution: LRDistribution, num_layers: int, base_lr: float 
 
 
 def brief(number: float) -> str:
-    """Three digits: `5.36e-8`, `0.00028`."""
-    return re.sub(r"e([+-])0*", lambda found: "e" + found[1].strip("+"), f"{number:.3g}")
+    """Three digits, small numbers as they are written by hand: `5.36e-8`, `4e-4`, `0.343`."""
+    if 0.01 <= abs(number) < 1e4 or number == 0:
+        return f"{number:.3g}"
+    digits, _, exponent = f"{number:.2e}".partition("e")
+    return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
 def named(groups: Sequence[str], order: Collection[str]) -> str:
