@@ -35,6 +35,7 @@ from lr_dist._callback.finder import (
     suggestions,
 )
 from lr_dist._callback.gradual import Gradual
+from lr_dist._callback.hyperparameters import Hyperparameters, described
 from lr_dist._callback.identity import check_complete, check_present, check_same, identity
 from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
@@ -123,6 +124,7 @@ class LayerwiseLR(L.Callback):
         self._suggested: list[float] = []
         self._found_lr: float | None = None
         self._watch: Watch | None = None
+        self._hyperparameters = Hyperparameters()
         self._gradual = Gradual(self.schedule)
         self._exact = ExactResume()
 
@@ -143,6 +145,7 @@ class LayerwiseLR(L.Callback):
         # Nothing of an earlier fit of this callback counts.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
         self._found_lr, self._watch = None, None
+        self._hyperparameters.listen(trainer, self._described)
         self._gradual.join(trainer)
         self._exact.close()
         self._exact = ExactResume()
@@ -160,8 +163,8 @@ class LayerwiseLR(L.Callback):
         optimizer = self._split(trainer, pl_module)
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             raise NothingToTrainError(
-                f"No parameter of {type(pl_module).__name__} is left to train: the distribution {self.distribution} and "
-                "the requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
+                f"No parameter of {type(pl_module).__name__} is left to train: the distribution {self.distribution} "
+                "and the requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
             )
         check_processes_agree(trainer, optimizer)
         check_averaging(trainer, optimizer)
@@ -190,6 +193,7 @@ class LayerwiseLR(L.Callback):
     ) -> None:
         """Keep the rates when others have changed the optimizer: callbacks at the start of an epoch, mostly."""
         self._follow(trainer, pl_module)
+        self._hyperparameters.finish(trainer)
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -208,6 +212,7 @@ class LayerwiseLR(L.Callback):
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
         self._trainable = []
+        self._hyperparameters.close()
         # A checkpoint that is written now cannot count on the other processes.
         self._exact.on_exception()
 
@@ -217,6 +222,7 @@ class LayerwiseLR(L.Callback):
         if self._watch is None:
             self._suggested = suggestions(trainer) or self._suggested
         self._watch = None
+        self._hyperparameters.close()
         release(trainer.strategy)
         self._exact.teardown(trainer)
 
@@ -294,6 +300,9 @@ class LayerwiseLR(L.Callback):
         self._watch = Watch(optimizer, finders(trainer))
         assert self._num_layers is not None
         self._gradual.attach(optimizer, self._num_layers)
+
+    def _described(self) -> dict[str, Any]:
+        return described(self.distribution, self._num_layers, None if self._watch is None else self._watch.optimizer)
 
     def _applied(self) -> LRDistribution:
         """The distribution, at the rate that a LearningRateFinder found, if one did."""

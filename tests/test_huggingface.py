@@ -358,7 +358,7 @@ def test_the_table_of_rates_is_printed_once(tmp_path: Path, capsys: pytest.Captu
     trainer.train()
     trainer.train()
     lines = capsys.readouterr().out.splitlines()
-    assert "optimizer lr 7e-3 -> replaced by 1e-5 to 7e-3" in lines
+    assert "optimizer lr 2e-3 -> replaced by 1e-5 to 7e-3" in lines
     rows = [line.split() for line in lines if line.split() and line.split()[0] in tiny.RATES]
     assert [(name, float(rate)) for name, rate, *_ in rows] == list(tiny.RATES.items())
 

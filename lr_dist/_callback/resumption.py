@@ -45,8 +45,8 @@ def check_alone(trainer: Any, kind: type) -> None:
     distributions = [str(callback.distribution) for callback in trainer.callbacks if isinstance(callback, kind)]
     if len(distributions) > 1:
         raise UnsupportedCallbackError(
-            f"The Trainer has {len(distributions)} LayerwiseLR callbacks ({'; '.join(distributions)}), and an optimizer "
-            "can follow one distribution only. Keep one of them (look also at `configure_callbacks` of the "
+            f"The Trainer has {len(distributions)} LayerwiseLR callbacks ({'; '.join(distributions)}), and an "
+            "optimizer can follow one distribution only. Keep one of them (look also at `configure_callbacks` of the "
             "LightningModule): other rates for some layers are edits of one distribution, "
             "'decay:lr=4e-4,factor=0.7,head=1e-3'; its geometric mean with another is LRDistribution.geometric_mean."
         )
