@@ -86,8 +86,8 @@ def _rounded_away(optimizer: Optimizer, rates: dict[str, float]) -> list[UserWar
     return [
         StuckLayersWarning(
             f"A step at the learning rate of {named(lost, rates)} (the lowest: {brief(rates[lowest])}, {lowest}) is "
-            "rounded away in most of the weights, which are too large for it: however many steps are taken, they stay "
-            "as they are. Raise the rate, or freeze the layers with the rate 0."
+            "rounded away in most of the weights, which are too large for it: however many steps are taken, none "
+            "but weight decay moves them. Raise the rate, or freeze the layers with the rate 0."
         )
     ]
 
