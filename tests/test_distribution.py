@@ -6,8 +6,10 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from lr_dist import LRDistribution, load_preset
 from lr_dist._distribution.edits import Edit
 from lr_dist._distribution.families import FAMILIES, grouped_layers
+from lr_dist._distribution.sanity import brief
 from lr_dist.distribution import GROUPED_KEYS, group_names
 from lr_dist.errors import (
     InvalidDistributionError,
@@ -334,6 +337,17 @@ def test_a_total_decay_is_the_decay_whose_factor_is_its_root() -> None:
     assert by_total.rates(12)["embeddings"] == pytest.approx(by_factor.rates(6)["embeddings"])
     assert by_factor.rates(12)["embeddings"] == pytest.approx(3.88e-6, rel=1e-2)
     assert by_total.fingerprint != by_factor.fingerprint
+
+
+def test_the_rates_by_depth_that_the_docs_show_are_what_the_distributions_give() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "distributions.md").read_text(encoding="utf-8")
+    header, _, *rows = page[page.index("| layers | `decay") :].split("\n\n")[0].splitlines()
+    texts = re.findall(r"`([^`]+)`", header)
+    assert [row.split("|")[1].strip() for row in rows] == ["6", "12", "24", "48"]
+    for row in rows:
+        layers, *rates = [cell.strip() for cell in row.strip("|").split("|")]
+        for text, rate in zip(texts, rates, strict=True):
+            assert rate == brief(LRDistribution.parse(text).rates(int(layers))["embeddings"])
 
 
 def test_a_total_decay_is_scaled_frozen_and_averaged_like_any_other() -> None:
