@@ -32,7 +32,7 @@ def optimization(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def check_alone(trainer: Any, kind: type) -> None:
+def check_alone(trainer: Any, kind: type[Any]) -> None:
     """Refuse a second `LayerwiseLR`, which would split the groups of the first one again.
 
     Args:
