@@ -369,8 +369,3 @@ def test_a_relative_distribution_on_a_rate_of_zero_is_refused() -> None:
         lambda m: torch.optim.SGD(m.parameters(), lr=0.0),
         layerwise("flat:lr=1,relative=true"),
     )
-
-
-def test_two_of_the_callback_in_one_trainer_are_refused_by_lightning() -> None:
-    with pytest.raises(RuntimeError, match="more than one stateful callback"):
-        tiny.trainer(layerwise("flat:lr=1e-3"), layerwise("flat:lr=1e-4"))
