@@ -79,7 +79,7 @@ class LayerwiseLR(L.Callback):
         overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
         allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate from
             `base_lrs` or from the group's own `lr`.
-        verbose: whether to print the table of groups and rates once, on rank 0.
+        verbose: whether to print the table of layers and rates once, on rank 0.
         exact_resume: whether checkpoints hold what Lightning leaves out of them (random states, the position in the
             data, gradients of a window of `accumulate_grad_batches`), so that a resumed run equals the unbroken one.
             Without it a run resumes as Lightning does.

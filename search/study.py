@@ -104,12 +104,9 @@ def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
 
     Raises:
         ConfigurationError: a distribution that the user queued is not in the space, or there is no trial left for it.
-        NothingToTrainError: a distribution that the user queued freezes everything.
     """
     slots: list[dict[str, Any]] = []
     for label, distribution, asked_for in _first(config):
-        if asked_for:
-            warn_of_rates(distribution, num_layers, config.settings.lr, "AdamW")
         absolute = distribution.absolute(config.settings.lr)
         params = config.space.project(absolute, num_layers)
         if params is None and asked_for:
@@ -129,6 +126,16 @@ def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
         slots.append({"params": params, "attrs": {"label": label if exact else f"near {label}"}})
     slots += [{"params": {}, "attrs": {}}] * max(0, config.trials - len(slots))
     return slots[: config.trials]
+
+
+def check_queued(config: SearchConfig, num_layers: int) -> None:
+    """Warn of doubtful rates among the distributions that the user queued; once, in the process that starts workers.
+
+    Raises:
+        NothingToTrainError: one of them freezes everything.
+    """
+    for spec in config.queued:
+        warn_of_rates(resolve_distribution(spec), num_layers, config.settings.lr, "AdamW")
 
 
 def _same(rates: Mapping[str, float], others: Mapping[str, float]) -> bool:
