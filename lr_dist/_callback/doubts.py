@@ -7,7 +7,7 @@ import inspect
 import torch
 from torch.optim import ASGD, SGD, Optimizer
 
-from lr_dist._callback.precision import FEW_DIGITS, STEPS_OF_THE_RATE, local, unchanged
+from lr_dist._callback.precision import STEPS_OF_THE_RATE, local, unchanged
 from lr_dist._distribution.sanity import HIGHEST, LOWEST, brief, named, rate_doubts
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import StuckLayersWarning
@@ -16,6 +16,7 @@ from lr_dist.errors import StuckLayersWarning
 _HIGHEST_OF_SGD = 10.0
 # Of each parameter; enough for "most of them".
 _SAMPLE = 4096
+_MANY_DIGITS = (torch.float32, torch.float64)
 
 
 def optimizer_doubts(optimizer: Optimizer, distribution: LRDistribution) -> list[UserWarning]:
@@ -69,17 +70,15 @@ def _rounded_away(optimizer: Optimizer, rates: dict[str, float]) -> list[UserWar
     """
     if not isinstance(optimizer, STEPS_OF_THE_RATE):
         return []
-    lost = []
+    same, total = dict.fromkeys(rates, 0), dict.fromkeys(rates, 0)
     for group in optimizer.param_groups:
-        rate = float(group["layer_lr"])
-        samples = [
-            _sample(p)
-            for p in group["params"]
-            if p.requires_grad and p.is_floating_point() and p.dtype not in FEW_DIGITS
-        ]
-        total = sum(sample.numel() for sample in samples)
-        if rate >= LOWEST and total and 2 * sum(unchanged(sample, rate) for sample in samples) > total:
-            lost.append(group["name"].partition("/")[0])
+        layer, rate = group["name"].partition("/")[0], float(group["layer_lr"])
+        for parameter in group["params"] if rate >= LOWEST else ():
+            if parameter.requires_grad and parameter.dtype in _MANY_DIGITS:
+                sample = _sample(parameter)
+                same[layer] += unchanged(sample, rate)
+                total[layer] += sample.numel()
+    lost = [layer for layer in rates if 2 * same[layer] > total[layer]]
     if not lost:
         return []
     lowest = min(lost, key=lambda layer: rates[layer])

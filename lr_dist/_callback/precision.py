@@ -9,7 +9,7 @@ from lr_dist.errors import LostStepsWarning
 
 # Their steps are about as long as the rate; of other optimizers' nothing is known here.
 STEPS_OF_THE_RATE = (Adam, AdamW, Adamax, NAdam, RAdam)
-FEW_DIGITS = (torch.bfloat16, torch.float16)
+_FEW_DIGITS = (torch.bfloat16, torch.float16)
 
 
 def lost_steps(optimizer: Optimizer) -> list[UserWarning]:
@@ -25,7 +25,7 @@ def lost_steps(optimizer: Optimizer) -> list[UserWarning]:
         return []
     lost = {}
     for group in optimizer.param_groups:
-        weights = [local(p) for p in group["params"] if p.dtype in FEW_DIGITS and p.requires_grad]
+        weights = [local(p) for p in group["params"] if p.dtype in _FEW_DIGITS and p.requires_grad]
         total = sum(weight.numel() for weight in weights)
         if total and group["layer_lr"]:
             same = sum(unchanged(weight, float(group["layer_lr"])) for weight in weights)
