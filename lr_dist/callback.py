@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -44,6 +40,7 @@ from lr_dist._callback.strategies import (
     check_strategy,
 )
 from lr_dist._callback.table import print_table
+from lr_dist._lightning import Callback, L, part_of, rank_zero_info, rank_zero_warn
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import OptimizerCoverageError
 from lr_dist.groups import freeze_layers
@@ -54,7 +51,7 @@ from lr_dist.regroup import Placement, layer_optimizer, regroup, regroup_added, 
 from lr_dist.step_factors import StepFactors
 
 
-class LayerwiseLR(L.Callback):
+class LayerwiseLR(Callback):
     """Splits the optimizer's parameter groups by layer and gives each its rate of a distribution.
 
     Nothing else of the LightningModule changes: optimizer, its options and its schedule stay as `configure_optimizers`
@@ -144,7 +141,7 @@ class LayerwiseLR(L.Callback):
         self._exact = ExactResume()
         before_weights(trainer, lambda checkpoint: self._check_resumed(trainer, checkpoint))
         # A model that is built in `configure_model` does not exist yet.
-        if is_overridden("configure_model", pl_module):
+        if part_of(trainer, "utilities.model_helpers").is_overridden("configure_model", pl_module):
             after_configure_model(pl_module, lambda: self._before_wrapping(pl_module))
         else:
             self._before_wrapping(pl_module)
@@ -330,7 +327,7 @@ class LayerwiseLR(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
-        if trainer.state.fn == TrainerFn.FITTING and not is_own_checkpoint_of_a_tuner(trainer):
+        if trainer.state.fn == "fit" and not is_own_checkpoint_of_a_tuner(trainer):
             self._check_resumed(trainer, checkpoint)
             if self.exact_resume:
                 self._exact.load(trainer, checkpoint, checkpoint["callbacks"][self.state_key].get(ExactResume.KEY))

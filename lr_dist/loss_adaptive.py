@@ -6,15 +6,14 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
 from lr_dist._callback.changes import unwrapped
 from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
 from lr_dist._distribution.rates import check_rate
+from lr_dist._lightning import Callback, L
 from lr_dist.errors import DivergedError, InvalidLossError, InvalidScheduleError, ResumeMismatchError
 from lr_dist.step_factors import StepFactors
 
@@ -38,7 +37,7 @@ class RunningMean:
         self.count += 1
 
 
-class LossAdaptiveLR(L.Callback):
+class LossAdaptiveLR(Callback):
     """Multiplies every group's rate, for one step at a time, by
 
         factor_t = clip(sqrt(L_ref / L_t), f_min, f_max),
@@ -222,7 +221,7 @@ class LossAdaptiveLR(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with other settings.
         """
-        if trainer.state.fn != TrainerFn.FITTING or is_own_checkpoint_of_a_tuner(trainer):
+        if trainer.state.fn != "fit" or is_own_checkpoint_of_a_tuner(trainer):
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None or state["settings"] != self._settings():

@@ -6,10 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from lr_dist._callback import data_position, logged
@@ -17,6 +14,7 @@ from lr_dist._callback.gradients import restore_gradients, waiting_gradients
 from lr_dist._callback.loops import Loops, quiet_about_position, rewrite_progress
 from lr_dist._callback.random_state import RandomState
 from lr_dist._callback.tracker import Place, Tracker, generators
+from lr_dist._lightning import GradientAccumulationScheduler, L, package_of, rank_zero_warn
 from lr_dist.errors import InexactResumeWarning
 
 
@@ -73,9 +71,9 @@ class ExactResume:
         loops = Loops(trainer)
         if loops.missing or self._started is None:
             rank_zero_warn(
-                f"Lightning {L.__version__} lacks {', '.join(loops.missing)}, so a run that is stopped and resumed "
-                "will not end exactly where the unbroken run ends. Use a version that lr-dist was tested with, or "
-                "silence this with LayerwiseLR(..., exact_resume=False).",
+                f"Lightning {package_of(trainer).__version__} lacks {', '.join(loops.missing)}, so a run that is "
+                "stopped and resumed will not end exactly where the unbroken run ends. Use a version that lr-dist was "
+                "tested with, or silence this with LayerwiseLR(..., exact_resume=False).",
                 category=InexactResumeWarning,
             )
             return

@@ -6,16 +6,20 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lr_dist._callback.changes import unwrapped
+from lr_dist._lightning import (
+    Callback,
+    FSDPStrategy,
+    GradientAccumulationScheduler,
+    L,
+    SingleDeviceStrategy,
+    rank_zero_warn,
+)
 from lr_dist.errors import UnsupportedOptimizerError, UnsupportedStrategyError
 from lr_dist.layer_schedule import LayerSchedule, layer_factor
 from lr_dist.step_factors import StepFactors
@@ -23,7 +27,7 @@ from lr_dist.step_factors import StepFactors
 _NAME = "LayerwiseLR"
 
 
-class Gradual(L.Callback):
+class Gradual(Callback):
     """Stands first among a Trainer's callbacks, where `LayerwiseLR` puts it (`join`), and starts layer after layer.
 
     A layer that has not started is truly frozen: its gradients are dropped before they are clipped and before the
@@ -258,7 +262,7 @@ class Gradual(L.Callback):
         return f"{self.schedule.every_n_steps} step(s)"
 
 
-class _Last(L.Callback):
+class _Last(Callback):
     """Stands last among the callbacks, and hides what `Gradual` has shown to those between them."""
 
     def __init__(self, first: Gradual) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning.pytorch as L
+from lr_dist._lightning import L
 
 _PARTS = {
     "fit": (

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
+from lr_dist._lightning import rank_zero_warn
 from lr_dist.errors import LostStepsWarning
 
 # Their steps are about as long as the rate; of other optimizers' nothing is known here.

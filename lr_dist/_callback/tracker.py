@@ -6,15 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
 from lr_dist._callback import logged
 from lr_dist._callback.data_position import is_stateful
 from lr_dist._callback.loops import Loops
 from lr_dist._callback.random_state import RandomState, loader_generators
+from lr_dist._lightning import L, SIGTERMException
 
 
 @dataclass(frozen=True)
