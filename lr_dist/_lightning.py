@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # The twins share these.
+from lightning_utilities.core import rank_zero
 from lightning_utilities.core.rank_zero import rank_zero_info as rank_zero_info
 from lightning_utilities.core.rank_zero import rank_zero_warn as rank_zero_warn
 
@@ -33,11 +34,7 @@ def _installed() -> list[ModuleType]:
     failures: dict[str, Exception] = {}
     for name in sorted(_TWINS, key=lambda name: name not in sys.modules):
         try:
-            # Nobody asked for the second one, so its warnings are nobody's business.
-            with warnings.catch_warnings():
-                if found:
-                    warnings.simplefilter("ignore")
-                found.append(importlib.import_module(name))
+            found.append(importlib.import_module(name) if not found else _import_quietly(name))
         except Exception as failure:  # an old one beside a new torch may raise anything
             failures[name] = failure
     if not found:
@@ -47,6 +44,17 @@ def _installed() -> list[ModuleType]:
             "Run: pip install lightning"
         ) from failures[_TWINS[0]]
     return found
+
+
+def _import_quietly(name: str) -> ModuleType:
+    """Import what nobody asked for: without its warnings, and without a change to where messages are logged."""
+    log = getattr(rank_zero, "log", None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = importlib.import_module(name)
+    # Each twin directs all messages to a logger of its name; users silence that of the twin that they know.
+    rank_zero.log = log  # type: ignore[assignment]
+    return module
 
 
 _PACKAGES = _installed()
@@ -127,6 +135,21 @@ def package_of(trainer: Any) -> ModuleType:
 def part_of(trainer: Any, module: str) -> Any:
     """A module of the twin that `trainer` belongs to, by its name there: `utilities.model_helpers`."""
     return importlib.import_module(f"{package_of(trainer).__name__}.{module}")
+
+
+# The module's methods, which Lightning gives every callback; they hold the module, and that its Trainer.
+_LENT = ("log", "log_dict")
+
+
+def give_back(callback: Any) -> None:
+    """Remove what Lightning gave `callback` for its fit, and never takes back."""
+    for name in _LENT:
+        vars(callback).pop(name, None)
+
+
+def kept(callback: Any) -> dict[str, Any]:
+    """The attributes of `callback` without those, for a pickle."""
+    return {name: value for name, value in vars(callback).items() if name not in _LENT}
 
 
 def _version(package: ModuleType) -> tuple[int, ...]:

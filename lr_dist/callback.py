@@ -40,7 +40,7 @@ from lr_dist._callback.strategies import (
     check_strategy,
 )
 from lr_dist._callback.table import print_table
-from lr_dist._lightning import Callback, L, part_of, rank_zero_info, rank_zero_warn
+from lr_dist._lightning import Callback, L, give_back, kept, part_of, rank_zero_info, rank_zero_warn
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import OptimizerCoverageError
 from lr_dist.groups import freeze_layers
@@ -120,6 +120,10 @@ class LayerwiseLR(Callback):
         self._gradual = Gradual(self.schedule)
         self._exact = ExactResume()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what a process that is started gets, is a callback for another fit: without this fit's objects."""
+        return {**kept(self), "_watch": None, "_trainable": [], "_exact": ExactResume()}
+
     # Before the run --------------------------------------------------------------------------------------
 
     @override
@@ -195,7 +199,9 @@ class LayerwiseLR(Callback):
         """Leave the model of a fit that was refused as it was given."""
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
-        self._trainable = []
+        # Lightning calls no `teardown` now.
+        self._trainable, self._watch = [], None
+        give_back(self)
         # A checkpoint that is written now cannot count on the other processes.
         self._exact.on_exception()
 
@@ -204,7 +210,8 @@ class LayerwiseLR(Callback):
         """Keep of the run only what `Tuner.lr_find` found, for the fit that follows it."""
         if self._watch is None:
             self._suggested = suggestions(trainer) or self._suggested
-        self._watch = None
+        self._trainable, self._watch = [], None
+        give_back(self)
         release(trainer.strategy)
         self._exact.teardown(trainer)
 

@@ -13,7 +13,7 @@ from typing_extensions import override
 from lr_dist._callback.changes import unwrapped
 from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
 from lr_dist._distribution.rates import check_rate
-from lr_dist._lightning import Callback, L
+from lr_dist._lightning import Callback, L, give_back, kept
 from lr_dist.errors import DivergedError, InvalidLossError, InvalidScheduleError, ResumeMismatchError
 from lr_dist.step_factors import StepFactors
 
@@ -95,6 +95,9 @@ class LossAdaptiveLR(Callback):
         self._means: dict[int, RunningMean] = {}
         self._window = _Window()
         self._alone = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return kept(self)
 
     # The loss of a step ----------------------------------------------------------------------------------
 
@@ -179,10 +182,12 @@ class LossAdaptiveLR(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._alone = True
         self._remove(trainer)
+        give_back(self)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._remove(trainer)
+        give_back(self)
 
     def _remove(self, trainer: L.Trainer) -> None:
         for index in self._means:

@@ -18,6 +18,7 @@ from lr_dist._lightning import (
     GradientAccumulationScheduler,
     L,
     SingleDeviceStrategy,
+    kept,
     rank_zero_warn,
 )
 from lr_dist.errors import UnsupportedOptimizerError, UnsupportedStrategyError
@@ -50,6 +51,11 @@ class Gradual(Callback):
         self._may_switch = False
         self._direct_steps = 0
         self._hook: RemovableHandle | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the objects of the fit that runs: a copy is for another one."""
+        free: dict[str, Any] = {"_optimizer": None, "_parameters": {}, "_switched_off": {}, "_hook": None}
+        return {**kept(self), **free}
 
     # For LayerwiseLR -------------------------------------------------------------------------------------
 

@@ -71,11 +71,11 @@ class Tracker:
         self._window: tuple[int, Moment, dict[str, torch.Tensor]] | None = None
         self._phase = "start"  # then: opening, batches, batch, batch_end, batches, ..., epoch_end
         self._validated = self._forced = self._open = False
-        loops.wrap(loops.fit, "on_advance_start", self._begin_epoch)
-        loops.wrap(loops.epoch, "on_run_start", self._open_data)
-        loops.wrap(loops.epoch, "advance", self._run_batch)
-        loops.wrap(loops.epoch, "on_advance_end", self._end_batch)
-        loops.wrap(loops.fit, "on_advance_end", self._end_epoch)
+        loops.wrap("fit", "on_advance_start", self._begin_epoch)
+        loops.wrap("epoch", "on_run_start", self._open_data)
+        loops.wrap("epoch", "advance", self._run_batch)
+        loops.wrap("epoch", "on_advance_end", self._end_batch)
+        loops.wrap("fit", "on_advance_end", self._end_epoch)
 
     def now(self) -> Moment:
         """This moment."""
