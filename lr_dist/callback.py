@@ -117,12 +117,14 @@ class LayerwiseLR(Callback):
         self._suggested: list[float] = []
         self._found_lr: float | None = None
         self._watch: Watch | None = None
+        # From `on_train_start` on nothing is resumed any more, whatever checkpoint is read.
+        self._training = False
         self._gradual = Gradual(self.schedule)
         self._exact = ExactResume()
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what a process that is started gets, is a callback for another fit: without this fit's objects."""
-        return {**kept(self), "_watch": None, "_trainable": [], "_exact": ExactResume()}
+        return {**kept(self), "_watch": None, "_training": False, "_trainable": [], "_exact": ExactResume()}
 
     # Before the run --------------------------------------------------------------------------------------
 
@@ -139,7 +141,7 @@ class LayerwiseLR(Callback):
             check_not_unfrozen_twice(trainer)
         # Nothing of an earlier fit of this callback counts.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
-        self._found_lr, self._watch = None, None
+        self._found_lr, self._watch, self._training = None, None, False
         self._gradual.join(trainer)
         self._exact.close()
         self._exact = ExactResume()
@@ -174,7 +176,7 @@ class LayerwiseLR(Callback):
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.exact_resume:
             self._exact.on_train_start(trainer)
-        self._trainable = []
+        self._trainable, self._training = [], True
 
     @override
     def on_train_batch_start(
@@ -200,7 +202,7 @@ class LayerwiseLR(Callback):
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
         # Lightning calls no `teardown` now.
-        self._trainable, self._watch = [], None
+        self._trainable, self._watch, self._training = [], None, False
         give_back(self)
         # A checkpoint that is written now cannot count on the other processes.
         self._exact.on_exception()
@@ -210,7 +212,7 @@ class LayerwiseLR(Callback):
         """Keep of the run only what `Tuner.lr_find` found, for the fit that follows it."""
         if self._watch is None:
             self._suggested = suggestions(trainer) or self._suggested
-        self._trainable, self._watch = [], None
+        self._trainable, self._watch, self._training = [], None, False
         give_back(self)
         release(trainer.strategy)
         self._exact.teardown(trainer)
@@ -334,7 +336,7 @@ class LayerwiseLR(Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
-        if trainer.state.fn == "fit" and not is_own_checkpoint_of_a_tuner(trainer):
+        if trainer.state.fn == "fit" and not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             self._check_resumed(trainer, checkpoint)
             if self.exact_resume:
                 self._exact.load(trainer, checkpoint, checkpoint["callbacks"][self.state_key].get(ExactResume.KEY))
@@ -346,7 +348,9 @@ class LayerwiseLR(Callback):
             checkpoint["callbacks"][self.state_key][ExactResume.KEY] = state
 
     def _check_resumed(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
-        if not is_own_checkpoint_of_a_tuner(trainer):
+        # While it trains, a callback may go back to a checkpoint (FinetuningScheduler, to its best one before each
+        # phase), or read another model's.
+        if not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             check_resumed_without_tuner(trainer)
             check_resumed_callbacks(trainer)
             check_complete(checkpoint, trainer.ckpt_path)

@@ -165,3 +165,15 @@ def test_a_version_from_before_lightning_2_5_is_refused_by_name(monkeypatch: pyt
     trainer = pl.Trainer(logger=False, enable_checkpointing=False, callbacks=[LayerwiseLR("flat:lr=1e-4")])
     with pytest.raises(UnsupportedTrainerError, match=r"pytorch_lightning 1\.9\.5.*pip install -U pytorch_lightning"):
         trainer.fit(Classifier(), tiny.batches())
+
+
+def test_one_module_alone_imports_lightning() -> None:
+    found = {
+        file.relative_to(twin.ROOT).as_posix()
+        for folder in ("lr_dist", "search")
+        for file in (twin.ROOT / folder).rglob("*.py")
+        if re.search(
+            r"^\s*(import|from) (lightning|pytorch_lightning)\b", file.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    }
+    assert found == {"lr_dist/_lightning.py"}
