@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -47,6 +43,7 @@ from lr_dist._callback.strategies import (
 )
 from lr_dist._callback.table import print_table
 from lr_dist._distribution.sanity import check_trains
+from lr_dist._lightning import Callback, L, give_back, kept, part_of, rank_zero_info, rank_zero_warn
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import NothingToTrainError, OptimizerCoverageError
 from lr_dist.groups import freeze_layers
@@ -57,7 +54,7 @@ from lr_dist.regroup import Placement, layer_optimizer, regroup, regroup_added, 
 from lr_dist.step_factors import StepFactors
 
 
-class LayerwiseLR(L.Callback):
+class LayerwiseLR(Callback):
     """Splits the optimizer's parameter groups by layer and gives each its rate of a distribution.
 
     Nothing else of the LightningModule changes: optimizer, its options and its schedule stay as `configure_optimizers`
@@ -125,8 +122,14 @@ class LayerwiseLR(L.Callback):
         self._found_lr: float | None = None
         self._watch: Watch | None = None
         self._hyperparameters = Hyperparameters()
+        # From `on_train_start` on nothing is resumed any more, whatever checkpoint is read.
+        self._training = False
         self._gradual = Gradual(self.schedule)
         self._exact = ExactResume()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what a process that is started gets, is a callback for another fit: without this fit's objects."""
+        return {**kept(self), "_watch": None, "_training": False, "_trainable": [], "_exact": ExactResume()}
 
     # Before the run --------------------------------------------------------------------------------------
 
@@ -144,14 +147,14 @@ class LayerwiseLR(L.Callback):
             check_not_unfrozen_twice(trainer)
         # Nothing of an earlier fit of this callback counts.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
-        self._found_lr, self._watch = None, None
+        self._found_lr, self._watch, self._training = None, None, False
         self._hyperparameters.listen(trainer, self._described)
         self._gradual.join(trainer)
         self._exact.close()
         self._exact = ExactResume()
         before_weights(trainer, lambda checkpoint: self._check_resumed(trainer, checkpoint))
         # A model that is built in `configure_model` does not exist yet.
-        if is_overridden("configure_model", pl_module):
+        if part_of(trainer, "utilities.model_helpers").is_overridden("configure_model", pl_module):
             after_configure_model(pl_module, lambda: self._before_wrapping(pl_module))
         else:
             self._before_wrapping(pl_module)
@@ -185,7 +188,7 @@ class LayerwiseLR(L.Callback):
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.exact_resume:
             self._exact.on_train_start(trainer)
-        self._trainable = []
+        self._trainable, self._training = [], True
 
     @override
     def on_train_batch_start(
@@ -211,8 +214,10 @@ class LayerwiseLR(L.Callback):
         """Leave the model of a fit that was refused as it was given."""
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
-        self._trainable = []
+        # Lightning calls no `teardown` now.
+        self._trainable, self._watch, self._training = [], None, False
         self._hyperparameters.close()
+        give_back(self)
         # A checkpoint that is written now cannot count on the other processes.
         self._exact.on_exception()
 
@@ -221,8 +226,9 @@ class LayerwiseLR(L.Callback):
         """Keep of the run only what `Tuner.lr_find` found, for the fit that follows it."""
         if self._watch is None:
             self._suggested = suggestions(trainer) or self._suggested
-        self._watch = None
+        self._trainable, self._watch, self._training = [], None, False
         self._hyperparameters.close()
+        give_back(self)
         release(trainer.strategy)
         self._exact.teardown(trainer)
 
@@ -362,7 +368,7 @@ class LayerwiseLR(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
-        if trainer.state.fn == TrainerFn.FITTING and not is_own_checkpoint_of_a_tuner(trainer):
+        if trainer.state.fn == "fit" and not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             self._check_resumed(trainer, checkpoint)
             if self.exact_resume:
                 self._exact.load(trainer, checkpoint, checkpoint["callbacks"][self.state_key].get(ExactResume.KEY))
@@ -374,7 +380,9 @@ class LayerwiseLR(L.Callback):
             checkpoint["callbacks"][self.state_key][ExactResume.KEY] = state
 
     def _check_resumed(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
-        if not is_own_checkpoint_of_a_tuner(trainer):
+        # While it trains, a callback may go back to a checkpoint (FinetuningScheduler, to its best one before each
+        # phase), or read another model's.
+        if not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             check_resumed_without_tuner(trainer)
             check_resumed_callbacks(trainer)
             check_complete(checkpoint, trainer.ckpt_path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lr_dist._distribution import text as text_form
 from lr_dist._distribution.edits import Edit, apply_edits
 from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family, weighted_mean
+from lr_dist._distribution.plain import allow_in_checkpoints, write_in_yaml
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
 from lr_dist.errors import (
     PATH,
@@ -73,6 +74,10 @@ class LRDistribution:
                     f"A geometric mean is as relative as its parts: it has relative={self.relative}, and its part "
                     f"{shown(str(part))} has relative={part.relative}. Write the same in both."
                 )
+
+    def __reduce__(self) -> tuple[type[LRDistribution], tuple[Any, ...]]:
+        """A pickle goes through the constructor and its checks, also with `weights_only=True`."""
+        return type(self), (self.family, self.values, self.relative, self.edits)
 
     # Constructors ----------------------------------------------------------------------------------------
 
@@ -482,5 +487,22 @@ def _with_kind(distribution: LRDistribution, *, relative: bool) -> LRDistributio
 def _as_tuple(value: Any) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
+
+def _plain(distribution: LRDistribution) -> Any:
+    """What `LayerwiseLR` reads again: text, or a mapping where there is no text."""
+    text = str(distribution)
+    try:
+        return text if LRDistribution.parse(text) == distribution else distribution.to_dict()
+    except InvalidDistributionError:
+        return distribution.to_dict()
+
+
+def allow_distributions_in_checkpoints() -> None:
+    """Let torch read distributions with `weights_only=True`; called once more by modules that import torch later."""
+    allow_in_checkpoints(LRDistribution, Edit)
+
+
+allow_distributions_in_checkpoints()
+write_in_yaml(LRDistribution, _plain)
 
 __all__ = ["GROUPED_KEYS", "LRDistribution", "check_num_layers", "group_names"]

@@ -14,12 +14,14 @@ from typing import Any
 from torch import nn
 
 from lr_dist._distribution.sanity import rate_doubts
-from lr_dist.distribution import LRDistribution
+from lr_dist.distribution import LRDistribution, allow_distributions_in_checkpoints
 from lr_dist.errors import InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
 from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
 
 NO_DECAY = "/no_decay"
+allow_distributions_in_checkpoints()
+
 _FROZEN_BY_US = "_lr_dist_frozen"
 
 

@@ -7,9 +7,9 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
+from lr_dist._lightning import rank_zero_warn
 from lr_dist.distribution import LRDistribution
 
 # Not a name that a module's own `save_hyperparameters` is likely to hold: the loggers keep one mapping for all.

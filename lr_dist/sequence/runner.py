@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 from torch.utils.data import DataLoader
 
+from lr_dist._lightning import L, isolate_rng
 from lr_dist.callback import LayerwiseLR
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import RateRangeWarning, StuckLayersWarning
