@@ -6,10 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -22,6 +18,7 @@ from lr_dist._callback.company import (
     check_resumed_callbacks,
     check_trainer,
 )
+from lr_dist._callback.doubts import optimizer_doubts
 from lr_dist._callback.exact import ExactResume
 from lr_dist._callback.finder import (
     anchor_at,
@@ -34,8 +31,9 @@ from lr_dist._callback.finder import (
     suggestions,
 )
 from lr_dist._callback.gradual import Gradual
+from lr_dist._callback.hyperparameters import Hyperparameters, described
 from lr_dist._callback.identity import check_complete, check_present, check_same, identity
-from lr_dist._callback.precision import warn_of_lost_steps
+from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
 from lr_dist._callback.strategies import (
     after_configure_model,
@@ -44,8 +42,10 @@ from lr_dist._callback.strategies import (
     check_strategy,
 )
 from lr_dist._callback.table import print_table
+from lr_dist._distribution.sanity import check_trains
+from lr_dist._lightning import Callback, L, give_back, kept, part_of, rank_zero_info, rank_zero_warn
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import OptimizerCoverageError
+from lr_dist.errors import NothingToTrainError, OptimizerCoverageError
 from lr_dist.groups import freeze_layers
 from lr_dist.layer_schedule import LayerSchedule
 from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
@@ -54,7 +54,7 @@ from lr_dist.regroup import Placement, layer_optimizer, regroup, regroup_added, 
 from lr_dist.step_factors import StepFactors
 
 
-class LayerwiseLR(L.Callback):
+class LayerwiseLR(Callback):
     """Splits the optimizer's parameter groups by layer and gives each its rate of a distribution.
 
     Nothing else of the LightningModule changes: optimizer, its options and its schedule stay as `configure_optimizers`
@@ -76,7 +76,7 @@ class LayerwiseLR(L.Callback):
         overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
         allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate from
             `base_lrs` or from the group's own `lr`.
-        verbose: whether to print the table of groups and rates once, on rank 0.
+        verbose: whether to print the table of layers and rates once, on rank 0.
         exact_resume: whether checkpoints hold what Lightning leaves out of them (random states, the position in the
             data, gradients of a window of `accumulate_grad_batches`), so that a resumed run equals the unbroken one.
             Without it a run resumes as Lightning does.
@@ -116,35 +116,45 @@ class LayerwiseLR(L.Callback):
         self._trainable: list[tuple[Parameter, bool]] = []
         self._loaded: Mapping[str, Any] | None = None
         self._sizes: dict[str, int] = {}
-        self._printed = False
+        self._printed = self._in_use = False
+        self._told: set[str] = set()
         self._suggested: list[float] = []
         self._found_lr: float | None = None
         self._watch: Watch | None = None
+        self._hyperparameters = Hyperparameters()
+        # From `on_train_start` on nothing is resumed any more, whatever checkpoint is read.
+        self._training = False
         self._gradual = Gradual(self.schedule)
         self._exact = ExactResume()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what a process that is started gets, is a callback for another fit: without this fit's objects."""
+        return {**kept(self), "_watch": None, "_training": False, "_trainable": [], "_exact": ExactResume()}
 
     # Before the run --------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse what cannot work, and freeze the layers with rate 0 before the strategy wraps the model."""
+        self._in_use = True
         check_trainer(trainer)
         if stage != "fit":
             return
         check_strategy(trainer)
         check_callbacks(trainer)
-        check_alone(trainer, self.state_key)
+        check_alone(trainer, LayerwiseLR)
         if self.schedule:
             check_not_unfrozen_twice(trainer)
         # Nothing of an earlier fit of this callback counts.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
-        self._found_lr, self._watch = None, None
+        self._found_lr, self._watch, self._training = None, None, False
+        self._hyperparameters.listen(trainer, self._described)
         self._gradual.join(trainer)
         self._exact.close()
         self._exact = ExactResume()
         before_weights(trainer, lambda checkpoint: self._check_resumed(trainer, checkpoint))
         # A model that is built in `configure_model` does not exist yet.
-        if is_overridden("configure_model", pl_module):
+        if part_of(trainer, "utilities.model_helpers").is_overridden("configure_model", pl_module):
             after_configure_model(pl_module, lambda: self._before_wrapping(pl_module))
         else:
             self._before_wrapping(pl_module)
@@ -154,9 +164,14 @@ class LayerwiseLR(L.Callback):
         """Split the groups of the optimizer that holds the transformer's layers, and rewrite its schedulers."""
         check_parameters(pl_module)
         optimizer = self._split(trainer, pl_module)
+        if not any(parameter.requires_grad for parameter in pl_module.parameters()):
+            raise NothingToTrainError(
+                f"No parameter of {type(pl_module).__name__} is left to train: the distribution {self.distribution} "
+                "and the requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
+            )
         check_processes_agree(trainer, optimizer)
         check_averaging(trainer, optimizer)
-        warn_of_lost_steps(optimizer)
+        self._tell_doubts([*lost_steps(optimizer), *optimizer_doubts(optimizer, self.distribution)])
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.verbose and not self._printed and trainer.is_global_zero:
@@ -173,7 +188,7 @@ class LayerwiseLR(L.Callback):
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.exact_resume:
             self._exact.on_train_start(trainer)
-        self._trainable = []
+        self._trainable, self._training = [], True
 
     @override
     def on_train_batch_start(
@@ -181,6 +196,7 @@ class LayerwiseLR(L.Callback):
     ) -> None:
         """Keep the rates when others have changed the optimizer: callbacks at the start of an epoch, mostly."""
         self._follow(trainer, pl_module)
+        self._hyperparameters.finish(trainer)
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
@@ -198,7 +214,10 @@ class LayerwiseLR(L.Callback):
         """Leave the model of a fit that was refused as it was given."""
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
-        self._trainable = []
+        # Lightning calls no `teardown` now.
+        self._trainable, self._watch, self._training = [], None, False
+        self._hyperparameters.close()
+        give_back(self)
         # A checkpoint that is written now cannot count on the other processes.
         self._exact.on_exception()
 
@@ -207,9 +226,18 @@ class LayerwiseLR(L.Callback):
         """Keep of the run only what `Tuner.lr_find` found, for the fit that follows it."""
         if self._watch is None:
             self._suggested = suggestions(trainer) or self._suggested
-        self._watch = None
+        self._trainable, self._watch, self._training = [], None, False
+        self._hyperparameters.close()
+        give_back(self)
         release(trainer.strategy)
         self._exact.teardown(trainer)
+
+    def _tell_doubts(self, doubts: Sequence[UserWarning]) -> None:
+        """Once, though `Tuner.lr_find` and a second fit come here again."""
+        for doubt in doubts:
+            if str(doubt) not in self._told:
+                self._told.add(str(doubt))
+                rank_zero_warn(doubt)
 
     def _before_wrapping(self, pl_module: L.LightningModule) -> None:
         check_parameters(pl_module)
@@ -220,7 +248,9 @@ class LayerwiseLR(L.Callback):
 
     def _freeze(self, pl_module: L.LightningModule) -> LayerMap:
         layer_map = assign_layers(pl_module, self.overrides)
-        freeze_layers(pl_module, layer_map, self.distribution.rates(layer_map.num_layers))
+        rates = self.distribution.rates(layer_map.num_layers)
+        check_trains(self.distribution, rates)
+        freeze_layers(pl_module, layer_map, rates)
         return layer_map
 
     def _split(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Optimizer:
@@ -277,6 +307,9 @@ class LayerwiseLR(L.Callback):
         assert self._num_layers is not None
         self._gradual.attach(optimizer, self._num_layers)
 
+    def _described(self) -> dict[str, Any]:
+        return described(self.distribution, self._num_layers, None if self._watch is None else self._watch.optimizer)
+
     def _applied(self) -> LRDistribution:
         """The distribution, at the rate that a LearningRateFinder found, if one did."""
         if self._found_lr is None or self._num_layers is None:
@@ -303,12 +336,17 @@ class LayerwiseLR(L.Callback):
     @property
     @override
     def state_key(self) -> str:
-        """The same for every distribution: a checkpoint with another one has to be recognised."""
-        return "LayerwiseLR"
+        """The same for every distribution: a checkpoint with another one has to be recognised.
+
+        Until a Trainer uses the callback, it is the object's own: Lightning compares the keys as a Trainer is made,
+        and would refuse two callbacks before `setup` can say what to do instead.
+        """
+        return "LayerwiseLR" if self._in_use else f"LayerwiseLR {id(self)}"
 
     @override
     def state_dict(self) -> dict[str, Any]:
         """Plain data only, so that a checkpoint loads with `weights_only=True`."""
+        self._in_use = True
         state = identity(self.distribution, self.overrides, self._num_layers, self._group_names, self._optimization)
         return {
             **state,
@@ -330,7 +368,7 @@ class LayerwiseLR(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
-        if trainer.state.fn == TrainerFn.FITTING and not is_own_checkpoint_of_a_tuner(trainer):
+        if trainer.state.fn == "fit" and not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             self._check_resumed(trainer, checkpoint)
             if self.exact_resume:
                 self._exact.load(trainer, checkpoint, checkpoint["callbacks"][self.state_key].get(ExactResume.KEY))
@@ -342,7 +380,9 @@ class LayerwiseLR(L.Callback):
             checkpoint["callbacks"][self.state_key][ExactResume.KEY] = state
 
     def _check_resumed(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
-        if not is_own_checkpoint_of_a_tuner(trainer):
+        # While it trains, a callback may go back to a checkpoint (FinetuningScheduler, to its best one before each
+        # phase), or read another model's.
+        if not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             check_resumed_without_tuner(trainer)
             check_resumed_callbacks(trainer)
             check_complete(checkpoint, trainer.ckpt_path)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lr_dist._distribution import text as text_form
 from lr_dist._distribution.edits import Edit, apply_edits
 from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family, weighted_mean
+from lr_dist._distribution.plain import allow_in_checkpoints, write_in_yaml
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
 from lr_dist.errors import (
     PATH,
@@ -74,6 +75,10 @@ class LRDistribution:
                     f"{shown(str(part))} has relative={part.relative}. Write the same in both."
                 )
 
+    def __reduce__(self) -> tuple[type[LRDistribution], tuple[Any, ...]]:
+        """A pickle goes through the constructor and its checks, also with `weights_only=True`."""
+        return type(self), (self.family, self.values, self.relative, self.edits)
+
     # Constructors ----------------------------------------------------------------------------------------
 
     @classmethod
@@ -82,15 +87,33 @@ class LRDistribution:
         return cls("flat", (("lr", lr),), relative)
 
     @classmethod
-    def decay(cls, lr: float, factor: float, *, relative: bool = False) -> LRDistribution:
-        """Layer-wise learning-rate decay (LLRD): the head at `lr`, `layers.j` at lr * factor^(N - j), the
-        embeddings at lr * factor^(N + 1)."""
-        return cls("decay", (("lr", lr), ("factor", factor)), relative)
+    def decay(
+        cls, lr: float, factor: float | None = None, *, total: float | None = None, relative: bool = False
+    ) -> LRDistribution:
+        """Layer-wise learning-rate decay (LLRD): rates fall by one factor a layer, from the head to the embeddings.
+
+        Args:
+            lr: the head's rate.
+            factor: `layers.j` of N has lr * factor^(N - j), the embeddings lr * factor^(N + 1): the deeper the model,
+                the lower its low layers' rates.
+            total: instead of `factor`, the embeddings' rate as a share of the head's, the same for every number of
+                layers: the factor is total^(1 / (N + 1)).
+            relative: whether the rates are multiples of the optimizer's own rate.
+
+        Raises:
+            InvalidDistributionError: neither `factor` nor `total`, or both.
+        """
+        given = [("lr", lr), *([] if factor is None else [("factor", factor)])]
+        return cls("decay", (*given, *([] if total is None else [("total", total)])), relative)
 
     @classmethod
     def discriminative(cls, lr: float, factor: float = 2.6, *, relative: bool = False) -> LRDistribution:
         """Discriminative fine-tuning (ULMFiT, Howard & Ruder 2018, section 3.2): the head at `lr`, each layer
-        below at the rate above it divided by `factor`."""
+        below at the rate above it divided by `factor`.
+
+        The factor was published for 3 layers: at 12 the embeddings have `lr` / 2.6^13 = `lr` / 248,000. For a ratio
+        that holds at every depth, use `decay` with `total`.
+        """
         return cls("discriminative", (("lr", lr), ("factor", factor)), relative)
 
     @classmethod
@@ -378,12 +401,24 @@ def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[st
     """The family's values, complete, checked, as floats and tuples, in the family's order."""
     unknown = [key for key in given if key not in family.keys]
     if unknown:
-        raise InvalidDistributionError(f"{name} has no key {listed(unknown)}; its keys are {', '.join(family.keys)}.")
-    given = {**(family.defaults or {}), **given}
-    missing = [key for key in family.keys if key not in given]
-    if missing:
+        hint = " A ratio for any number of layers: decay:lr=4e-4,total=0.02." if "total" in unknown else ""
         raise InvalidDistributionError(
-            f"{name} needs {', '.join(missing)}; it was given {', '.join(given) or 'nothing'}."
+            f"{name} has no key {listed(unknown)}; its keys are {', '.join(family.keys)}.{hint}"
+        )
+    instead = {key: other for key, other in family.instead.items() if key in given}
+    for key, other in instead.items():
+        if other in given:
+            raise InvalidDistributionError(
+                f"{name} takes {other} or {key}, not both; it was given {other}={shown(given[other])} and "
+                f"{key}={shown(given[key])}."
+            )
+    given = {**(family.defaults or {}), **given}
+    missing = [key for key in family.rate_keys + family.factor_keys if key not in {*given, *instead.values()}]
+    if missing:
+        ways = {other: f"{other} or {key}" for key, other in family.instead.items()}
+        raise InvalidDistributionError(
+            f"{name} needs {', '.join(ways.get(key, key) for key in missing)}; it was given "
+            f"{', '.join(given) or 'nothing'}."
         )
     if name == "geometric_mean":
         parts, weights = _checked_parts(given["of"], given["weights"])
@@ -391,7 +426,7 @@ def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[st
     checked: list[tuple[str, Any]] = []
     for key in family.rate_keys:
         checked.append((key, check_rates(key, given[key]) if key == "layers" else check_rate(key, given[key])))
-    checked += [(key, check_factor(key, given[key])) for key in family.factor_keys]
+    checked += [(key, check_factor(key, given[key])) for key in (*family.factor_keys, *instead) if key in given]
     return tuple(checked)
 
 
@@ -430,7 +465,7 @@ def _geometric_mean(
     count = len(parts) if isinstance(parts, (list, tuple)) else 1
     of, checked = _checked_parts(parts, [1.0] * count if weights is None else weights)
     first = of[0]
-    shapes = {(p.family, len(_as_tuple(dict(p.values).get("layers", 0.0)))) for p in of}
+    shapes = {(p.family, *((key, len(_as_tuple(value))) for key, value in p.values)) for p in of}
     if FAMILIES[first.family].log_linear and len(shapes) == 1 and not any(p.edits for p in of):
         values: list[tuple[str, Any]] = []
         for key, value in first.values:
@@ -452,5 +487,22 @@ def _with_kind(distribution: LRDistribution, *, relative: bool) -> LRDistributio
 def _as_tuple(value: Any) -> tuple[float, ...]:
     return value if isinstance(value, tuple) else (value,)
 
+
+def _plain(distribution: LRDistribution) -> Any:
+    """What `LayerwiseLR` reads again: text, or a mapping where there is no text."""
+    text = str(distribution)
+    try:
+        return text if LRDistribution.parse(text) == distribution else distribution.to_dict()
+    except InvalidDistributionError:
+        return distribution.to_dict()
+
+
+def allow_distributions_in_checkpoints() -> None:
+    """Let torch read distributions with `weights_only=True`; called once more by modules that import torch later."""
+    allow_in_checkpoints(LRDistribution, Edit)
+
+
+allow_distributions_in_checkpoints()
+write_in_yaml(LRDistribution, _plain)
 
 __all__ = ["GROUPED_KEYS", "LRDistribution", "check_num_layers", "group_names"]

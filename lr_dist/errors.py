@@ -198,6 +198,14 @@ class LostStepsWarning(UserWarning):
     """Weights in bfloat16 or float16 that a step of their layer's rate is too small to change."""
 
 
+class RateRangeWarning(UserWarning):
+    """Learning rates outside what the optimizer can use: above 0.1 (10 for SGD) or below 1e-8."""
+
+
+class StuckLayersWarning(UserWarning):
+    """Layers that cannot move: a step is rounded away, or the rate is under 1e-3 of the fastest layer's."""
+
+
 class InexactResumeWarning(UserWarning):
     """A checkpoint, or a version of Lightning, from which a run cannot be resumed exactly."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 
 from torch import nn
 
-from lr_dist.distribution import LRDistribution
+from lr_dist._distribution.sanity import rate_doubts
+from lr_dist.distribution import LRDistribution, allow_distributions_in_checkpoints
 from lr_dist.errors import InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
 from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
 
 NO_DECAY = "/no_decay"
+allow_distributions_in_checkpoints()
+
 _FROZEN_BY_US = "_lr_dist_frozen"
 
 
@@ -50,13 +54,17 @@ def param_groups(
     Returns:
         Dicts with `name` (`embeddings`, `layers.0`, ..., `head`), `params`, `lr` and `weight_decay`.
 
+    Warns:
+        RateRangeWarning: a rate above 0.1 or below 1e-8.
+        StuckLayersWarning: a layer with less than 1e-3 of the rate of the fastest below the head.
+
     Raises:
         InvalidRateError: a relative distribution without `lr`, or a rate or weight decay that is no number >= 0.
         InvalidNoDecayError: a `no_decay` regex that is malformed or matches no parameter.
         NothingToTrainError: no trainable parameter is left.
         LRDistError: what `assign_layers` and `resolve_distribution` raise.
     """
-    resolved = resolve_distribution(distribution)
+    given = resolved = resolve_distribution(distribution)
     weight_decay = _check_number("weight_decay", weight_decay)
     if resolved.relative:
         if lr is None:
@@ -86,6 +94,8 @@ def param_groups(
             f"No parameter of {type(model).__name__} is left to train: the distribution {resolved} and the "
             "requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
         )
+    for doubt in rate_doubts(given, rates, base_lr=lr if given.relative else None):
+        warnings.warn(doubt, stacklevel=2)
     return groups
 
 

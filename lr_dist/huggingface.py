@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,9 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
+from lr_dist._callback.doubts import optimizer_doubts
 from lr_dist._callback.identity import identity
+from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.table import print_table
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import (
@@ -221,7 +224,11 @@ class LayerwiseTrainerMixin(_Trainer):
         # In a second `train` the optimizer is the same, split already, and the schedule is new.
         allowed = self._layerwise_allow_schedulers
         regroup(optimizer, [scheduler], placement, self._layerwise_distribution, allow_schedulers=allowed)
-        if self._layerwise_verbose and optimizer is not self._layerwise_optimizer and self.is_world_process_zero():
+        first = optimizer is not self._layerwise_optimizer and self.is_world_process_zero()
+        if first:
+            for doubt in (*lost_steps(optimizer), *optimizer_doubts(optimizer, self._layerwise_distribution)):
+                warnings.warn(doubt, stacklevel=2)
+        if self._layerwise_verbose and first:
             sizes = {id(p): p.numel() for group in optimizer.param_groups for p in group["params"]}
             print_table(optimizer, self._layerwise_distribution, sizes, starts={})
         self._layerwise_optimizer = optimizer

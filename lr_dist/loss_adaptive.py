@@ -6,9 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from typing_extensions import override
 
@@ -16,6 +14,7 @@ from lr_dist._callback.changes import unwrapped
 from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
 from lr_dist._callback.scaling import gradient_scaler, unscaled
 from lr_dist._distribution.rates import check_rate
+from lr_dist._lightning import Callback, L, give_back, kept
 from lr_dist.errors import DivergedError, InvalidLossError, InvalidScheduleError, ResumeMismatchError
 from lr_dist.step_factors import StepFactors
 
@@ -39,7 +38,7 @@ class RunningMean:
         self.count += 1
 
 
-class LossAdaptiveLR(L.Callback):
+class LossAdaptiveLR(Callback):
     """Multiplies every group's rate, for one step at a time, by
 
         factor_t = clip(sqrt(L_ref / L_t), f_min, f_max),
@@ -97,6 +96,9 @@ class LossAdaptiveLR(L.Callback):
         self._means: dict[int, RunningMean] = {}
         self._window = _Window()
         self._alone = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return kept(self)
 
     # The loss of a step ----------------------------------------------------------------------------------
 
@@ -174,10 +176,12 @@ class LossAdaptiveLR(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._alone = True
         self._remove(trainer)
+        give_back(self)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         self._remove(trainer)
+        give_back(self)
 
     def _remove(self, trainer: L.Trainer) -> None:
         for index in self._means:
@@ -216,7 +220,7 @@ class LossAdaptiveLR(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with other settings.
         """
-        if trainer.state.fn != TrainerFn.FITTING or is_own_checkpoint_of_a_tuner(trainer):
+        if trainer.state.fn != "fit" or is_own_checkpoint_of_a_tuner(trainer):
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None or state["settings"] != self._settings():

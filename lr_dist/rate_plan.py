@@ -43,11 +43,6 @@ class RatePlan:
         """The distribution of stage `index`, counted from 0."""
         return self.stages[min(index, len(self.stages) - 1)]
 
-    def check(self, num_layers: int) -> None:
-        """Raise what `LRDistribution.rates` raises for a model of `num_layers` layers."""
-        for stage in self.stages:
-            stage.rates(num_layers)
-
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex); that of its distribution for a plan of one, so that results from before plans stay theirs."""

@@ -65,11 +65,13 @@ class Search:
         """
         from lr_dist.search.slots import fill
         from lr_dist.search.storage import open_storage, storage_errors
-        from lr_dist.search.study import open_study, plan
+        from lr_dist.search.study import check_queued, open_study, plan
 
         storage = open_storage(self.storage)
         benches = load_benches(self.config)
-        slots = plan(self.config, benches[0].model_info["num_layers"])
+        num_layers = benches[0].model_info["num_layers"]
+        check_queued(self.config, num_layers)
+        slots = plan(self.config, num_layers)
         with storage_errors(storage):
             study = open_study(storage, self.study, self.config, identity(self.config, benches))
             fill(study, slots)

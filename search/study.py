@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, StudyMismatchError, UnknownStudyError
 from lr_dist.presets import list_presets, resolve_distribution
@@ -125,6 +126,16 @@ def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
         slots.append({"params": params, "attrs": {"label": label if exact else f"near {label}"}})
     slots += [{"params": {}, "attrs": {}}] * max(0, config.trials - len(slots))
     return slots[: config.trials]
+
+
+def check_queued(config: SearchConfig, num_layers: int) -> None:
+    """Warn of doubtful rates among the distributions that the user queued; once, in the process that starts workers.
+
+    Raises:
+        NothingToTrainError: one of them freezes everything.
+    """
+    for spec in config.queued:
+        warn_of_rates(resolve_distribution(spec), num_layers, config.settings.lr, "AdamW")
 
 
 def _same(rates: Mapping[str, float], others: Mapping[str, float]) -> bool:

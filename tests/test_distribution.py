@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import json
 import math
+import re
 from collections.abc import Callable
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from lr_dist import LRDistribution
+from lr_dist import LRDistribution, load_preset
 from lr_dist._distribution.edits import Edit
 from lr_dist._distribution.families import FAMILIES, grouped_layers
+from lr_dist._distribution.sanity import brief
 from lr_dist.distribution import GROUPED_KEYS, group_names
 from lr_dist.errors import (
     InvalidDistributionError,
@@ -22,6 +27,7 @@ from lr_dist.errors import (
     LRDistError,
     ZeroRateError,
 )
+from lr_dist.presets import resolve_distribution
 
 TEN = dict(zip(GROUPED_KEYS, [1e-6, 2e-6, 4e-6, 8e-6, 16e-6, 32e-6, 64e-6, 128e-6, 256e-6, 1e-3], strict=True))
 
@@ -313,6 +319,72 @@ def test_a_mean_shows_its_weights_and_edits_in_its_text() -> None:
     assert str(weighted).endswith("flat:lr=1):weights=3/1,freeze=embeddings..embeddings")
 
 
+# The decay to a total ratio ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 6, 12, 24, 48, 200])
+def test_a_total_decay_has_the_same_ends_at_every_depth_and_equal_ratios_between(num_layers: int) -> None:
+    rates = list(LRDistribution.decay(4e-4, total=0.02).rates(num_layers).values())
+    assert rates[0] == 4e-4 * 0.02
+    assert rates[-1] == 4e-4
+    factors = [low / high for low, high in itertools.pairwise(rates)]
+    assert factors == pytest.approx([0.02 ** (1 / (num_layers + 1))] * (num_layers + 1))
+
+
+def test_a_total_decay_is_the_decay_whose_factor_is_its_root() -> None:
+    by_factor, by_total = LRDistribution.decay(4e-4, 0.7), LRDistribution.decay(4e-4, total=0.7**7)
+    assert list(by_total.rates(6).values()) == pytest.approx(list(by_factor.rates(6).values()))
+    assert by_total.rates(12)["embeddings"] == pytest.approx(by_factor.rates(6)["embeddings"])
+    assert by_factor.rates(12)["embeddings"] == pytest.approx(3.88e-6, rel=1e-2)
+    assert by_total.fingerprint != by_factor.fingerprint
+
+
+def test_the_rates_by_depth_that_the_docs_show_are_what_the_distributions_give() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "distributions.md").read_text(encoding="utf-8")
+    header, _, *rows = page[page.index("| layers | `decay") :].split("\n\n")[0].splitlines()
+    texts = re.findall(r"`([^`]+)`", header)
+    assert [row.split("|")[1].strip() for row in rows] == ["6", "12", "24", "48"]
+    for row in rows:
+        layers, *rates = [cell.strip() for cell in row.strip("|").split("|")]
+        for text, rate in zip(texts, rates, strict=True):
+            assert rate == brief(LRDistribution.parse(text).rates(int(layers))["embeddings"])
+
+
+def test_a_total_decay_is_scaled_frozen_and_averaged_like_any_other() -> None:
+    total = LRDistribution.decay(1.0, total=0.01, relative=True)
+    assert total.absolute(2e-5) == LRDistribution.decay(2e-5, total=0.01)
+    assert total.freeze("embeddings").rates(3)["embeddings"] == 0
+    assert str(total) == "decay:lr=1,total=0.01,relative=true"
+    pair = [LRDistribution.decay(1e-4, total=0.01), LRDistribution.decay(4e-4, total=0.25)]
+    mean = LRDistribution.geometric_mean(pair)
+    assert mean.family == "decay"
+    assert dict(mean.values) == pytest.approx({"lr": 2e-4, "total": 0.05})
+    # A total and a factor have no mean of their family: the rates are averaged instead.
+    mixed = LRDistribution.geometric_mean([pair[0], LRDistribution.decay(1e-4, 0.5)])
+    assert mixed.family == "geometric_mean"
+    assert mixed.rates(4)["embeddings"] == pytest.approx(1e-4 * math.sqrt(0.01 * 0.5**5))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("decay:lr=1e-3", "decay needs factor or total"),
+        ("decay:total=0.1", "decay needs lr"),
+        ("decay:lr=1e-3,factor=0.7,total=0.02", r"factor or total, not both.*factor=0\.7 and total=0\.02"),
+        ("discriminative:lr=1e-3,total=0.02", r"no key 'total'.*decay:lr=4e-4,total=0\.02"),
+        ("decay:lr=1e-3,total=0", r"total=0\.0 must be finite and greater than 0"),
+    ],
+)
+def test_a_decay_takes_a_factor_or_a_total(text: str, says: str) -> None:
+    with pytest.raises(InvalidDistributionError, match=says):
+        LRDistribution.parse(text)
+
+
+def test_a_total_beyond_floating_point_numbers_raises() -> None:
+    with pytest.raises(InvalidRateError, match="leaves the range"):
+        LRDistribution.decay(1e-200, total=1e-200).rates(6)
+
+
 # Forms ---------------------------------------------------------------------------------------------------
 
 RATE = st.one_of(st.just(0.0), st.floats(1e-300, 1e300))
@@ -326,7 +398,8 @@ def distributions(draw: st.DrawFn) -> LRDistribution:
     for key in FAMILIES[family].rate_keys:
         values[key] = draw(st.lists(RATE, min_size=1, max_size=5)) if key == "layers" else draw(RATE)
     for key in FAMILIES[family].factor_keys:
-        values[key] = draw(st.floats(1e-300, 1e300))
+        instead = [other for other, of in FAMILIES[family].instead.items() if of == key]
+        values[draw(st.sampled_from([key, *instead]))] = draw(st.floats(1e-300, 1e300))
     result = LRDistribution(family, tuple(values.items()), draw(st.booleans()))
     for _ in range(draw(st.integers(0, 3))):
         try:
@@ -394,8 +467,44 @@ def test_equality_and_fingerprint_see_values_kind_and_edits_but_no_spelling() ->
     assert len(set(different)) == len({d.fingerprint for d in different}) == 5
 
 
-def test_the_fingerprint_stays_the_same_from_release_to_release() -> None:
-    # Checkpoints hold it: another value here would refuse everybody's resume.
+# Checkpoints, result files, studies and presets hold them: another value here would orphan everybody's earlier runs.
+FINGERPRINTS = [
+    ("flat:lr=2e-5", "4d920e9faa5eeabef409d647f52f9c23ed9b288e929e8bd9af70b70ee3a5f43c"),
+    ("decay:lr=4e-4,factor=0.7", "0cdb9b938a523ccf586ff43a43d2534bf3d440f9c8721b569be6f533ed49c9f3"),
+    ("decay:lr=1,factor=0.9,relative=true", "b2f3df2580cdc3109c06f1ace2408e784c0e79161e3488b661a8124501210a58"),
+    ("discriminative:lr=1e-3", "4574a1f199296f4e2f0a1a5e6aa21adc4525e5f846420da3da921bd29fe5527f"),
+    ("linear:first=1e-6,last=1e-4", "6c9c38c8da8c713fe93c44139881dc5e2f39f25c00bd23a25bc2313bcd1756f1"),
+    ("cosine:first=1e-6,last=1e-4", "2ca87bee1ba953a5e5fa965f7185facd58ed3d1226a13b12dc28ad655b93dd34"),
+    (
+        "from_layers:embeddings=1e-5,layers=1e-5/2e-5/4e-5,head=1e-3",
+        "3c6bc76fa005df54240cb4fbd5c15c3e75cbccd774eac19f21959c19c83f8613",
+    ),
+    (
+        "flat:lr=1e-4,freeze=embeddings..layers.2,head=1e-3",
+        "73d4745793fa1de3509d80d22dcb0da14ed6f2458eef583f92c92b2ae26c020f",
+    ),
+    (
+        "grouped:embeddings=1e-6,g1=1e-6,g2=2e-6,g3=3e-6,g4=4e-6,g5=5e-6,g6=6e-6,g7=7e-6,g8=8e-6,head=9e-5",
+        "88937cb06deb42a6cba5be91cd81689598fc2babbc8156ae7810615587c240aa",
+    ),
+    ("kenneweg2022", "3bf83f98c4aed5e618061346f4a3ba4d0ecf4ec45372eba3a523e96ae363cc27"),
+    ("kenneweg2022-relative", "71991f6ee4751d9265aec145809c845294eabf098ceb90afd7993dd22b3bbb62"),
+    ("kenneweg2022-taskshift", "ab8a7e795bd1d540a6bc1e775aa23a690ec27939cfee994135395547a07c78ef"),
+    ("kenneweg2022-taskshift-relative", "bf513ca45e23385a624a751d47e192fc4dad62d89d3f00c4a6899e1384749085"),
+]
+
+
+@pytest.mark.parametrize(("spec", "fingerprint"), FINGERPRINTS)
+def test_fingerprints_stay_the_same_from_release_to_release(spec: str, fingerprint: str) -> None:
+    distribution = resolve_distribution(spec)
+    assert distribution.fingerprint == fingerprint
+    assert LRDistribution.from_dict(json.loads(json.dumps(distribution.to_dict()))).fingerprint == fingerprint
+    assert LRDistribution.from_yaml(distribution.to_yaml()).fingerprint == fingerprint
+
+
+def test_fingerprints_of_means_stay_the_same_too() -> None:
+    mean = LRDistribution.geometric_mean([LRDistribution.flat(1e-5), load_preset("kenneweg2022")], weights=[2, 1])
+    assert mean.fingerprint == "22e097b9e6a9210ec2e7838851d9cfd7eb771fdc3456448f2db225df3f8c81f1"
     content = b'{"factor":0.7,"family":"decay","lr":0.0004}'
     assert LRDistribution.decay(4e-4, 0.7).fingerprint == hashlib.sha256(content).hexdigest()
 

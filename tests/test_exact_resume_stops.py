@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -345,6 +346,65 @@ def test_a_checkpoint_without_random_states_says_so(tmp_path: Path) -> None:
         resumed = run(CASE, seed=2, ckpt=path)
     assert resumed.trainer.global_step == unbroken.trainer.global_step
     assert resumed.random != unbroken.random
+
+
+def rewritten(path: Path, rewrite: Callable[[dict[str, Any]], Any]) -> Path:
+    """A copy of the checkpoint with another state for the exact resume."""
+    checkpoint = torch.load(path, weights_only=True)
+    rewrite(checkpoint["callbacks"]["LayerwiseLR"]["exact_resume"])
+    torch.save(checkpoint, path.with_suffix(".other"))
+    return path.with_suffix(".other")
+
+
+def test_a_checkpoint_of_the_first_format_resumes_exactly(tmp_path: Path) -> None:
+    def first_format(state: dict[str, Any]) -> None:
+        del state["format"], state["ranks"][0]["machine"]
+        for random in state["ranks"][0]["random"].values():
+            random["torch"] = random.pop("cpu")
+
+    saver = Saver(tmp_path, "on_train_batch_end")
+    unbroken = run(CASE, saver)
+    path = rewritten(saver.paths["on_train_batch_end", 3], first_format)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", InexactResumeWarning)
+        assert_same(run(CASE, seed=2, ckpt=path), unbroken)
+
+
+@pytest.mark.parametrize(
+    ("rewrite", "match"),
+    [
+        (lambda state: state.update(format=3), r"later version of lr-dist wrote it \(format 3.*up to 2\)"),
+        (lambda state: state.update(format="new"), "later version of lr-dist wrote it"),
+        (lambda state: state["ranks"][0]["random"]["now"].pop("numpy"), r"not written by lr-dist.*KeyError\('numpy'\)"),
+        (lambda state: state["ranks"][0]["random"]["now"].update(python=[3]), "not written by lr-dist.*ValueError"),
+        (lambda state: state.update(ranks=None), "not written by lr-dist.*TypeError"),
+        (lambda state: state["ranks"][0]["machine"].update(threads=64), r"threads .* 64, and this run has \d+"),
+        (lambda state: state["ranks"][0]["machine"].update(torch="2.0.1"), r"torch 2\.0\.1, and this run has 2\."),
+        (lambda state: state["ranks"][0]["machine"].update(instructions="Z80"), "instructions Z80, and this run has"),
+        (lambda state: state["ranks"][0]["machine"].update(device="NVIDIA H100"), "NVIDIA H100, and this run has cpu"),
+    ],
+)
+def test_what_cannot_be_resumed_exactly_says_so_with_both_values_and_goes_on(
+    rewrite: Any, match: str, tmp_path: Path
+) -> None:
+    saver = Saver(tmp_path, "on_train_batch_end")
+    unbroken = run(CASE, saver)
+    path = rewritten(saver.paths["on_train_batch_end", 3], rewrite)
+    with pytest.warns(InexactResumeWarning, match=match):
+        resumed = run(CASE, seed=2, ckpt=path)
+    assert resumed.trainer.global_step == unbroken.trainer.global_step
+
+
+def test_another_number_of_threads_is_named(tmp_path: Path) -> None:
+    saver = Saver(tmp_path, "on_train_batch_end")
+    run(CASE, saver)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(InexactResumeWarning, match=rf"threads .* {threads}, and this run has {threads + 1}"):
+            run(CASE, seed=2, ckpt=saver.paths["on_train_batch_end", 3])
+    finally:
+        torch.set_num_threads(threads)
 
 
 class InterruptedOnce(torch.utils.data.DataLoader):

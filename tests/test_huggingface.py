@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from transformers.trainer_utils import SchedulerType
 from lr_dist import LayerwiseTrainerMixin, LRDistribution, param_groups
 from lr_dist.errors import (
     InvalidDistributionError,
+    LostStepsWarning,
     NothingToTrainError,
     OptimizerCoverageError,
+    RateRangeWarning,
     UnknownPresetError,
     UnplacedParametersError,
     UnsupportedOptimizerError,
@@ -357,8 +360,10 @@ def test_the_table_of_rates_is_printed_once(tmp_path: Path, capsys: pytest.Captu
     trainer, _ = built(LayerwiseTrainer, tmp_path, layerwise_lr=tiny.EXPLICIT, max_steps=1)
     trainer.train()
     trainer.train()
-    table = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("│")]
-    assert [[row[1], row[-2]] for row in table] == [[name, f"{rate:.3g}"] for name, rate in tiny.RATES.items()]
+    lines = capsys.readouterr().out.splitlines()
+    assert "optimizer lr 2e-3 -> replaced by 1e-5 to 7e-3" in lines
+    rows = [line.split() for line in lines if line.split() and line.split()[0] in tiny.RATES]
+    assert [(name, float(rate)) for name, rate, *_ in rows] == list(tiny.RATES.items())
 
 
 # A trainer's life ----------------------------------------------------------------------------------------
@@ -581,3 +586,24 @@ def test_arguments_of_the_trainer_pass_through_in_their_places(tmp_path: Path) -
     trainer = LayerwiseTrainer(tiny.bert(), arguments(tmp_path), None, rows(), layerwise_lr="flat:lr=1e-3")
     assert trainer.args.output_dir == str(tmp_path)
     assert len(trainer.train_dataset) == 24
+
+
+# Doubtful rates ------------------------------------------------------------------------------------------
+
+
+def test_doubtful_rates_are_told_once_with_the_trainers_own_rate(tmp_path: Path) -> None:
+    options = {"learning_rate": 2e-5, "max_steps": 1}
+    trainer, _ = layerwise(tmp_path, "decay:lr=4e-4,factor=0.7,relative=true", **options)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            trainer.train()
+    (found,) = [str(warning.message) for warning in caught if warning.category is RateRangeWarning]
+    assert "4e-4 times 2e-5" in found
+
+
+def test_a_model_in_bfloat16_is_told_of_steps_that_are_lost(tmp_path: Path) -> None:
+    model = tiny.bert().bfloat16()
+    trainer, _ = layerwise(tmp_path, "flat:lr=1e-5", model=model, max_steps=1)
+    with pytest.warns(LostStepsWarning, match=r"in bfloat16.*dtype=torch\.float32"):
+        trainer.train()

@@ -220,12 +220,29 @@ def test_a_refused_fit_leaves_the_model_as_it_was_given(distribution: Any, tmp_p
 
 
 def test_a_second_callback_is_refused() -> None:
-    with pytest.raises(RuntimeError, match="LayerwiseLR"):
-        tiny.trainer(layerwise(), layerwise("flat:lr=1e-4"))
-    trainer = tiny.trainer(layerwise())
-    trainer.callbacks.append(layerwise("flat:lr=1e-4"))
-    with pytest.raises(UnsupportedCallbackError, match="2 LayerwiseLR callbacks"):
-        trainer.fit(module(), tiny.batches(2))
+    # Lightning would refuse them as the Trainer is made, with a word on `state_key` instead of one on the rates.
+    together = tiny.trainer(layerwise(), layerwise("flat:lr=1e-4"))
+    later = tiny.trainer(layerwise())
+    later.callbacks.append(layerwise("flat:lr=1e-4"))
+    for trainer in (together, later):
+        own = module()
+        before = tiny.weights(own)
+        with pytest.raises(UnsupportedCallbackError, match=r"2 LayerwiseLR callbacks.*one distribution") as caught:
+            trainer.fit(own, tiny.batches(2))
+        assert str(layerwise().distribution) in str(caught.value)
+        assert "flat:lr=1e-4" in str(caught.value)
+        assert all(torch.equal(weight, before[name]) for name, weight in tiny.weights(own).items())
+
+
+def test_a_checkpoint_names_the_callback_the_same_whenever_it_is_written(tmp_path: Path) -> None:
+    trainer = tiny.trainer(layerwise(), max_steps=1)
+    trainer.strategy.connect(module())
+    trainer.save_checkpoint(tmp_path / "before.ckpt")
+    trainer.fit(module(), tiny.batches(2))
+    trainer.save_checkpoint(tmp_path / "after.ckpt")
+    for name in ("before", "after"):
+        saved = torch.load(tmp_path / f"{name}.ckpt", weights_only=True)
+        assert "LayerwiseLR" in saved["callbacks"]
 
 
 # Without an exact resume ---------------------------------------------------------------------------------

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from lightning.pytorch.callbacks import LearningRateFinder
-from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lr_dist._lightning import LearningRateFinder, LightningOptimizer, rank_zero_warn
 from lr_dist.errors import FlatRatesWarning
 
 

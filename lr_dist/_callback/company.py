@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.callbacks import BackboneFinetuning, BaseFinetuning, StochasticWeightAveraging
 from torch.optim import Optimizer
 
-from lr_dist.errors import ResumeMismatchError, UnsupportedCallbackError, UnsupportedTrainerError
+from lr_dist._lightning import BackboneFinetuning, BaseFinetuning, L, StochasticWeightAveraging, package_of
+from lr_dist.errors import ResumeMismatchError, UnsupportedCallbackError
 
 
 def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
@@ -21,13 +20,9 @@ def check_trainer(trainer: L.Trainer) -> None:
     """Refuse what cannot work, before anything is set up.
 
     Raises:
-        UnsupportedTrainerError: another library's Trainer.
+        UnsupportedTrainerError: another library's Trainer, or an old version of Lightning's.
     """
-    if not isinstance(trainer, L.Trainer):
-        raise UnsupportedTrainerError(
-            f"LayerwiseLR works with lightning.pytorch.Trainer, not with {type(trainer).__module__}."
-            f"{type(trainer).__qualname__}. Import Lightning as `import lightning.pytorch as L`."
-        )
+    package_of(trainer)
 
 
 def check_callbacks(trainer: L.Trainer) -> None:
@@ -38,8 +33,8 @@ def check_callbacks(trainer: L.Trainer) -> None:
     """
     for callback in callbacks_of(trainer):
         # A subclass may have a schedule of its own for unfreezing, which writes no rates.
-        own = getattr(type(callback), "finetune_function", None)
-        if isinstance(callback, BackboneFinetuning) and own is BackboneFinetuning.finetune_function:
+        own = getattr(getattr(type(callback), "finetune_function", None), "__qualname__", "")
+        if isinstance(callback, BackboneFinetuning) and own == "BackboneFinetuning.finetune_function":
             raise UnsupportedCallbackError(
                 f"{type(callback).__name__} adds the whole backbone as one parameter group and writes that group's "
                 "rate in every epoch: of the layers, it would move one and leave the others. Remove it. To freeze "

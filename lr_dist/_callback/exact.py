@@ -6,17 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.optim import Optimizer
 
 from lr_dist._callback import data_position, logged
 from lr_dist._callback.gradients import restore_gradients, waiting_gradients
 from lr_dist._callback.loops import Loops, quiet_about_position, rewrite_progress
+from lr_dist._callback.machine import differences, machine
 from lr_dist._callback.random_state import RandomState
 from lr_dist._callback.tracker import Place, Tracker, generators
+from lr_dist._lightning import GradientAccumulationScheduler, L, package_of, rank_zero_warn
 from lr_dist.errors import InexactResumeWarning
 
 
@@ -31,16 +30,22 @@ class ExactResume:
     methods of its loops are wrapped, because no hook is called at the moments that matter: just before the data
     loader's iterator is made, and just before a batch is read.
 
-    One object serves one fit; its methods are called by the hooks of the callback.
+    One object serves one fit; its methods are called by the hooks of the callback. A copy, or what is read from a
+    pickle, is one for another fit.
     """
 
     KEY = "exact_resume"
+    # Of what `state` returns. Without a number: 1. Since 2: `format` and `machine`.
+    FORMAT = 2
 
     def __init__(self) -> None:
         self._tracker: Tracker | None = None
         self._resumed: _Resumed | None = None
         self._started: RandomState | None = None
         self._alone = False
+
+    def __reduce__(self) -> tuple[type[ExactResume], tuple[()]]:
+        return type(self), ()
 
     def on_fit_start(self, trainer: L.Trainer) -> None:
         """Keep the random state from which data loaders and the first epoch's iterator are made, or bring it back."""
@@ -55,14 +60,23 @@ class ExactResume:
         if state is None:
             _warn("it was written without exact_resume, and holds no random states")
             return
-        ranks, doubts, own = state["ranks"], list(state["doubts"]), None
-        if len(ranks) != trainer.world_size:
-            doubts.append(f"it was written by {len(ranks)} processes, and this run has {trainer.world_size}")
-        elif (own := ranks[trainer.global_rank]) is None:
-            doubts.append("it was written by one process in the course of an exception, without the others' states")
+        if (found := state.get("format", 1)) not in range(1, self.FORMAT + 1):
+            _warn(f"a later version of lr-dist wrote it (format {found}, and this version reads up to {self.FORMAT})")
+            return
+        try:
+            ranks, doubts, own = state["ranks"], list(state["doubts"]), None
+            if len(ranks) != trainer.world_size:
+                doubts.append(f"it was written by {len(ranks)} processes, and this run has {trainer.world_size}")
+            elif (own := ranks[trainer.global_rank]) is None:
+                doubts.append("it was written by one process in the course of an exception, without the others' states")
+            else:
+                doubts += differences(own.get("machine", {}), machine(trainer.strategy.root_device))
+            self._resumed = _Resumed.of(state, own)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            _warn(f"what it holds for that was not written by lr-dist, or was changed ({error!r})")
+            return
         if doubts:
             _warn("; ".join(doubts))
-        self._resumed = _Resumed.of(state, own)
         rewrite_progress(checkpoint["loops"], state["epochs"], state["batches"], stateful=state["stateful"])
         if self._started is not None:
             # Some strategies load after `on_fit_start`.
@@ -73,17 +87,17 @@ class ExactResume:
         loops = Loops(trainer)
         if loops.missing or self._started is None:
             rank_zero_warn(
-                f"Lightning {L.__version__} lacks {', '.join(loops.missing)}, so a run that is stopped and resumed "
-                "will not end exactly where the unbroken run ends. Use a version that lr-dist was tested with, or "
-                "silence this with LayerwiseLR(..., exact_resume=False).",
+                f"Lightning {package_of(trainer).__version__} lacks {', '.join(loops.missing)}, so a run that is "
+                "stopped and resumed will not end exactly where the unbroken run ends. Use a version that lr-dist was "
+                "tested with, or silence this with LayerwiseLR(..., exact_resume=False).",
                 category=InexactResumeWarning,
             )
             return
         self._tracker = Tracker(loops, self._started)
         if self._resumed is not None:
-            loops.wrap(loops.fit, "on_advance_start", self._resume_between_epochs)
-            loops.wrap(loops.epoch, "reset", self._reset_quietly)
-            loops.wrap(loops.epoch, "on_run_start", self._resume_within_epoch)
+            loops.wrap("fit", "on_advance_start", self._resume_between_epochs)
+            loops.wrap("epoch", "reset", self._reset_quietly)
+            loops.wrap("epoch", "on_run_start", self._resume_within_epoch)
             loops.fit._last_train_dl_reload_epoch = self._resumed.reloaded
             self._end_epoch_before(self._resumed, loops)
             if self._resumed.batches is None:
@@ -130,6 +144,7 @@ class ExactResume:
         place = self._tracker.place()
         alone = self._alone or place.interrupted
         return {
+            "format": self.FORMAT,
             "epochs": place.epochs,
             "batches": place.batches,
             "pending": place.pending,
@@ -231,6 +246,7 @@ def _rank_state(pl_module: L.LightningModule, tracker: Tracker, place: Place, *,
     metrics = tracker.loops.logged._callback_metrics if alone else tracker.loops.trainer.callback_metrics
     gradients = place.gradients
     return {
+        "machine": machine(tracker.loops.trainer.strategy.root_device),
         "random": {name: state.plain() for name, state in random.items() if state is not None},
         "logged": logged.plain(place.moment.logged) if place.batches else [],
         "metrics": {name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics.items()},

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch.optim import Optimizer
 
 from lr_dist._callback.company import callbacks_of
+from lr_dist._lightning import BatchSizeFinder, L, LearningRateFinder
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ResumeMismatchError
 from lr_dist.schedulers import Split, anchor_rates, rewrite_schedulers, scaled_group_keys

@@ -6,16 +6,21 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import lightning.pytorch as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lr_dist._callback.changes import unwrapped
+from lr_dist._lightning import (
+    Callback,
+    FSDPStrategy,
+    GradientAccumulationScheduler,
+    L,
+    SingleDeviceStrategy,
+    kept,
+    rank_zero_warn,
+)
 from lr_dist.errors import UnsupportedOptimizerError, UnsupportedStrategyError
 from lr_dist.layer_schedule import LayerSchedule, layer_factor
 from lr_dist.step_factors import StepFactors
@@ -23,7 +28,7 @@ from lr_dist.step_factors import StepFactors
 _NAME = "LayerwiseLR"
 
 
-class Gradual(L.Callback):
+class Gradual(Callback):
     """Stands first among a Trainer's callbacks, where `LayerwiseLR` puts it (`join`), and starts layer after layer.
 
     A layer that has not started is truly frozen: its gradients are dropped before they are clipped and before the
@@ -46,6 +51,11 @@ class Gradual(L.Callback):
         self._may_switch = False
         self._direct_steps = 0
         self._hook: RemovableHandle | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the objects of the fit that runs: a copy is for another one."""
+        free: dict[str, Any] = {"_optimizer": None, "_parameters": {}, "_switched_off": {}, "_hook": None}
+        return {**kept(self), **free}
 
     # For LayerwiseLR -------------------------------------------------------------------------------------
 
@@ -258,7 +268,7 @@ class Gradual(L.Callback):
         return f"{self.schedule.every_n_steps} step(s)"
 
 
-class _Last(L.Callback):
+class _Last(Callback):
     """Stands last among the callbacks, and hides what `Gradual` has shown to those between them."""
 
     def __init__(self, first: Gradual) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lr_dist._lightning import L
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ResumeMismatchError
 from lr_dist.layers import Overrides
@@ -111,7 +112,7 @@ def _from_weights(path: Any) -> str:
     convert = ""
     if path is not None and Path(path).is_dir():
         # What a sharding strategy wrote in parts.
-        convert = f"run `python -m lightning.pytorch.utilities.consolidate_checkpoint {path}`, and then "
+        convert = f"run `python -m {L.__name__}.utilities.consolidate_checkpoint {path}`, and then "
         path = f"{path}.consolidated"
     file = "path" if path is None else repr(str(path))
     return (

@@ -6,11 +6,12 @@ None of it is public. Where another version of Lightning lacks a part, `missing`
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import lightning.pytorch as L
+from lr_dist._lightning import L
 
 _PARTS = {
     "fit": (
@@ -44,14 +45,37 @@ _PARTS = {
 
 
 class Loops:
-    """The fit loop (over epochs) and the epoch loop (over batches) of one Trainer."""
+    """The fit loop (over epochs) and the epoch loop (over batches) of one Trainer.
+
+    The Trainer is held weakly: a callback that outlives its fit must not keep Trainer, model and data alive.
+    """
 
     def __init__(self, trainer: L.Trainer) -> None:
-        self.trainer = trainer
-        self.fit: Any = trainer.fit_loop
-        self.epoch: Any = getattr(self.fit, "epoch_loop", None)
-        self.logged: Any = getattr(trainer, "_logger_connector", None)
-        self._wrapped: list[tuple[Any, str]] = []
+        self._trainer = weakref.ref(trainer)
+        self._wrapped: list[tuple[str, str]] = []
+
+    @property
+    def trainer(self) -> L.Trainer:
+        """The Trainer, whose hooks call everything here."""
+        trainer = self._trainer()
+        if trainer is None:
+            raise ReferenceError("The Trainer of these loops is gone.")
+        return trainer
+
+    @property
+    def fit(self) -> Any:
+        """The loop over epochs."""
+        return self.trainer.fit_loop
+
+    @property
+    def epoch(self) -> Any:
+        """The loop over the batches of an epoch."""
+        return getattr(self.fit, "epoch_loop", None)
+
+    @property
+    def logged(self) -> Any:
+        """Lightning's keeper of logged metrics."""
+        return getattr(self.trainer, "_logger_connector", None)
 
     @property
     def missing(self) -> list[str]:
@@ -65,21 +89,24 @@ class Loops:
 
     # Listening -------------------------------------------------------------------------------------------
 
-    def wrap(self, loop: Any, method: str, around: Callable[..., None]) -> None:
-        """Let `around(original, *args)` run in place of a loop's method, until `unwrap`."""
+    def wrap(self, name: str, method: str, around: Callable[..., None]) -> None:
+        """Let `around(original, *args)` run in place of a method of the loop `fit` or `epoch`, until `unwrap`."""
+        loop = getattr(self, name)
         original = getattr(loop, method)
 
         def wrapped(*args: Any) -> None:
             around(original, *args)
 
         setattr(loop, method, wrapped)
-        self._wrapped.append((loop, method))
+        self._wrapped.append((name, method))
 
     def unwrap(self) -> None:
         """Give the loops their own methods back."""
-        while self._wrapped:
-            loop, method = self._wrapped.pop()
-            vars(loop).pop(method, None)
+        wrapped, self._wrapped = self._wrapped, []
+        if self._trainer() is None:
+            return
+        for name, method in reversed(wrapped):
+            vars(getattr(self, name)).pop(method, None)
 
     # Where the run is ------------------------------------------------------------------------------------
 

@@ -59,12 +59,13 @@ class RandomState:
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> RandomState:
-        """The inverse of `plain`."""
+        """The inverse of `plain`, also of what earlier versions of lr-dist wrote."""
         version, internal, gauss = data["python"]
         python = (version, tuple(internal), gauss)
         # Lightning moves a loaded checkpoint's tensors to the device, and generators take states on the CPU only.
         device = None if data["device"] is None else data["device"].cpu()
-        return cls(python, data["numpy"], data["cpu"].cpu(), device, tuple(s.cpu() for s in data["loaders"]))
+        cpu = data["cpu"] if "cpu" in data else data["torch"]  # its first name
+        return cls(python, data["numpy"], cpu.cpu(), device, tuple(s.cpu() for s in data["loaders"]))
 
 
 def loader_generators(loaders: Iterable[Any]) -> list[torch.Generator]:

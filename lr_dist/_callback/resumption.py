@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
 
 from lr_dist._callback.changes import unwrapped
+from lr_dist._lightning import METADATA_FILENAME, L
 from lr_dist.errors import UnsupportedCallbackError
 
 
@@ -32,19 +31,23 @@ def optimization(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def check_alone(trainer: Any, state_key: str) -> None:
+def check_alone(trainer: Any, kind: type[Any]) -> None:
     """Refuse a second `LayerwiseLR`, which would split the groups of the first one again.
 
-    Lightning refuses two in the list that a Trainer is made with, but not one that was added to it later.
+    Args:
+        trainer: in `setup`.
+        kind: the callback's class.
 
     Raises:
         UnsupportedCallbackError: there are several.
     """
-    count = sum(callback.state_key == state_key for callback in trainer.callbacks)
-    if count > 1:
+    distributions = [str(callback.distribution) for callback in trainer.callbacks if isinstance(callback, kind)]
+    if len(distributions) > 1:
         raise UnsupportedCallbackError(
-            f"The Trainer has {count} LayerwiseLR callbacks, and an optimizer can follow one distribution only. Keep "
-            "one of them; look also at `configure_callbacks` of the LightningModule."
+            f"The Trainer has {len(distributions)} LayerwiseLR callbacks ({'; '.join(distributions)}), and an "
+            "optimizer can follow one distribution only. Keep one of them (look also at `configure_callbacks` of the "
+            "LightningModule): other rates for some layers are edits of one distribution, "
+            "'decay:lr=4e-4,factor=0.7,head=1e-3'; its geometric mean with another is LRDistribution.geometric_mean."
         )
 
 
@@ -61,7 +64,7 @@ def before_weights(trainer: L.Trainer, check: Callable[[Mapping[str, Any]], None
 
     @functools.wraps(original)
     def load_checkpoint(checkpoint_path: Any, **options: Any) -> dict[str, Any]:
-        if trainer.state.fn != TrainerFn.FITTING:
+        if trainer.state.fn != "fit":
             return original(checkpoint_path, **options)
         if strategy.restore_checkpoint_after_setup:
             seen = _without_weights(strategy.broadcast(checkpoint_path), options.get("weights_only"))
@@ -84,10 +87,8 @@ def release(strategy: Any) -> None:
 
 def _without_weights(path: Any, weights_only: bool | None) -> dict[str, Any] | None:
     """What a checkpoint holds beside weights and optimizer states; None if it cannot be read."""
-    from lightning.fabric.utilities.load import _METADATA_FILENAME
-
     try:
-        file = Path(path) / _METADATA_FILENAME if Path(path).is_dir() else Path(path)
+        file = Path(path) / METADATA_FILENAME if Path(path).is_dir() else Path(path)
         return torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only)
     except Exception:
         # The strategy, which reads it next, says what is wrong with it.

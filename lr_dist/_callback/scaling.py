@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor
 
 from lr_dist._callback.changes import unwrapped
+from lr_dist._lightning import L
 
 
 def gradient_scaler(trainer: L.Trainer) -> Any:

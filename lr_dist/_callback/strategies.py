@@ -6,21 +6,21 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.strategies import (
+from torch import nn
+from torch.optim import Optimizer
+
+from lr_dist._lightning import (
     DDPStrategy,
     DeepSpeedStrategy,
     FSDPStrategy,
+    L,
     ModelParallelStrategy,
     SingleDeviceStrategy,
     SingleDeviceXLAStrategy,
     XLAStrategy,
+    rank_zero_warn,
 )
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
-from torch.optim import Optimizer
-
 from lr_dist.errors import RankMismatchError, UnsupportedStrategyError
 
 _TESTED = (SingleDeviceStrategy, DDPStrategy, FSDPStrategy, ModelParallelStrategy)

@@ -6,15 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.optim import Optimizer
 
 from lr_dist._callback import logged
 from lr_dist._callback.data_position import is_stateful
 from lr_dist._callback.loops import Loops
 from lr_dist._callback.random_state import RandomState, loader_generators
+from lr_dist._lightning import L, SIGTERMException
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,11 @@ class Tracker:
         self._window: tuple[int, Moment, dict[str, torch.Tensor]] | None = None
         self._phase = "start"  # then: opening, batches, batch, batch_end, batches, ..., epoch_end
         self._validated = self._forced = self._open = False
-        loops.wrap(loops.fit, "on_advance_start", self._begin_epoch)
-        loops.wrap(loops.epoch, "on_run_start", self._open_data)
-        loops.wrap(loops.epoch, "advance", self._run_batch)
-        loops.wrap(loops.epoch, "on_advance_end", self._end_batch)
-        loops.wrap(loops.fit, "on_advance_end", self._end_epoch)
+        loops.wrap("fit", "on_advance_start", self._begin_epoch)
+        loops.wrap("epoch", "on_run_start", self._open_data)
+        loops.wrap("epoch", "advance", self._run_batch)
+        loops.wrap("epoch", "on_advance_end", self._end_batch)
+        loops.wrap("fit", "on_advance_end", self._end_epoch)
 
     def now(self) -> Moment:
         """This moment."""

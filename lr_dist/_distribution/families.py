@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lr_dist._distribution.rates import LARGEST, SMALLEST
@@ -28,6 +28,7 @@ class Family:
         factor_keys: the values that are positive factors without a unit.
         defaults: values that may be left out.
         log_linear: whether the geometric mean of the values is the geometric mean of the rates.
+        instead: a key that may be given in place of another -> that other key.
     """
 
     rates: Callable[[Mapping[str, Any], int], list[float]]
@@ -35,10 +36,12 @@ class Family:
     factor_keys: tuple[str, ...] = ()
     defaults: Mapping[str, float] | None = None
     log_linear: bool = False
+    instead: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def keys(self) -> tuple[str, ...]:
-        return self.rate_keys + self.factor_keys
+        """Every key that may be given."""
+        return (*self.rate_keys, *self.factor_keys, *self.instead)
 
 
 def relative_depths(num_layers: int) -> list[float]:
@@ -99,6 +102,8 @@ def _flat(values: Mapping[str, Any], num_layers: int) -> list[float]:
 
 
 def _decay(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    if "total" in values:
+        return _to_total(values["lr"], values["total"], num_layers)
     return _geometric(values["lr"], values["factor"], num_layers, f"decay factor {values['factor']:g}")
 
 
@@ -123,6 +128,17 @@ def _geometric(lr: float, factor: float, num_layers: int, what: str) -> list[flo
             )
         rates.append(rate)
     return rates
+
+
+def _to_total(lr: float, total: float, num_layers: int) -> list[float]:
+    """The head at `lr`, the embeddings at lr x total, equal ratios between: the factor follows from the depth."""
+    last = num_layers + 1
+    if lr > 0 and not SMALLEST <= lr * total <= LARGEST:
+        raise InvalidRateError(
+            f"decay from lr={lr:g} to total={total:g} of it leaves the range of floating-point numbers. Use a total "
+            "closer to 1, such as 0.02."
+        )
+    return [lr * total ** (steps / last) for steps in range(last, -1, -1)]
 
 
 def _linear(values: Mapping[str, Any], num_layers: int) -> list[float]:
@@ -161,7 +177,7 @@ def _geometric_mean(values: Mapping[str, Any], num_layers: int) -> list[float]:
 
 FAMILIES: Mapping[str, Family] = {
     "flat": Family(_flat, ("lr",), log_linear=True),
-    "decay": Family(_decay, ("lr",), ("factor",), log_linear=True),
+    "decay": Family(_decay, ("lr",), ("factor",), log_linear=True, instead={"total": "factor"}),
     "discriminative": Family(_discriminative, ("lr",), ("factor",), {"factor": 2.6}, log_linear=True),
     "linear": Family(_linear, ("first", "last")),
     "cosine": Family(_cosine, ("first", "last")),

@@ -5,10 +5,13 @@ The subcommands' modules import nothing heavy at the top, so that `lr-dist --hel
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from typing import Any
 
 from lr_dist import __version__
 from lr_dist.errors import LRDistError
@@ -47,13 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     settings = parser.parse_args(_config_first(arguments))
     command = settings.subcommand
     try:
-        return modules[command].run(settings[command])
+        with warnings.catch_warnings():
+            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, command)
+            return modules[command].run(settings[command])
     except LRDistError as error:
         print(f"lr-dist {command}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nInterrupted. The same command continues it: finished work is kept.", file=sys.stderr)
         return 130
+
+
+def _show_warning(other: Callable[..., None], command: str, message: Any, category: type[Warning], *where: Any) -> None:
+    """One line for a warning of lr-dist, as for its errors; `where` in the code says nothing to a command's user."""
+    if category.__module__ == "lr_dist.errors":
+        print(f"lr-dist {command}: {category.__name__}: {message}", file=sys.stderr)
+    else:
+        other(message, category, *where)
 
 
 def _config_first(arguments: list[str]) -> list[str]:

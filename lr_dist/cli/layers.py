@@ -19,9 +19,8 @@ def parser() -> ArgumentParser:
 def run(settings: Namespace) -> int:
     """Print the table; only the model's configuration is read, not its weights."""
     require_extras("tasks")
-    from rich.console import Console
-    from rich.table import Table
-
+    from lr_dist._distribution.sanity import warn_of_rates
+    from lr_dist._distribution.table import LayerRow, print_layers
     from lr_dist.layers import assign_layers
     from lr_dist.models import load_skeleton
     from lr_dist.presets import resolve_distribution
@@ -30,24 +29,23 @@ def run(settings: Namespace) -> int:
     model = load_skeleton(settings.model)
     layers = assign_layers(model)
     rates = None if distribution is None else distribution.rates(layers.num_layers)
+    if distribution is not None:
+        warn_of_rates(distribution, layers.num_layers, None, None)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
 
-    table = Table(title=f"{settings.model}: {type(model).__name__}, {layers.num_layers} layers")
-    table.add_column("group")
-    table.add_column("depth", justify="right")
-    table.add_column("parameters", justify="right")
-    if rates is not None:
-        table.add_column("x optimizer's rate" if distribution and distribution.relative else "rate", justify="right")
-    if settings.names:
-        table.add_column("names", overflow="fold")
-    for depth, (group, names) in enumerate(layers.groups.items()):
-        cells = [group, str(depth), f"{sum(sizes[name] for name in names):,}"]
-        if rates is not None:
-            cells.append("frozen" if rates[group] == 0 else f"{rates[group]:.3g}")
-        if settings.names:
-            cells.append("\n".join(names))
-        table.add_row(*cells)
-    total = sum(sizes[name] for names in layers.groups.values() for name in names)
-    table.caption = f"{total:,} parameters"
-    Console().print(table)
+    rows = [
+        LayerRow(
+            group,
+            sum(sizes[name] for name in names),
+            () if rates is None else (rates[group],),
+            names=tuple(names) if settings.names else (),
+        )
+        for group, names in layers.groups.items()
+    ]
+    title, note = f"{settings.model}: {type(model).__name__}, {layers.num_layers} layers", ""
+    if distribution is not None:
+        does = "multiplied by the numbers below" if distribution.relative else "replaced by the rates below"
+        title, note = f"{title}: {distribution}", f"optimizer lr -> {does}"
+    unit = "x optimizer lr" if distribution is not None and distribution.relative else "learning rate"
+    print_layers(rows, title=title, note=note, unit=unit)
     return 0

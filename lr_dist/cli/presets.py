@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.errors import ConfigurationError, UnreadableFileError, shown
 from lr_dist.presets import Preset, get_preset, list_presets
 
@@ -100,6 +101,7 @@ def show_command(name: str, layers: int = 12, console: Console | None = None) ->
     console.print(provenance)
     console.print()
     console.print(rates)
+    warn_of_rates(preset.distribution, layers, None, None)
 
 
 def plot_command(name: str, output: Path | None = None, layers: int = 12, console: Console | None = None) -> Path:

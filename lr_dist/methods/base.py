@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import lightning.pytorch as L
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
-from lightning.pytorch.trainer.states import TrainerFn
 from typing_extensions import override
 
 from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
+from lr_dist._lightning import Callback, DeepSpeedStrategy, FSDPStrategy, L
 from lr_dist.errors import ResumeMismatchError, UnsupportedStrategyError
 
 
@@ -30,7 +28,7 @@ class Needs:
         return Needs(self.full_vocabulary or other.full_vocabulary, self.all_tokens or other.all_tokens)
 
 
-class Method(L.Callback):
+class Method(Callback):
     """A callback that works against forgetting in any Trainer. One fit is one stage: it learns one task.
 
     What a method has learned from earlier stages (an anchor, importances, examples) stays in the instance: use the same
@@ -83,7 +81,7 @@ class Method(L.Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this method, or with other settings.
         """
-        if trainer.state.fn != TrainerFn.FITTING or is_own_checkpoint_of_a_tuner(trainer):
+        if trainer.state.fn != "fit" or is_own_checkpoint_of_a_tuner(trainer):
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is not None and state["settings"] == self.settings():

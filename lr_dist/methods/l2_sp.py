@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import lightning.pytorch as L
 import torch
 from torch import nn
 from torch.optim import Optimizer
@@ -12,6 +11,7 @@ from typing_extensions import override
 
 from lr_dist._callback.scaling import gradient_scale
 from lr_dist._distribution.rates import check_rate
+from lr_dist._lightning import L
 from lr_dist.errors import UnsupportedOptimizerError
 from lr_dist.layers import Overrides, assign_layers, clean_name
 from lr_dist.methods.anchor import Anchor

@@ -6,11 +6,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from torch import Tensor, nn
 from transformers import get_scheduler
 
+from lr_dist._lightning import L
 from lr_dist.errors import ConfigurationError, DivergedError
 from lr_dist.sequence.fast.packing import first_states
 from lr_dist.sequence.settings import SequenceSettings

@@ -14,6 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
+from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError
 from lr_dist.sequence.arm import Arm, parse_arms
 from lr_dist.sequence.bench import Bench
@@ -70,7 +71,8 @@ class Comparison:
             data_seed=config.data_seed,
         )
         for arm in arms.values():
-            arm.plan.check(bench.model_info["num_layers"])
+            for distribution in arm.plan.stages:
+                warn_of_rates(distribution, bench.model_info["num_layers"], bench.settings.lr, "AdamW")
         return cls(replace(config, settings=bench.settings), bench, arms)
 
     def run(self, output: Path, *, command: str, listener: Listener) -> ComparisonResult:

@@ -11,8 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lightning.pytorch.utilities.seed import isolate_rng
-
+from lr_dist._lightning import isolate_rng
 from lr_dist.methods import Needs
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as L
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
+from lr_dist._lightning import Callback, L
 from lr_dist.callback import LayerwiseLR
+from lr_dist.errors import RateRangeWarning, StuckLayersWarning
 from lr_dist.methods import Method
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
@@ -175,7 +176,7 @@ def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: Da
             signal.signal(signal.SIGINT, handler)
 
 
-class _Relay(L.Callback):
+class _Relay(Callback):
     """Tells the observers what happens in the Trainer; `seconds` is what they took after epochs."""
 
     def __init__(self, run: SequenceState, stage: Stage, observers: Sequence[Observer]) -> None:
@@ -207,6 +208,9 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
+            # Told once for all runs, before the first.
+            for category in (RateRangeWarning, StuckLayersWarning):
+                warnings.simplefilter("ignore", category)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

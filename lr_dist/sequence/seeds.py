@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-import lightning.pytorch as L
+from lr_dist._lightning import L
 
 
 def derive_seed(seed: int, *step: str | int) -> int:

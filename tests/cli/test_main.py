@@ -99,7 +99,17 @@ def test_a_task_of_ones_own_is_given_in_yaml_with_its_columns(tiny_model, tmp_pa
 def test_layers_prints_groups_parameters_and_rates(tiny_model, capsys):
     assert main(["layers", "--model", tiny_model, "--distribution", "decay:lr=4e-4,factor=0.5,embeddings=0"]) == 0
     text = capsys.readouterr().out
-    for expected in ("embeddings", "frozen", "layers.0", "5e-05", "layers.2", "0.0002", "head", "0.0004"):
+    for expected in (
+        "embeddings",
+        "frozen",
+        "layers.0",
+        " 5e-5 ",
+        "layers.2",
+        " 2e-4 ",
+        "head",
+        " 4e-4 ",
+        "optimizer lr -> replaced",
+    ):
         assert expected in text
 
 

@@ -15,6 +15,7 @@ from torch.optim import lr_scheduler as sch
 from torch.utils.data import DataLoader
 
 from lr_dist import LayerwiseLR, LRDistribution
+from lr_dist._distribution.sanity import brief
 from lr_dist.errors import ResumeMismatchError
 
 RELATIVE = "linear:first=0.1,last=3,relative=true"
@@ -236,7 +237,7 @@ def test_the_table_and_a_line_say_what_became_of_the_suggestion(
         callback = LayerwiseLR(ABSOLUTE)
         fit(Tuned(), finder, callback, max_steps=1, default_root_dir=tmp_path)
     printed = capsys.readouterr().out
-    assert any("layers.2" in line and f"{finder.suggestion * 5 / 70:.3g}" in line for line in printed.splitlines())
+    assert any("layers.2" in line and brief(finder.suggestion * 5 / 70) in line for line in printed.splitlines())
     assert f"{finder.suggestion:.3g} that LearningRateFinder found is the highest of the distribution" in caplog.text
 
 

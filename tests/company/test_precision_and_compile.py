@@ -127,17 +127,16 @@ def test_what_is_loaded_in_bfloat16_is_reported_whatever_the_trainers_precision(
 
 
 def test_the_share_that_is_reported_is_the_share_of_weights_that_a_step_leaves() -> None:
-    from lr_dist._callback.precision import warn_of_lost_steps
+    from lr_dist._callback import precision
 
     # Numbers of bfloat16 from 1 to 2 are 1/128 apart and take the nearest, and half of that below 1.
     parameter = torch.nn.Parameter(torch.tensor([1.5, 1.5, 1.5, 0.25, 0.0], dtype=torch.bfloat16))
     optimizer = torch.optim.Adam([{"params": [parameter], "name": "layers.0", "layer_lr": 2e-3}], lr=2e-3)
-    with pytest.warns(LostStepsWarning, match=r"layers\.0 \(60% at 0\.002\)"):
-        warn_of_lost_steps(optimizer)
+    (found,) = precision.lost_steps(optimizer)
+    assert isinstance(found, LostStepsWarning)
+    assert "layers.0 (60% at 0.002)" in str(found)
     optimizer.param_groups[0]["layer_lr"] = 5e-3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_lost_steps(optimizer)
+    assert precision.lost_steps(optimizer) == []
 
 
 # torch.compile -------------------------------------------------------------------------------------------

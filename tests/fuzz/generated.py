@@ -146,7 +146,8 @@ def distributions(
             for key in FAMILIES[family].rate_keys:
                 values[key] = draw(layers if key == "layers" else rates)
             for key in FAMILIES[family].factor_keys:
-                values[key] = draw(FACTORS)
+                instead = [other for other, of in FAMILIES[family].instead.items() if of == key]
+                values[draw(st.sampled_from([key, *instead]))] = draw(FACTORS)
         return LRDistribution(family, tuple(values.items()), kind, tuple(draw(edits)))
 
     return build()

@@ -238,6 +238,7 @@ def test_the_live_view_shows_trials_the_best_and_the_time_left(output):
         (["--factor-low", "2"], "ConfigurationError: factor_low and factor_high"),
         (["--fixed", "{g1: 0}"], "ConfigurationError: fixed names g1"),
         (["--queued", "flat:lr=-1"], "InvalidRateError"),
+        (["--queued", "flat:lr=0"], "NothingToTrainError: The distribution flat:lr=0"),
         (["--workers", "0"], "ConfigurationError: workers must be"),
         (["--study", "reference/x"], "ConfigurationError: 'reference/x' is no name"),
         (["--storage", "nosuch://x"], "StorageError: 'nosuch://x' is no storage URL"),

@@ -8,12 +8,18 @@ from typing import Any
 import optuna
 import pytest
 
-from lr_dist.errors import ConfigurationError, StudyMismatchError, UnknownStudyError
+from lr_dist.errors import (
+    ConfigurationError,
+    NothingToTrainError,
+    RateRangeWarning,
+    StudyMismatchError,
+    UnknownStudyError,
+)
 from lr_dist.search.config import Goal, SearchConfig
 from lr_dist.search.slots import LABEL, SLOT, by_slot, fill
 from lr_dist.search.space import Space
 from lr_dist.search.storage import open_storage
-from lr_dist.search.study import IDENTITY, load_study, open_study, plan
+from lr_dist.search.study import IDENTITY, check_queued, load_study, open_study, plan
 from lr_dist.search.worker import drain
 from lr_dist.sequence.settings import SequenceSettings
 
@@ -69,6 +75,13 @@ def test_a_queued_distribution_that_cannot_be_tried_is_an_error():
         plan(replace(CONFIG, space=Space("flat"), queued=("decay:lr=4e-4,factor=0.7",)), 6)
     with pytest.raises(ConfigurationError, match=r"no trial for the queued flat:lr=3e-4: 2 trials, .*more --trials"):
         plan(replace(CONFIG, trials=2, queued=("flat:lr=3e-4",)), 6)
+
+
+def test_what_the_user_queues_is_warned_of_and_refused_where_nothing_would_train() -> None:
+    with pytest.warns(RateRangeWarning, match=r"4e-4 times 1e-5.*leave relative=true out"):
+        check_queued(replace(CONFIG, queued=("decay:lr=4e-4,factor=0.7,relative=true",)), 6)
+    with pytest.raises(NothingToTrainError, match="flat:lr=0"):
+        check_queued(replace(CONFIG, queued=("flat:lr=0",)), 6)
 
 
 def test_a_distribution_queued_later_gets_a_trial_of_its_own(url):

@@ -126,6 +126,6 @@ def test_a_run_of_version_0_1_is_still_the_same_run(tiny_model, tmp_path):
 
 
 def test_an_arm_without_a_label_is_called_by_its_text():
-    assert Arm.of(A, ["l2-sp"]).label == "flat:lr=0.0001 + l2-sp"
+    assert Arm.of(A, ["l2-sp"]).label == f"{A} + l2-sp"
     with pytest.raises(ConfigurationError, match="twice"):
         Arm.of(A, ["l2-sp", "l2-sp:beta=1"])
