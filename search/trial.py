@@ -45,7 +45,7 @@ class SequenceObjective:
         goal = self.config.goal
         distribution = self.config.space.suggest(trial)
         trial.set_user_attr("distribution", distribution.to_dict())
-        trial.set_user_attr("environment", describe_environment())
+        trial.set_user_attr("environment", describe_environment(self.benches[0].choices()))
         runs: list[dict[str, Any]] = list(trial.user_attrs.get("runs", ()))
         for seed in self.config.seeds:
             before = 0.0
@@ -135,6 +135,7 @@ class ReferenceObjective:
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         """The mean over the seeds of the scores above the majority class, summed over the tasks."""
         lr = trial.suggest_float("lr", LEAST_RATE, 1.0, log=True)
+        trial.set_user_attr("environment", describe_environment(self.bench.choices()))
         runs = [run_once(self.bench, LRDistribution.flat(lr), seed, None) for seed in self.seeds]
         trial.set_user_attr("runs", runs)
         final = [statistics.fmean(column) for column in zip(*(run["final"] for run in runs), strict=True)]
@@ -158,6 +159,8 @@ def run_once(
         )
     return {
         "seed": seed,
+        # Runs of one trial can be from two workers.
+        "precision": bench.settings.precision,
         "matrix": run.matrix,
         "final": run.matrix[-1],
         "scores": run.scores[-1],

@@ -9,6 +9,9 @@ from typing import Any
 from lr_dist.errors import ConfigurationError
 from lr_dist.layers import assign_layers
 from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
+from lr_dist.runs.fused import has_fused_adamw
+from lr_dist.runs.machine import training_device
+from lr_dist.runs.precision import PrecisionChoice, choose_precision
 from lr_dist.sequence.fast.attention import use_own_attention
 from lr_dist.sequence.fast.dropout import use_block_dropout
 from lr_dist.sequence.fast.first_token import keep_first_token
@@ -24,7 +27,8 @@ class Bench:
     """A task sequence ready to be learned again and again.
 
     Attributes:
-        settings: as asked for, `max_length` cut to what the tokenizer serves.
+        settings: as asked for, `max_length` cut to what the tokenizer serves, `precision` as chosen.
+        precision: the choice and its reason.
         model: the weights that every run copies.
         model_info: name, class, weights' fingerprint, number of layers, number of parameters.
         tasks, tokens: in the order of learning.
@@ -32,6 +36,7 @@ class Bench:
     """
 
     settings: SequenceSettings
+    precision: PrecisionChoice
     model: Model
     model_info: dict[str, Any]
     tasks: list[Task]
@@ -80,17 +85,36 @@ class Bench:
         read = ("train", settings.evaluate_on)
         smaller, tokens, pad = shrink_vocabulary(backbone, tokens, read)
         use_block_dropout(smaller)
+        precision = choose_precision(settings.precision)
         reads_first_token = tokenizer.cls_token_id is not None
         use_own_attention(smaller)
         cut = reads_first_token and keep_first_token(smaller, layers)
         return cls(
-            settings=replace(settings, max_length=length),
+            settings=replace(settings, max_length=length, precision=precision.chosen),
+            precision=precision,
             model=Model(smaller, pad, reads_first_token, first_position(smaller, pad) if cut else None),
             model_info=info,
             tasks=loaded,
             tokens=tokens,
             baseline=[baseline_scores(task, settings.evaluate_on)[task.primary] for task in loaded],
         )
+
+    def choices(self) -> dict[str, Any]:
+        """What was chosen for this machine, plain data for a result file.
+
+        `precision`, `fused_adamw` and `packed`: whether batches are computed without their padding, which is done on
+        processors, for models that allow it.
+        """
+        device = training_device()
+        return {
+            "precision": self.precision.to_dict(),
+            "fused_adamw": has_fused_adamw(device),
+            "packed": device == "cpu" and self.model.first_position is not None,
+        }
+
+    def in_precision(self, precision: PrecisionChoice) -> Bench:
+        """The same in another precision."""
+        return replace(self, settings=replace(self.settings, precision=precision.chosen), precision=precision)
 
     def only(self, indices: Sequence[int]) -> Bench:
         """The same model with some of the tasks."""

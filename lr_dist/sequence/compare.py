@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 
 from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError
+from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError, MixedHardwareWarning
 from lr_dist.presets import resolve_distribution
+from lr_dist.runs.precision import AUTO, PRECISIONS
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
@@ -30,10 +32,15 @@ from lr_dist.tasks import Task
 
 # Raise it when a change of the code makes old runs incomparable with new ones.
 RUN_VERSION = 4
+# Of an environment: where these differ, two runs of one seed round otherwise.
+MACHINE = ("processor", "accelerator", "fused_adamw", "packed")
 
 
 class Listener(Protocol):
     """Hears how a comparison goes on."""
+
+    def note(self, text: str) -> None:
+        """A line about the comparison: what was chosen for this machine."""
 
     def started(self, runs: int, runs_before: int, steps: int) -> None:
         """Everything is checked; `steps` training steps are left in `runs - runs_before` runs."""
@@ -82,25 +89,55 @@ class Comparison:
             ConfigurationError: `output` holds another comparison.
         """
         with locked(output):
-            self._refuse_another(output)
-            runs_folder = output / "runs"
-            runs_folder.mkdir(exist_ok=True)
-            done = dict(self._finished(runs_folder))
-            plan = [(label, seed) for seed in self.config.seeds for label in self.distributions]
-            left = [key for key in plan if key not in done]
-            steps = count_steps(self.bench.tokens, self.config.settings)
-            listener.started(len(plan), len(plan) - len(left), steps * len(left))
+            return self._in_precision_of(output)._run(output, command, listener)
+
+    def _in_precision_of(self, output: Path) -> Comparison:
+        """This comparison, in the precision that the one in `output` began with where `auto` is asked for.
+
+        Runs in two precisions are no comparison, so what was chosen first holds, whatever another machine would choose.
+        """
+        path = output / "result.json"
+        ours = self.bench.precision
+        if ours.asked != AUTO or not path.exists():
+            return self
+        first = ComparisonResult.load(path).config.get("precision")
+        if first == ours.chosen or first not in PRECISIONS:
+            return self
+        warnings.warn(
+            f"The comparison in {output} was begun in {first}; this machine would choose {ours.chosen} "
+            f"({ours.reason}). It goes on in {first}, because runs in two precisions cannot be compared. Give another "
+            "--output to compare in the other one.",
+            MixedHardwareWarning,
+            stacklevel=4,
+        )
+        kept = replace(ours, chosen=first, reason=f"as the comparison was begun; {ours.reason}")
+        bench = self.bench.in_precision(kept)
+        return replace(self, config=replace(self.config, settings=bench.settings), bench=bench)
+
+    def _run(self, output: Path, command: str, listener: Listener) -> ComparisonResult:
+        self._refuse_another(output)
+        runs_folder = output / "runs"
+        runs_folder.mkdir(exist_ok=True)
+        done = dict(self._finished(runs_folder))
+        plan = [(label, seed) for seed in self.config.seeds for label in self.distributions]
+        left = [key for key in plan if key not in done]
+        if left:
+            self._warn_of_other_machines(done.values())
+            if self.bench.precision.asked == AUTO:
+                listener.note(self.bench.precision.line)
+        steps = count_steps(self.bench.tokens, self.config.settings)
+        listener.started(len(plan), len(plan) - len(left), steps * len(left))
+        result = self._result(done, command, len(plan))
+        result.save(output / "result.json")
+        for label, seed in left:
+            listener.run_started(label, seed, steps)
+            run = self._run_one(label, seed, listener)
+            write_json(runs_folder / self._file_name(label, seed), run)
+            done[label, seed] = run
             result = self._result(done, command, len(plan))
             result.save(output / "result.json")
-            for label, seed in left:
-                listener.run_started(label, seed, steps)
-                run = self._run_one(label, seed, listener)
-                write_json(runs_folder / self._file_name(label, seed), run)
-                done[label, seed] = run
-                result = self._result(done, command, len(plan))
-                result.save(output / "result.json")
-                listener.run_ended(run)
-            return result
+            listener.run_ended(run)
+        return result
 
     def _run_one(self, label: str, seed: int, listener: Listener) -> dict[str, Any]:
         run: dict[str, Any] = {
@@ -108,7 +145,7 @@ class Comparison:
             "distribution": label,
             "seed": seed,
             "started": _now(),
-            "environment": describe_environment(),
+            "environment": describe_environment(self.bench.choices()),
         }
         try:
             outcome = run_sequence(
@@ -181,6 +218,21 @@ class Comparison:
                 "distributions and seeds may change."
             )
 
+    def _warn_of_other_machines(self, runs: Collection[Mapping[str, Any]]) -> None:
+        """Another processor rounds otherwise: the same run would not give the same numbers there."""
+        now = describe_environment(self.bench.choices())
+        for key in MACHINE:
+            before = {repr(run["environment"][key]) for run in runs if key in run.get("environment", ())}
+            before -= {repr(now[key])}
+            if before:
+                warnings.warn(
+                    f"This comparison is continued on another machine: {key} {', '.join(sorted(before))} "
+                    f"in runs that are finished, {now[key]!r} now. Differences of the size of rounding are the "
+                    "machine's, and seconds cannot be compared.",
+                    MixedHardwareWarning,
+                    stacklevel=5,
+                )
+
     def _result(self, done: Mapping[tuple[str, int], dict[str, Any]], command: str, planned: int) -> ComparisonResult:
         runs = [
             done[label, seed] for label in self.distributions for seed in self.config.seeds if (label, seed) in done
@@ -189,7 +241,7 @@ class Comparison:
             created=_now(),
             command=command,
             config=self.config.to_dict(),
-            environment=describe_environment(),
+            environment=describe_environment(self.bench.choices()),
             model=self.bench.model_info,
             tasks=[
                 self._describe_task(task, baseline)

@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,8 @@ from lr_dist._lightning import L, isolate_rng
 from lr_dist.callback import LayerwiseLR
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import RateRangeWarning, StuckLayersWarning
+from lr_dist.runs.machine import training_device
+from lr_dist.runs.precision import AUTO, choose_precision
 from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.interrupts import interrupts_held_back
 from lr_dist.sequence.methods import build_method
@@ -132,6 +134,8 @@ def run_sequence(
         ConfigurationError: an encoder-decoder, or a bad method.
     """
     start = time.perf_counter()
+    if settings.precision == AUTO:
+        settings = replace(settings, precision=choose_precision(AUTO).chosen)
     _forget_earlier_runs()
     set_seed(seed, "heads")
     heads = {task.head: task.num_outputs for task in tasks}
@@ -147,6 +151,8 @@ def run_sequence(
 
     def test(count: int) -> list[dict[str, float] | None]:
         row: list[dict[str, float] | None] = [None] * len(tasks)
+        # Lightning hands the module back on the processor, where the precision of a GPU may be a slow one.
+        module.to(training_device())
         for j, (task, split) in enumerate(zip(tasks[:count], tokens, strict=False)):
             report(Progress("test", task.name, 0))
             row[j] = evaluate(module, task, getattr(split, settings.evaluate_on), model.pad_token_id)

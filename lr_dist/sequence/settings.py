@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lr_dist.errors import ConfigurationError
+from lr_dist.runs.precision import PRECISIONS
 
 SCHEDULES = ("cosine", "linear", "constant")
-PRECISIONS = ("32-true", "bf16-mixed")
 SPLITS = ("validation", "dev")
 
 
@@ -25,7 +25,8 @@ class SequenceSettings:
         weight_decay: AdamW's decoupled decay; 0 (the default, as in arXiv 2404.01317) makes it Adam.
         warmup: share of each task's steps with a linearly rising rate.
         schedule: after the warm-up, `cosine` or `linear` to 0, or `constant`; restarted for each task.
-        precision: Lightning's name, `32-true` or `bf16-mixed`.
+        precision: `auto` (what this machine is faster in, see `lr_dist.runs.precision`), or Lightning's `32-true` or
+            `bf16-mixed`.
         evaluate_on: `validation` (the official split, for evidence) or `dev` (drawn from train, for searching).
         method: what is done against forgetting beside the rates, see `lr_dist.sequence.methods`.
 
@@ -40,7 +41,7 @@ class SequenceSettings:
     weight_decay: float = 0.0
     warmup: float = 0.1
     schedule: str = "cosine"
-    precision: str = "32-true"
+    precision: str = "auto"
     evaluate_on: str = "validation"
     method: str = "finetune"
 
