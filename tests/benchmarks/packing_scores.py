@@ -47,11 +47,8 @@ def main() -> None:
                 line = {"same": same, "seed": seed, "kind": kind, "final": run["final"], "s": run["seconds"]}
                 with options.state.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-    publish(
-        "packing_scores",
-        {"tasks": names, "precision": bench.precision.to_dict(), **sizes, **figures(read(options.state, same))},
-        options.output,
-    )
+    found = {"tasks": names, "precision": bench.precision.to_dict(), **sizes, **figures(read(options.state, same))}
+    publish("packing_scores", found, options.output)
 
 
 def read(state: Path, same: list[int]) -> dict[tuple[int, str], dict[str, Any]]:

@@ -6,8 +6,9 @@ Three measurements, each side by side and in turns, every part in a process of i
   scores of both (they must agree within the noise of the seeds), peak memory. Loading is part of a plain trial; a
   worker loads once, which is printed as `start_seconds`.
 - **workers**: trials an hour of two workers of one thread against one of one thread, and against one of two.
-- **rate**: tokens a second while training, and their floating-point operations as a share of the measured matrix rate
-  in the precision that was chosen (6 a token and weight of the encoder's layers, and attention's products; the rest counts as nothing).
+- **rate**: tokens a second while training, and their floating-point operations as a share of the matrix rate measured
+  in the precision that was chosen for this machine (6 a token and weight of the encoder's layers, and attention's
+  products; the rest counts as nothing).
 
 Without real GLUE (LR_DIST_DATA or ../shared/data) two generated tasks stand in, and the JSON says so. What is done is
 kept in `--state`; the same command goes on there.

@@ -41,7 +41,7 @@ def test_l2_sp_adds_half_alpha_times_the_squared_way_from_the_pre_trained_weight
 def test_a_strong_pull_keeps_more_of_the_start_and_is_part_of_what_makes_a_run(tiny_model, tmp_path):
     def last_row(method: str) -> dict:
         config = config_of(tiny_model, distributions=(FLAT,), seeds=(0,))
-        settings = SequenceSettings(epochs=2, batch_size=16, method=method)
+        settings = SequenceSettings(epochs=2, batch_size=16, method=method, precision="32-true")
         config = type(config)(**{**vars(config), "settings": settings})
         return compare(config, tmp_path / method.replace(":", "_"), listener=Listener(), command="test").runs[0]
 
