@@ -35,9 +35,11 @@ def study_in(*chosen: str | None) -> Any:
     config = studies.config_of()
     study = studies.study_of(config, len(chosen))
     for trial, name in zip(study.get_trials(deepcopy=False), chosen, strict=True):
-        choice = {} if name is None else {"precision": {"asked": "auto", "chosen": name, "ratio": trial.number / 10}}
+        choice = {**studies.ENVIRONMENT["precision"], "chosen": name, "ratio": 1 + trial.number}
         # A finished trial's attributes cannot be set by the study, but in its storage in memory.
-        trial.user_attrs["environment"] = {**studies.ENVIRONMENT, **choice}
+        trial.user_attrs["environment"] = {**studies.ENVIRONMENT, "precision": choice}
+        if name is None:
+            del trial.user_attrs["environment"]["precision"]
     return study
 
 
