@@ -32,7 +32,7 @@ ENVIRONMENT: dict[str, Any] = {
     "precision": {
         "asked": "auto",
         "chosen": "32-true",
-        "reason": "a bf16 product takes 7.2 times as long as fp32 here",
+        "reason": "a bf16 product takes at least 7.2 times as long as fp32 here",
         "ratio": 7.2,
         "device": "cpu",
         "name": "a processor",

@@ -70,7 +70,9 @@ class Measurement:
             has = "has" if self.fast else "has no"
             return f"{self.name} {has} bf16 products: capability {self.capability}"
         if self.ratio > 1:
-            return f"a bf16 product takes {self.ratio:.1f} times as long as fp32 here"
+            # The probe stops at the first small product that leaves no doubt; larger ones are worse.
+            least = "at least " if self.ratio > _HOPELESS else ""
+            return f"a bf16 product takes {least}{self.ratio:.1f} times as long as fp32 here"
         return f"a bf16 product is {1 / self.ratio:.1f} times as fast as fp32 here"
 
 
@@ -96,7 +98,7 @@ class PrecisionChoice:
 
     @property
     def line(self) -> str:
-        """`precision: 32-true (a bf16 product takes 66.0 times as long as fp32 here)`."""
+        """`precision: 32-true (a bf16 product takes at least 7.2 times as long as fp32 here)`."""
         return f"precision: {self.chosen} ({self.reason})"
 
     def to_dict(self) -> dict[str, Any]:

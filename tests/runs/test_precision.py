@@ -49,7 +49,7 @@ def test_where_bf16_products_are_slow_auto_is_fp32_and_the_probe_is_still_short(
     assert choice["asked"] == "auto"
     assert choice["chosen"] == "32-true"
     assert choice["ratio"] > 1.5
-    assert f"takes {choice['ratio']:.1f} times as long as fp32" in choice["reason"]
+    assert f"{choice['ratio']:.1f} times as long as fp32" in choice["reason"]
     # Some 10 ms where nothing else runs; a product of an encoder's size takes 50 ms here, and is not tried.
     assert milliseconds < 1000
 
@@ -70,8 +70,9 @@ def test_the_choice_follows_what_was_measured_and_not_the_processors_name() -> N
     ("ratio", "chosen", "says"),
     [
         (0.31, "bf16-mixed", "is 3.2 times as fast as fp32"),
+        (1.3, "32-true", "takes 1.3 times as long as fp32"),
         (0.9, "32-true", "is 1.1 times as fast as fp32"),
-        (66.0, "32-true", "takes 66.0 times as long as fp32"),
+        (66.0, "32-true", "takes at least 66.0 times as long as fp32"),
     ],
 )
 def test_a_small_gain_is_not_worth_the_digits(
@@ -94,7 +95,7 @@ def test_fp32_that_is_asked_for_is_not_measured() -> None:
 @pytest.mark.usefixtures("nothing_measured")
 def test_bf16_that_is_asked_for_is_kept_and_warned_of_where_it_is_slow() -> None:
     remember((Measurement(precision.training_device(), "a processor", "AVX2", 66.0, False, 1.0),))
-    with pytest.warns(SlowPrecisionWarning, match="takes 66.0 times as long as fp32 here.*Give auto"):
+    with pytest.warns(SlowPrecisionWarning, match="takes at least 66.0 times as long as fp32 here.*Give auto"):
         assert choose_precision("bf16-mixed").chosen == "bf16-mixed"
 
 
