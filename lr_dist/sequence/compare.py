@@ -19,7 +19,7 @@ from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError, MixedHardwareWarning
 from lr_dist.presets import resolve_distribution
-from lr_dist.runs.precision import AUTO, PRECISIONS
+from lr_dist.runs.precision import AUTO, FULL, MIXED
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
@@ -87,9 +87,24 @@ class Comparison:
         Raises:
             OutputInUseError: another process works in `output`.
             ConfigurationError: `output` holds another comparison.
+
+        Warns:
+            MixedHardwareWarning: the comparison was begun in a precision that this machine would not choose, or on
+                another machine.
         """
         with locked(output):
-            return self._in_precision_of(output)._run(output, command, listener)
+            comparison = self._in_precision_of(output)
+            comparison._refuse_another(output)
+            if comparison is not self:
+                ours, first = self.bench.precision, comparison.bench.precision.chosen
+                warnings.warn(
+                    f"The comparison in {output} was begun in {first}; this machine would choose {ours.chosen} "
+                    f"({ours.reason}). It goes on in {first}, because runs in two precisions cannot be compared. Give "
+                    "another --output to compare in the other one.",
+                    MixedHardwareWarning,
+                    stacklevel=3,
+                )
+            return comparison._run(output, command, listener)
 
     def _in_precision_of(self, output: Path) -> Comparison:
         """This comparison, in the precision that the one in `output` began with where `auto` is asked for.
@@ -101,21 +116,13 @@ class Comparison:
         if ours.asked != AUTO or not path.exists():
             return self
         first = ComparisonResult.load(path).config.get("precision")
-        if first == ours.chosen or first not in PRECISIONS:
+        if first == ours.chosen or first not in (FULL, MIXED):
             return self
-        warnings.warn(
-            f"The comparison in {output} was begun in {first}; this machine would choose {ours.chosen} "
-            f"({ours.reason}). It goes on in {first}, because runs in two precisions cannot be compared. Give another "
-            "--output to compare in the other one.",
-            MixedHardwareWarning,
-            stacklevel=4,
-        )
         kept = replace(ours, chosen=first, reason=f"as the comparison was begun; {ours.reason}")
         bench = self.bench.in_precision(kept)
         return replace(self, config=replace(self.config, settings=bench.settings), bench=bench)
 
     def _run(self, output: Path, command: str, listener: Listener) -> ComparisonResult:
-        self._refuse_another(output)
         runs_folder = output / "runs"
         runs_folder.mkdir(exist_ok=True)
         done = dict(self._finished(runs_folder))
