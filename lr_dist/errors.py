@@ -210,6 +210,17 @@ class InexactResumeWarning(UserWarning):
     """A checkpoint, or a version of Lightning, from which a run cannot be resumed exactly."""
 
 
+class SlowPrecisionWarning(UserWarning):
+    """A precision that was asked for and is slower than fp32 on this machine."""
+
+
+class MixedHardwareWarning(UserWarning):
+    """Runs that belong together and were computed on different hardware or in different precisions.
+
+    A comparison that is continued on another machine, or a study whose workers chose different precisions.
+    """
+
+
 # Searching ------------------------------------------------------------------------------------------------
 
 

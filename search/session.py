@@ -12,17 +12,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 from lr_dist.errors import ConfigurationError, LRDistError, TrialError
+from lr_dist.runs.machine import threads_of
+from lr_dist.runs.precision import Measurement, PrecisionChoice, measured_before, remember
 from lr_dist.search.config import SearchConfig
 from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 
 POLL_S, POLL_SHARE = 1.0, 20
 MAX_RESTARTS = 20
-# A container's share of the processors in microseconds, of how many (cgroup v2).
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
 # Each worker's process, and the pipe for its error.
 Team = dict[int, tuple[Any, Connection]]
 
@@ -57,24 +56,36 @@ class Search:
         if not self.study.strip() or self.study.startswith("reference/"):
             raise ConfigurationError(f"{self.study!r} is no name for a study; names in reference/ are lr-dist's own.")
 
-    def prepare(self) -> None:
+    def prepare(self) -> PrecisionChoice:
         """Load and check all that can fail, and create the study or compare it with what is there.
+
+        Returns:
+            The precision that this machine's workers train in, and why.
 
         Raises:
             LRDistError: the named error of whatever cannot work; nothing in the storage has changed.
+
+        Warns:
+            MixedHardwareWarning: other machines of the study chose another precision.
         """
+        from lr_dist.search.precision import in_precision_of_study, warn_of_mixed
         from lr_dist.search.slots import fill
         from lr_dist.search.storage import open_storage, storage_errors
         from lr_dist.search.study import check_queued, open_study, plan
 
         storage = open_storage(self.storage)
-        benches = load_benches(self.config)
-        num_layers = benches[0].model_info["num_layers"]
-        check_queued(self.config, num_layers)
-        slots = plan(self.config, num_layers)
         with storage_errors(storage):
-            study = open_study(storage, self.study, self.config, identity(self.config, benches))
+            config = in_precision_of_study(storage, self.study, self.config)
+        benches = load_benches(config)
+        num_layers = benches[0].model_info["num_layers"]
+        check_queued(config, num_layers)
+        slots = plan(config, num_layers)
+        precision: PrecisionChoice = benches[0].precision
+        with storage_errors(storage):
+            study = open_study(storage, self.study, config, identity(config, benches))
             fill(study, slots)
+            warn_of_mixed(study, precision.chosen)
+        return precision
 
     def run(self, view: View) -> None:
         """Run worker processes until every slot is settled. A worker that was killed is started again.
@@ -83,6 +94,7 @@ class Search:
             LRDistError: what a worker ended with; all that finished is in the storage.
             KeyboardInterrupt: Ctrl-C, or a request to terminate; the trials at work are queued again.
         """
+        from lr_dist.search.precision import warn_of_mixed
         from lr_dist.search.slots import is_complete
         from lr_dist.search.storage import open_storage, storage_errors
         from lr_dist.search.study import load_study
@@ -95,6 +107,8 @@ class Search:
                 complete = is_complete(study, self.config.trials)
             if not complete:
                 self._run(study, view)
+                with interrupts_held_back():
+                    warn_of_mixed(study)
 
     def _run(self, study: Any, view: View) -> None:
         context = multiprocessing.get_context("spawn")
@@ -166,8 +180,15 @@ def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
     return {**config.identity(info["fingerprint"], data), "num_layers": info["num_layers"]}
 
 
-def work(search: Search, index: int, pipe: Connection) -> None:
-    """A worker process: references first, then trials. Ends when nothing is left, or with the process that began it."""
+def work(search: Search, index: int, pipe: Connection, measured: tuple[Measurement, ...] = ()) -> None:
+    """A worker process: references first, then trials. Ends when nothing is left, or with the process that began it.
+
+    Args:
+        search: what is searched.
+        index: of this worker, from 0.
+        pipe: for the error that it ends with.
+        measured: what the process that began it found out about this machine.
+    """
     # Ctrl-C in a terminal is for the process that began this one; that one asks this one to terminate.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -176,6 +197,8 @@ def work(search: Search, index: int, pipe: Connection) -> None:
         import torch
 
         torch.set_num_threads(threads_of(search.workers))
+        remember(measured)
+        from lr_dist.search.precision import in_precision_of_study
         from lr_dist.search.references import run_references
         from lr_dist.search.storage import open_storage, storage_errors
         from lr_dist.search.study import open_study, plan
@@ -183,13 +206,15 @@ def work(search: Search, index: int, pipe: Connection) -> None:
         from lr_dist.search.worker import drain
 
         storage = open_storage(search.storage)
-        benches = load_benches(search.config)
+        with storage_errors(storage):
+            config = in_precision_of_study(storage, search.study, search.config)
+        benches = load_benches(config)
         with storage_errors(storage), interrupts_held_back():
-            study = open_study(storage, search.study, search.config, identity(search.config, benches))
-            references = run_references(storage, search.config, benches)
+            study = open_study(storage, search.study, config, identity(config, benches))
+            references = run_references(storage, config, benches)
             if references is not None:
-                objective = SequenceObjective(search.config, benches, references)
-                drain(study, objective, plan(search.config, benches[0].model_info["num_layers"]))
+                objective = SequenceObjective(config, benches, references)
+                drain(study, objective, plan(config, benches[0].model_info["num_layers"]))
     except LRDistError as error:
         pipe.send(type(error)(str(error)))
         _leave(1)
@@ -205,26 +230,11 @@ def _leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def threads_of(workers: int) -> int:
-    """Threads of each of `workers` processes, so that all together use every core once; OMP_NUM_THREADS is the most."""
-    threads = max(1, _cores() // workers)
-    most = os.environ.get("OMP_NUM_THREADS", "")
-    return min(threads, int(most)) if most.isdecimal() and int(most) > 0 else threads
-
-
-def _cores() -> int:
-    """The cores that this process may use: those it is bound to, or fewer where its container has a quota."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = QUOTA.read_text(encoding="ascii").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no such file, or "max": no quota
-        return cores
-
-
 def _start(context: Any, search: Search, index: int) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(search, index, theirs), name=f"lr-dist worker {index}")
+    process = context.Process(
+        target=work, args=(search, index, theirs, measured_before()), name=f"lr-dist worker {index}"
+    )
     # Until it runs code of ours, a child has what it inherits: Ctrl-C is not for it.
     with _handling(signal.SIGINT, signal.SIG_IGN), _environment(index, search.workers):
         process.start()

@@ -12,6 +12,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
+from lr_dist.search.precision import precisions
 from lr_dist.search.slots import SLOT, by_slot, settled
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ class StudySummary:
         slots: how many trials it has when it is complete.
         complete, pruned, failed, running, waiting: slots by state; a diverged trial is failed.
         best: the best complete trial that keeps its constraints; None for several objectives, or where there is none.
+        precisions: `32-true` and `bf16-mixed` -> how many trials were begun in it; of a study with `auto` both can be.
         seconds_left: from the pace of the trials since the first one began; None before the first has ended.
     """
 
@@ -38,6 +40,7 @@ class StudySummary:
     running: int
     waiting: int
     best: FrozenTrial | None
+    precisions: dict[str, int]
     seconds_left: float | None
 
     @classmethod
@@ -54,6 +57,7 @@ class StudySummary:
             running=counts[TrialState.RUNNING],
             waiting=counts[TrialState.WAITING],
             best=best_trial(study, trials),
+            precisions=precisions(trials),
             seconds_left=_seconds_left(trials),
         )
 

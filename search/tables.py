@@ -127,6 +127,9 @@ def environments(trials: Sequence[FrozenTrial]) -> dict[str, list[tuple[str, int
     for trial in trials:
         environment = dict(trial.user_attrs.get("environment", {}))
         flat: dict[str, Any] = {**environment.pop("versions", {}), **environment}
+        # What was measured differs from start to start; what was chosen may not.
+        if isinstance(flat.get("precision"), dict):
+            flat["precision"] = flat["precision"].get("chosen")
         for key, value in flat.items():
             text = value if isinstance(value, str) else json.dumps(value)
             found.setdefault(key, Counter())[text] += 1

@@ -48,7 +48,7 @@ class SequenceObjective:
         distribution = self.config.space.suggest(trial)
         arm = Arm.of(distribution, self.config.methods)
         trial.set_user_attr("distribution", distribution.to_dict())
-        trial.set_user_attr("environment", describe_environment())
+        trial.set_user_attr("environment", describe_environment(self.benches[0].choices()))
         runs: list[dict[str, Any]] = list(trial.user_attrs.get("runs", ()))
         for seed in self.config.seeds:
             before = 0.0
@@ -139,6 +139,7 @@ class ReferenceObjective:
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         """The mean over the seeds of the scores above the majority class, summed over the tasks."""
         lr = trial.suggest_float("lr", LEAST_RATE, 1.0, log=True)
+        trial.set_user_attr("environment", describe_environment(self.bench.choices()))
         arm = Arm.of(LRDistribution.flat(lr), self.methods)
         runs = [run_once(self.bench, arm, seed) for seed in self.seeds]
         trial.set_user_attr("runs", runs)
@@ -155,6 +156,8 @@ def run_once(
         run: SequenceRun = run_sequence(bench, arm, seed, TestAfterEpochs(epoch_tested))
     return {
         "seed": seed,
+        # Runs of one trial can be from two workers.
+        "precision": bench.settings.precision,
         "matrix": run.matrix,
         "final": run.matrix[-1],
         "scores": run.scores[-1],

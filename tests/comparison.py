@@ -16,6 +16,10 @@ class Listener:
         self.ran: list[tuple[str, int]] = []
         self.steps = 0
         self.announced: tuple[int, int, int] | None = None
+        self.notes: list[str] = []
+
+    def note(self, text):
+        self.notes.append(text)
 
     def started(self, runs, runs_before, steps):
         self.announced = (runs, runs_before, steps)
@@ -31,6 +35,12 @@ class Listener:
 
 
 def config_of(model: str, **changes) -> CompareConfig:
-    settings = SequenceSettings(epochs=changes.pop("epochs", 2), batch_size=16, evaluate_on="validation")
+    # Scores are the same on every machine.
+    settings = SequenceSettings(
+        epochs=changes.pop("epochs", 2),
+        batch_size=16,
+        evaluate_on="validation",
+        precision=changes.pop("precision", "32-true"),
+    )
     values = {"model": model, "tasks": TASKS, "distributions": (FLAT, FROZEN), "seeds": (0, 1), "limit": 96}
     return CompareConfig(**{**values, "settings": settings, **changes})

@@ -57,7 +57,9 @@ def parser() -> ArgumentParser:
     p.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's weight decay")
     p.add_argument("--warmup", type=float, default=0.1, help="share of each task's steps")
     p.add_argument("--schedule", type=str, default="cosine", help="cosine, linear or constant")
-    p.add_argument("--precision", type=str, default="32-true", help="32-true or bf16-mixed")
+    p.add_argument(
+        "--precision", type=str, default="auto", help="auto (what this machine is faster in), 32-true or bf16-mixed"
+    )
     p.add_argument("--evaluate-on", type=str, default="validation", help="validation (evidence) or dev (searching)")
     p.add_argument(
         "--method", type=str, default="finetune", help="for every one of --distributions: finetune, or l2-sp:alpha=0.01"
@@ -76,6 +78,7 @@ def run(settings: Namespace) -> int:
 
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
+    from lr_dist.runs.machine import use_usable_cores
     from lr_dist.sequence.arm import methods_of, with_methods
     from lr_dist.sequence.compare import compare
     from lr_dist.sequence.compare_config import CompareConfig
@@ -96,6 +99,9 @@ def run(settings: Namespace) -> int:
     )
     console.print("[dim]Checking model, tasks, arms and output ...[/dim]")
     with _View(console) as view:
+        fewer = use_usable_cores()
+        if fewer:
+            view.note(fewer)
         result = compare(config, settings.output, listener=view, command=shlex.join(["lr-dist", *sys.argv[1:]]))
     report = write_report(result, Path(settings.output) / "report.html")
     print_comparison(result, console)
@@ -129,6 +135,9 @@ class _View:
 
     def __exit__(self, *exception: object) -> None:
         self._bars.stop()
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def started(self, runs: int, runs_before: int, steps: int) -> None:
         self._done, self._total = runs_before, runs

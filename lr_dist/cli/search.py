@@ -58,7 +58,9 @@ def parser() -> ArgumentParser:
     p.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's weight decay")
     p.add_argument("--warmup", type=float, default=0.1, help="share of each task's steps")
     p.add_argument("--schedule", type=str, default="cosine", help="cosine, linear or constant")
-    p.add_argument("--precision", type=str, default="bf16-mixed", help="32-true or bf16-mixed")
+    p.add_argument(
+        "--precision", type=str, default="auto", help="auto (what each machine is faster in), 32-true or bf16-mixed"
+    )
     p.add_argument("--evaluate-on", type=str, default="dev", help="dev (searching) or validation (evidence)")
     p.add_argument("--method", type=str, default="finetune", help="finetune, or l2-sp:alpha=0.01")
     p.add_argument("--dev-size", type=int | None, help="examples of train set aside as dev")
@@ -108,6 +110,7 @@ def run(settings: Namespace) -> int:
         return _export(settings.export)
     from rich.console import Console
 
+    from lr_dist.runs.precision import AUTO
     from lr_dist.search.session import Search
     from lr_dist.search.storage import default_storage
     from lr_dist.sequence.output import checked_folder
@@ -118,7 +121,9 @@ def run(settings: Namespace) -> int:
         checked_folder(settings.output)
     search = Search(config, settings.storage or default_storage(settings.output), settings.study, settings.workers)
     console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
-    search.prepare()
+    precision = search.prepare()
+    if precision.asked == AUTO:
+        console.print(precision.line, markup=False, highlight=False, soft_wrap=True)
     with SearchView(console) as view:
         search.run(view)
     return _status(settings)
@@ -231,6 +236,8 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
     from rich.table import Table
     from rich.text import Text
 
+    from lr_dist.search.precision import mixed
+
     table = Table(title=Text(f"Study {summary.name}"), title_justify="left", show_header=False)
     table.add_column(style="dim")
     table.add_column(overflow="fold")
@@ -243,6 +250,8 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
         table.add_row("workers", str(workers))
     if summary.done < summary.slots:
         table.add_row("time left", _duration(summary.seconds_left))
+    if len(summary.precisions) > 1:
+        table.add_row("warning", Text(mixed(summary.precisions)))
     if summary.best is not None:
         for title, text in _best(summary.best).items():
             table.add_row(title, Text(text))

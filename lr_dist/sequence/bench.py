@@ -12,6 +12,9 @@ from lr_dist.errors import ConfigurationError
 from lr_dist.layers import assign_layers
 from lr_dist.methods import Needs
 from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
+from lr_dist.runs.fused import has_fused_adamw
+from lr_dist.runs.machine import training_device
+from lr_dist.runs.precision import PrecisionChoice, choose_precision
 from lr_dist.sequence.fast.view import View, view_of
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks import Task, TokenizedTask, baseline_scores, cls_encoder, load_tasks, tokenize_task
@@ -22,7 +25,8 @@ class Bench:
     """A task sequence ready to be learned again and again.
 
     Attributes:
-        settings: as asked for, `max_length` cut to what the tokenizer serves.
+        settings: as asked for, `max_length` cut to what the tokenizer serves, `precision` as chosen.
+        precision: the choice and its reason.
         backbone: the pre-trained model, as it was loaded. Runs train copies of a view of it.
         tokenizer: the model's.
         model_info: name, class, weights' fingerprint, number of layers, number of parameters.
@@ -31,6 +35,7 @@ class Bench:
     """
 
     settings: SequenceSettings
+    precision: PrecisionChoice
     backbone: nn.Module
     tokenizer: Any
     model_info: dict[str, Any]
@@ -79,8 +84,10 @@ class Bench:
             "num_layers": layers.num_layers,
             "parameters": sum(p.numel() for p in backbone.parameters()),
         }
+        precision = choose_precision(settings.precision)
         return cls(
-            settings=replace(settings, max_length=length),
+            settings=replace(settings, max_length=length, precision=precision.chosen),
+            precision=precision,
             backbone=backbone,
             tokenizer=tokenizer,
             model_info=info,
@@ -101,6 +108,23 @@ class Bench:
     def with_view(self, view: View, needs: Needs = Needs()) -> Bench:  # noqa: B008
         """The same bench, whose runs with these needs compute with `view`."""
         return replace(self, _views={**self._views, needs: view})
+
+    def choices(self) -> dict[str, Any]:
+        """What was chosen for this machine, plain data for a result file.
+
+        `precision`, `fused_adamw` and `packed`: whether batches are computed without their padding, which is done on
+        processors, for models that allow it.
+        """
+        device = training_device()
+        return {
+            "precision": self.precision.to_dict(),
+            "fused_adamw": has_fused_adamw(device),
+            "packed": device == "cpu" and self.view().first_position is not None,
+        }
+
+    def in_precision(self, precision: PrecisionChoice) -> Bench:
+        """The same in another precision."""
+        return replace(self, settings=replace(self.settings, precision=precision.chosen), precision=precision)
 
     def only(self, indices: Sequence[int]) -> Bench:
         """The same model with some of the tasks; it shares this bench's weights."""

@@ -12,6 +12,7 @@ from transformers import get_scheduler
 
 from lr_dist._lightning import L
 from lr_dist.errors import ConfigurationError, DivergedError
+from lr_dist.runs.fused import has_fused_adamw
 from lr_dist.sequence.fast.packing import first_states
 from lr_dist.sequence.settings import SequenceSettings
 
@@ -109,7 +110,7 @@ class SequenceClassifier(L.LightningModule):
             [p for p in self.parameters() if p.requires_grad],
             lr=settings.lr,
             weight_decay=settings.weight_decay,
-            fused=True,
+            fused=has_fused_adamw(self.device.type),
         )
         # transformers calls a schedule that stays at its peak `constant_with_warmup`.
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule

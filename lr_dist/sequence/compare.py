@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
 from lr_dist._distribution.sanity import warn_of_rates
-from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError
+from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError, MixedHardwareWarning
+from lr_dist.runs.precision import AUTO, FULL, MIXED
 from lr_dist.sequence.arm import Arm, parse_arms
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
@@ -30,10 +32,15 @@ from lr_dist.tasks import Task
 
 # Raise it when a change of the code makes old runs incomparable with new ones.
 RUN_VERSION = 4
+# Of an environment: where these differ, two runs of one seed round otherwise.
+MACHINE = ("processor", "accelerator", "fused_adamw", "packed")
 
 
 class Listener(Protocol):
     """Receives the progress of a comparison."""
+
+    def note(self, text: str) -> None:
+        """A line about the comparison: what was chosen for this machine."""
 
     def started(self, runs: int, runs_before: int, steps: int) -> None:
         """Everything is checked; `steps` training steps are left in `runs - runs_before` runs."""
@@ -81,27 +88,64 @@ class Comparison:
         Raises:
             OutputInUseError: another process works in `output`.
             ConfigurationError: `output` holds another comparison.
+
+        Warns:
+            MixedHardwareWarning: the comparison was begun in a precision that this machine would not choose, or on
+                another machine.
         """
         with locked(output):
-            self._refuse_another(output)
-            runs_folder = output / "runs"
-            runs_folder.mkdir(exist_ok=True)
-            done = dict(self._finished(runs_folder))
-            plan = [(label, seed) for seed in self.config.seeds for label in self.arms]
-            left = [key for key in plan if key not in done]
-            steps = count_steps(self.bench.tokens, self.config.settings)
-            listener.started(len(plan), len(plan) - len(left), steps * len(left))
+            comparison = self._in_precision_of(output)
+            comparison._refuse_another(output)
+            if comparison is not self:
+                ours, first = self.bench.precision, comparison.bench.precision.chosen
+                warnings.warn(
+                    f"The comparison in {output} was begun in {first}; this machine would choose {ours.chosen} "
+                    f"({ours.reason}). It goes on in {first}, because runs in two precisions cannot be compared. Give "
+                    "another --output to compare in the other one.",
+                    MixedHardwareWarning,
+                    stacklevel=3,
+                )
+            return comparison._run(output, command, listener)
+
+    def _in_precision_of(self, output: Path) -> Comparison:
+        """This comparison, in the precision that the one in `output` began with where `auto` is asked for.
+
+        Runs in two precisions are no comparison, so what was chosen first holds, whatever another machine would choose.
+        """
+        path = output / "result.json"
+        ours = self.bench.precision
+        if ours.asked != AUTO or not path.exists():
+            return self
+        first = ComparisonResult.load(path).config.get("precision")
+        if first == ours.chosen or first not in (FULL, MIXED):
+            return self
+        kept = replace(ours, chosen=first, reason=f"as the comparison was begun; {ours.reason}")
+        bench = self.bench.in_precision(kept)
+        return replace(self, config=replace(self.config, settings=bench.settings), bench=bench)
+
+    def _run(self, output: Path, command: str, listener: Listener) -> ComparisonResult:
+        runs_folder = output / "runs"
+        runs_folder.mkdir(exist_ok=True)
+        done = dict(self._finished(runs_folder))
+        plan = [(label, seed) for seed in self.config.seeds for label in self.arms]
+        left = [key for key in plan if key not in done]
+        if left:
+            self._warn_of_other_machines(done.values())
+            if self.bench.precision.asked == AUTO:
+                listener.note(self.bench.precision.line)
+        steps = count_steps(self.bench.tokens, self.config.settings)
+        listener.started(len(plan), len(plan) - len(left), steps * len(left))
+        result = self._result(done, command, len(plan))
+        result.save(output / "result.json")
+        for label, seed in left:
+            listener.run_started(label, seed, steps)
+            run = self._run_one(label, seed, listener)
+            write_json(runs_folder / self._file_name(label, seed), run)
+            done[label, seed] = run
             result = self._result(done, command, len(plan))
             result.save(output / "result.json")
-            for label, seed in left:
-                listener.run_started(label, seed, steps)
-                run = self._run_one(label, seed, listener)
-                write_json(runs_folder / self._file_name(label, seed), run)
-                done[label, seed] = run
-                result = self._result(done, command, len(plan))
-                result.save(output / "result.json")
-                listener.run_ended(run)
-            return result
+            listener.run_ended(run)
+        return result
 
     def _run_one(self, label: str, seed: int, listener: Listener) -> dict[str, Any]:
         run: dict[str, Any] = {
@@ -109,7 +153,7 @@ class Comparison:
             "arm": label,
             "seed": seed,
             "started": _now(),
-            "environment": describe_environment(),
+            "environment": describe_environment(self.bench.choices()),
         }
         try:
             matrix = TestAfterStages(listener.progressed)
@@ -176,13 +220,28 @@ class Comparison:
                 "arms and seeds may change."
             )
 
+    def _warn_of_other_machines(self, runs: Collection[Mapping[str, Any]]) -> None:
+        """Another processor rounds otherwise: the same run would not give the same numbers there."""
+        now = describe_environment(self.bench.choices())
+        for key in MACHINE:
+            before = {repr(run["environment"][key]) for run in runs if key in run.get("environment", ())}
+            before -= {repr(now[key])}
+            if before:
+                warnings.warn(
+                    f"This comparison is continued on another machine: {key} {', '.join(sorted(before))} "
+                    f"in runs that are finished, {now[key]!r} now. Differences of the size of rounding are the "
+                    "machine's, and seconds cannot be compared.",
+                    MixedHardwareWarning,
+                    stacklevel=5,
+                )
+
     def _result(self, done: Mapping[tuple[str, int], dict[str, Any]], command: str, planned: int) -> ComparisonResult:
         runs = [done[label, seed] for label in self.arms for seed in self.config.seeds if (label, seed) in done]
         return ComparisonResult(
             created=_now(),
             command=command,
             config=self.config.to_dict(),
-            environment=describe_environment(),
+            environment=describe_environment(self.bench.choices()),
             model=self.bench.model_info,
             tasks=[
                 self._describe_task(task, baseline)

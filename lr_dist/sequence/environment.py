@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
+
+from lr_dist.runs.machine import processor_name, usable_cores
 
 PACKAGES = ("lr-dist", "torch", "lightning", "transformers", "datasets", "torchmetrics", "numpy")
 
 
-def describe_environment() -> dict[str, Any]:
-    """Versions of Python and the libraries, processor, cores and threads: plain data for a result file."""
+def describe_environment(choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Versions of Python and the libraries, processor, cores and threads: plain data for a result file.
+
+    Args:
+        choices: what was chosen for this machine, see `lr_dist.sequence.bench.Bench.choices`; added to the rest.
+    """
     import torch
 
     versions = {}
@@ -25,10 +32,12 @@ def describe_environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count() or 1,
+        "usable_cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        **(choices or {}),
         "versions": versions,
     }
 
@@ -41,16 +50,3 @@ def peak_memory_mb() -> float | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
-
-
-def _processor() -> str:
-    """The model's name and what decides the speed of bf16; /proc/cpuinfo where there is one."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            fields = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
-    except OSError:
-        return platform.processor() or "unknown"
-    by_name = {key.strip(): value.strip() for key, value in fields.items()}
-    flags = by_name.get("flags", "").split()
-    found = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
-    return " ".join([by_name.get("model name", "unknown"), *(f"[{flag}]" for flag in found)])

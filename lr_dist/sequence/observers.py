@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from lr_dist._lightning import isolate_rng
 from lr_dist.methods import Needs
+from lr_dist.runs.machine import training_device
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.evaluate import evaluate
@@ -43,6 +44,8 @@ class SequenceState:
     def test(self, index: int) -> Scores:
         """Every metric of task `index` with the weights as they are; no random number of the run is drawn."""
         stage = self.stages[index]
+        # Lightning hands the module back on the processor, where the precision of a GPU may be a slow one.
+        self.module.to(training_device())
         with isolate_rng():
             split = getattr(stage.tokens, self.bench.settings.evaluate_on)
             return evaluate(self.module, stage.task, split, self.view.pad_token_id)

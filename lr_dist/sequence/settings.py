@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from lr_dist.errors import ConfigurationError
+from lr_dist.runs.precision import PRECISIONS
 
 SCHEDULES = ("cosine", "linear", "constant")
-PRECISIONS = ("32-true", "bf16-mixed")
 SPLITS = ("validation", "dev")
 # Those of version 0.1, which every identity holds, defaults or not; later ones stay out while they have their default.
 _FIRST_SETTINGS = (
@@ -30,7 +30,8 @@ class SequenceSettings:
         weight_decay: AdamW's decoupled decay; 0 (the default, as in arXiv 2404.01317) makes it Adam.
         warmup: share of each task's steps with a linearly rising rate.
         schedule: after the warm-up, `cosine` or `linear` to 0, or `constant`; restarted for each task.
-        precision: Lightning's name, `32-true` or `bf16-mixed`.
+        precision: `auto` (what this machine is faster in, see `lr_dist.runs.precision`), or Lightning's `32-true` or
+            `bf16-mixed`.
         evaluate_on: `validation` (the official split, for evidence) or `dev` (drawn from train, for searching).
 
     Raises:
@@ -44,7 +45,7 @@ class SequenceSettings:
     weight_decay: float = 0.0
     warmup: float = 0.1
     schedule: str = "cosine"
-    precision: str = "32-true"
+    precision: str = "auto"
     evaluate_on: str = "validation"
 
     def __post_init__(self) -> None:

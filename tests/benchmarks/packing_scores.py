@@ -34,7 +34,7 @@ def main() -> None:
     names, folder = tasks()
     sizes = {"limit": options.limit, "dev_size": options.dev_size}
     same = [options.limit, options.dev_size, options.epochs]
-    settings = SequenceSettings(epochs=options.epochs, precision="bf16-mixed", evaluate_on="dev")
+    settings = SequenceSettings(epochs=options.epochs, evaluate_on="dev")
     bench = Bench.prepare("minilm", names, settings, data_dir=folder, **sizes)
     view = bench.view()
     if view.first_position is None:
@@ -49,7 +49,8 @@ def main() -> None:
                 line = {"same": same, "seed": seed, "kind": kind, "final": run["final"], "s": run["seconds"]}
                 with options.state.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-    publish("packing_scores", {"tasks": names, **sizes, **figures(read(options.state, same))}, options.output)
+    found = {"tasks": names, "precision": bench.precision.to_dict(), **sizes, **figures(read(options.state, same))}
+    publish("packing_scores", found, options.output)
 
 
 def read(state: Path, same: list[int]) -> dict[tuple[int, str], dict[str, Any]]:

@@ -79,7 +79,7 @@ def measured(pair: str, distributions: list[str], seeds: int, options: argparse.
     which = [str(seed) for seed in range(seeds)]
     what = ["--tasks", *pair.split(">"), "--distributions", *distributions, "--seeds", *which, *sizes(options)]
     own = {"OMP_NUM_THREADS": "1", "LR_DIST_PRESETS": str(options.files)}
-    run("compare", *what, "--precision", "bf16-mixed", "--output", str(folder), **own)
+    run("compare", *what, "--output", str(folder), **own)
     return str(shutil.copy(folder / "result.json", options.files / f"{folder.name}.json"))
 
 

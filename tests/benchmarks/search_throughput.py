@@ -6,8 +6,9 @@ Three measurements, each side by side and in turns, every part in a process of i
   scores of both (they must agree within the noise of the seeds), peak memory. Loading is part of a plain trial; a
   worker loads once, which is printed as `start_seconds`.
 - **workers**: trials an hour of two workers of one thread against one of one thread, and against one of two.
-- **rate**: tokens a second while training, and their floating-point operations as a share of the measured bf16 matrix
-  rate (6 a token and weight of the encoder's layers, and attention's products; the rest counts as nothing).
+- **rate**: tokens a second while training, and their floating-point operations as a share of the matrix rate measured
+  in the precision that was chosen for this machine (6 a token and weight of the encoder's layers, and attention's
+  products; the rest counts as nothing).
 
 Without real GLUE (LR_DIST_DATA or ../shared/data) two generated tasks stand in, and the JSON says so. What is done is
 kept in `--state`; the same command goes on there.
@@ -74,7 +75,7 @@ def child(part: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
         outcome = plain_trial(names, LR, part["seed"], data_dir=folder, **sizes)
         return {**outcome, "peak_memory_mb": peak_memory_mb()}
     began = time.perf_counter()
-    settings = SequenceSettings(epochs=options.epochs, precision="bf16-mixed", evaluate_on="dev")
+    settings = SequenceSettings(epochs=options.epochs, evaluate_on="dev")
     bench = Bench.prepare("minilm", names, settings, limit=options.limit, dev_size=options.dev_size, data_dir=folder)
     started = time.perf_counter() - began
     if part["kind"] == "worker":
@@ -84,11 +85,13 @@ def child(part: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
     began = time.perf_counter()
     outcome = run_once(bench, Arm.of(LRDistribution.flat(LR)), part["seed"])
     outcome["seconds"] = time.perf_counter() - began
-    rate = matrix_rate(torch.bfloat16) if part["kind"] == "ours" else None
+    dtype = torch.bfloat16 if bench.precision.chosen == "bf16-mixed" else torch.float32
+    rate = matrix_rate(dtype) if part["kind"] == "ours" else None
     return {
         **{key: outcome[key] for key in ("seconds", "train_seconds", "tokens", "final")},
         "start_seconds": started,
         "matrix_rate": rate,
+        "precision": bench.precision.to_dict(),
         "operations": operations(bench, options.epochs),
         "peak_memory_mb": peak_memory_mb(),
     }
@@ -156,6 +159,7 @@ def figures(done: Done, options: argparse.Namespace) -> dict[str, Any]:
     shares = [part["operations"] / part["train_seconds"] / part["matrix_rate"] for part in ours]
     return {
         "tasks": names,
+        "precision": ours[0]["precision"],
         "generated_stand_in": folder is None,
         "limit": options.limit,
         "dev_size": options.dev_size,
@@ -173,7 +177,7 @@ def figures(done: Done, options: argparse.Namespace) -> dict[str, Any]:
         },
         "rate": {
             "tokens_a_second": round(statistics.median(part["tokens"] / part["train_seconds"] for part in ours)),
-            "bf16_matrix_gflops": round(statistics.median(rates) / 1e9),
+            "matrix_gflops": round(statistics.median(rates) / 1e9),
             "share_of_matrix_rate": round(statistics.median(shares), 3),
         },
     }

@@ -14,7 +14,7 @@ def test_a_later_setting_at_its_default_leaves_identities_as_they_were():
     first = SequenceSettings().identity()
     assert first == {
         **{"epochs": 3, "batch_size": 32, "max_length": 128, "lr": 1e-5, "weight_decay": 0.0, "warmup": 0.1},
-        **{"schedule": "cosine", "precision": "32-true", "evaluate_on": "validation", "method": "finetune"},
+        **{"schedule": "cosine", "precision": "auto", "evaluate_on": "validation", "method": "finetune"},
     }
 
     @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from lr_dist import LRDistribution
 from lr_dist.models import load_backbone, load_tokenizer
+from lr_dist.runs.precision import choose_precision
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.fast.view import View
@@ -33,13 +34,13 @@ def test_a_run_on_the_used_rows_alone_is_the_same_run_bit_for_bit(tiny_model):
     backbone.resize_token_embeddings(backbone.config.vocab_size + 50)
     before = {name: value.clone() for name, value in backbone.state_dict().items()}
     smaller, renumbered, pad = shrink_vocabulary(backbone, tokens)
-    settings = SequenceSettings(epochs=1, batch_size=16)
+    settings = SequenceSettings(epochs=1, batch_size=16, precision="32-true")
     views = (
         View(backbone, tuple(tokens), tokenizer.pad_token_id, True),
         View(smaller, tuple(renumbered), pad, True),
     )
     arm = Arm.of(LRDistribution.flat(1e-2))
-    bench = Bench(settings, backbone, tokenizer, {}, tasks, tokens, [])
+    bench = Bench(settings, choose_precision(settings.precision), backbone, tokenizer, {}, tasks, tokens, [])
     runs = [run_sequence(bench.with_view(view), arm, 0, TestAfterStages()) for view in views]
     assert runs[0].matrix == runs[1].matrix
     rows = [model.get_input_embeddings().num_embeddings for model in (backbone, smaller)]

@@ -1,0 +1,84 @@
+"""The machine at hand: its processor, the cores this process may use, and the device that a fit runs on."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+
+# A container's share of the processors: microseconds, and of how many (cgroup v2; v1 keeps them in two files).
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+THREADS_VARIABLE = "OMP_NUM_THREADS"
+# What decides how fast a matrix product can be.
+_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
+
+
+def processor_name() -> str:
+    """The processor's name and the instruction sets that matter here; from /proc/cpuinfo where there is one."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor() or "unknown"
+    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    by_name = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = by_name.get("flags", by_name.get("Features", "")).split()
+    return " ".join([by_name.get("model name", "unknown"), *(f"[{flag}]" for flag in _FLAGS if flag in flags)])
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: those it is bound to, or fewer where its container has a quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return cores if quota is None else max(1, min(cores, quota))
+
+
+def threads_of(workers: int) -> int:
+    """Threads of each of `workers` processes, so that all together use every core once; OMP_NUM_THREADS is the most."""
+    threads = max(1, usable_cores() // workers)
+    most = _asked_threads()
+    return threads if most is None else min(threads, most)
+
+
+def use_usable_cores() -> str | None:
+    """Lower torch's number of threads to the cores that this process may use; what the user asked for stays.
+
+    torch counts the machine's cores. A container that may use one of 64 would compute in 64 threads that take turns.
+
+    Returns:
+        A line that says so, or None where nothing was changed.
+    """
+    import torch
+
+    threads, cores = torch.get_num_threads(), usable_cores()
+    if _asked_threads() is not None or threads <= cores:
+        return None
+    torch.set_num_threads(cores)
+    return f"threads: {cores} (this process may use {cores} core(s); torch would start {threads} threads)"
+
+
+def training_device() -> str:
+    """The kind of device that Lightning's `accelerator="auto"` takes: `mps`, `cuda` or `cpu`."""
+    import torch
+
+    if torch.backends.mps.is_available():
+        return "mps"
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _asked_threads() -> int | None:
+    asked = os.environ.get(THREADS_VARIABLE, "")
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else None
+
+
+def _quota() -> int | None:
+    """Whole cores that the container's quota is worth; None without a quota."""
+    try:
+        if QUOTA.exists():
+            share, period = QUOTA.read_text(encoding="ascii").split()
+        else:
+            share, period = (path.read_text(encoding="ascii").strip() for path in QUOTA_V1)
+        # Without a quota v2 says "max" and v1 says -1.
+        return int(share) // int(period) if int(share) > 0 else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

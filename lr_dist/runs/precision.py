@@ -1,0 +1,234 @@
+"""In which precision to train on the machine at hand: a probe of a few milliseconds decides where `auto` is asked for.
+
+On a processor with bf16 products (AMX, AVX-512 bf16) bf16 autocast trains up to three times as fast as fp32. On one
+without them the same product was measured to take 66 times as long. A list of processors would be wrong for the next
+one, so a product is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from lr_dist.errors import ConfigurationError, SlowPrecisionWarning
+from lr_dist.runs.machine import processor_name, training_device
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+AUTO, FULL, MIXED = "auto", "32-true", "bf16-mixed"
+PRECISIONS = (AUTO, FULL, MIXED)
+
+# Autocast casts every weight again in each step, and bf16 has 8 significant bits: a small gain is not worth it.
+NEEDED = 0.8
+# Rows and width of the products that are timed, small ones first. The last one is a layer of a small encoder.
+_SHAPES = ((64, 64), (64, 128), (128, 384))
+# Overhead makes a small bf16 product up to 3 times as slow as fp32 where large ones are faster; beyond this it is the
+# product itself, and a larger one could take seconds.
+_HOPELESS = 4.0
+_REPEATS = 4
+# This thread's processor time: what else the machine does falls out. Windows counts it in steps of 16 ms.
+_clock = time.perf_counter if os.name == "nt" else time.thread_time
+# From this compute capability on NVIDIA's GPUs have bf16 products.
+_AMPERE = (8, 0)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What bf16 is worth on one device.
+
+    Attributes:
+        device: `cpu`, `cuda` or `mps`.
+        name: of the processor or the GPU.
+        capability: torch's name of the processor's instruction set (`AVX512`), or the GPU's compute capability (`9.0`);
+            empty for another device, where bf16 is neither timed nor taken.
+        ratio: seconds of a training product (forward and backward) in bf16 autocast over the same in fp32; None where
+            it was asked for and not timed.
+        fast: whether bf16 is worth it here.
+        milliseconds: that finding out took.
+    """
+
+    device: str
+    name: str
+    capability: str
+    ratio: float | None
+    fast: bool
+    milliseconds: float
+
+    @property
+    def reason(self) -> str:
+        """The measurement in words, for one line on the terminal."""
+        if not self.capability:
+            return f"bf16 was not measured on {self.name}"
+        if self.ratio is None:
+            has = "has" if self.fast else "has no"
+            return f"{self.name} {has} bf16 products: capability {self.capability}"
+        if self.ratio > 1:
+            # The probe stops at the first small product that leaves no doubt; larger ones are worse.
+            least = "at least " if self.ratio > _HOPELESS else ""
+            return f"a bf16 product takes {least}{self.ratio:.1f} times as long as fp32 here"
+        return f"a bf16 product is {1 / self.ratio:.1f} times as fast as fp32 here"
+
+
+@dataclass(frozen=True)
+class PrecisionChoice:
+    """The precision of a run, and why.
+
+    Attributes:
+        asked: what the settings say, `auto` or a precision.
+        chosen: `32-true` or `bf16-mixed`.
+        reason: why.
+        ratio: see `Measurement`; None where nothing was timed.
+        device, name, capability: of what was measured; empty where nothing was.
+    """
+
+    asked: str
+    chosen: str
+    reason: str
+    ratio: float | None = None
+    device: str = ""
+    name: str = ""
+    capability: str = ""
+
+    @property
+    def line(self) -> str:
+        """`precision: 32-true (a bf16 product takes at least 7.2 times as long as fp32 here)`."""
+        return f"precision: {self.chosen} ({self.reason})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for a result file."""
+        return asdict(self)
+
+
+def choose_precision(asked: str) -> PrecisionChoice:
+    """The precision to train in on this machine.
+
+    Args:
+        asked: `auto`, or a precision, which is kept. `bf16-mixed` is measured all the same, so that a warning can say
+            what it costs here.
+
+    Raises:
+        ConfigurationError: another precision.
+
+    Warns:
+        SlowPrecisionWarning: `bf16-mixed` was asked for where it is slower than fp32.
+    """
+    if asked not in PRECISIONS:
+        raise ConfigurationError(f"precision must be one of {', '.join(PRECISIONS)}, not {asked!r}.")
+    if asked == FULL:
+        return PrecisionChoice(FULL, FULL, "asked for")
+    measured = measure()
+    facts = {key: getattr(measured, key) for key in ("ratio", "device", "name", "capability")}
+    if asked == AUTO:
+        return PrecisionChoice(AUTO, MIXED if measured.fast else FULL, measured.reason, **facts)
+    if measured.capability and not measured.fast and (measured.ratio is None or measured.ratio > 1):
+        warnings.warn(
+            f"precision=bf16-mixed is slower than 32-true on this machine ({measured.reason}). Give auto or 32-true.",
+            SlowPrecisionWarning,
+            stacklevel=2,
+        )
+    return PrecisionChoice(MIXED, MIXED, "asked for", **facts)
+
+
+def measure() -> Measurement:
+    """What bf16 is worth on the device that a fit would use; measured once a process and device."""
+    device = training_device()
+    if device not in _MEASURED:
+        _MEASURED[device] = _measure(device)
+    return _MEASURED[device]
+
+
+def measured_before() -> tuple[Measurement, ...]:
+    """What this process has measured, for a process that it starts; see `remember`."""
+    return tuple(_MEASURED.values())
+
+
+def remember(measurements: tuple[Measurement, ...]) -> None:
+    """Take over what the process that started this one has measured, so that both choose the same."""
+    _MEASURED.update({measurement.device: measurement for measurement in measurements})
+
+
+_MEASURED: dict[str, Measurement] = {}
+
+
+def _measure(device: str) -> Measurement:
+    import torch
+
+    began = time.perf_counter()
+    ratio: float | None = None
+    if device == "cpu":
+        name, capability, ratio = processor_name(), torch.backends.cpu.get_cpu_capability(), _ratio_on_cpu()
+        fast = ratio <= NEEDED
+    elif device == "cuda":
+        compute = torch.cuda.get_device_capability()
+        name, capability = torch.cuda.get_device_name(), ".".join(map(str, compute))
+        # Older ones emulate it. A ROCm device has numbers of its own; torch knows which of them have bf16.
+        has = torch.cuda.is_bf16_supported(including_emulation=False)
+        fast = has and (torch.version.hip is not None or compute >= _AMPERE)
+    else:
+        name, capability, fast = device, "", False
+    return Measurement(device, name, capability, ratio, fast, 1000 * (time.perf_counter() - began))
+
+
+def _ratio_on_cpu() -> float:
+    """Seconds of a training product in bf16 autocast over fp32; of the first shape that leaves no doubt, or the last.
+
+    The two are timed in turns and the best time of each counts, in one thread: on a busy machine threads that wait for
+    each other made a few milliseconds eleven seconds, and told nothing about the products.
+    """
+    import torch
+
+    ratio = 1.0
+    # Whatever the caller's contexts are: a fit trains outside of them.
+    with _threads(1), torch.enable_grad(), torch.inference_mode(False):
+        for rows, width in _SHAPES:
+            inputs = torch.ones(rows, width, dtype=torch.float32, device="cpu", requires_grad=True)
+            weights = torch.ones(width, width, dtype=torch.float32, device="cpu", requires_grad=True)
+            full, mixed = _best_seconds(
+                partial(_training_product, inputs, weights, False), partial(_training_product, inputs, weights, True)
+            )
+            ratio = mixed / full
+            if ratio > _HOPELESS:
+                break
+    return ratio
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    import torch
+
+    before = torch.get_num_threads()
+    if before != number:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if before != number:
+            torch.set_num_threads(before)
+
+
+def _training_product(inputs: Tensor, weights: Tensor, mixed: bool) -> None:
+    """One product [rows, width] x [width, width] and its two gradients, in bf16 autocast or in fp32."""
+    import torch
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        outputs = torch.nn.functional.linear(inputs, weights)
+    torch.autograd.grad(outputs.sum(), (inputs, weights))
+
+
+def _best_seconds(*calls: Callable[[], object]) -> tuple[float, ...]:
+    """The shortest time of each call, over calls in turns; the first one of each, which sets things up, is left out."""
+    best = [float("inf")] * len(calls)
+    for turn in range(1 + _REPEATS):
+        for index, call in enumerate(calls):
+            began = _clock()
+            call()
+            if turn:
+                best[index] = min(best[index], _clock() - began)
+    return tuple(best)
