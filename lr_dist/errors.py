@@ -190,8 +190,37 @@ class DivergedError(LRDistError, ArithmeticError):
 # Warnings ------------------------------------------------------------------------------------------------
 
 
-class FlatRatesWarning(UserWarning):
+class RatesOffPlanWarning(UserWarning):
+    """A group's rate is not its rate in the distribution times the factor of the schedule that the others have.
+
+    Attributes:
+        group: the name of the group.
+        wanted: its rate in the distribution times the others' factor.
+        found: its rate.
+        step: the optimizer's step that is about to be taken, counted from 0.
+    """
+
+    def __init__(
+        self, message: str, *, group: str = "", wanted: float = 0.0, found: float = 0.0, step: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.group, self.wanted, self.found, self.step = group, wanted, found, step
+
+
+class FlatRatesWarning(RatesOffPlanWarning):
     """All layers have one rate in the middle of a run, although the distribution gave them several."""
+
+
+class OwnRatiosWarning(UserWarning):
+    """Groups of one layer with different rates: an absolute distribution stands for one of them, the others follow."""
+
+
+class UnreadScaleWarning(UserWarning):
+    """Factors in parameter groups (timm's `lr_scale`) that nothing reads."""
+
+
+class UncoveredParametersWarning(UserWarning):
+    """Trainable parameters that are in no group of an optimizer, or groups with parameters that left the model."""
 
 
 class LostStepsWarning(UserWarning):
