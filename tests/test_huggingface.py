@@ -42,6 +42,9 @@ from lr_dist.errors import (
     ZeroRateError,
 )
 
+# Nothing here may be said to leave the distribution.
+pytestmark = pytest.mark.filterwarnings("error::lr_dist.errors.RatesOffPlanWarning")
+
 
 def assert_equal_weights(left: torch.nn.Module, right: torch.nn.Module) -> None:
     for (name, ours), theirs in zip(left.named_parameters(), right.parameters(), strict=True):

@@ -18,6 +18,9 @@ from lr_dist.errors import InvalidRateError, UnsupportedSchedulerError, ZeroRate
 from lr_dist.regroup import Placement, regroup
 from lr_dist.schedulers import check_schedulers
 
+# Nothing here may be said to leave the distribution.
+pytestmark = pytest.mark.filterwarnings("error::lr_dist.errors.RatesOffPlanWarning")
+
 BASE = 2e-3  # the rate of the user's optimizer
 STEPS = 8
 
