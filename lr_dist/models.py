@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lr_dist.errors import MissingExtraError, ModelLoadError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _transformers() -> Any:
-    require_extras("tasks")
+    require_libraries("models", "transformers")
     import transformers
 
     return transformers

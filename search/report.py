@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from lr_dist.distribution import check_num_layers
 from lr_dist.errors import UnwritableFileError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 from lr_dist.report.rows import number
 from lr_dist.search import figures
 from lr_dist.search.findings import Findings
@@ -56,7 +56,7 @@ def write_report(study: Study, path: str | Path, *, storage: str, num_layers: in
 
 def render_report(study: Study, *, storage: str, num_layers: int | None = None) -> str:
     """The page's HTML; every text from the study is escaped. See `write_report`."""
-    require_extras("search", "report")
+    require_libraries("search", "optuna", "jinja2", "matplotlib", "scipy")
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

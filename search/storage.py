@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.errors import LRDistError, StorageError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -49,7 +49,7 @@ def open_storage(url: str) -> BaseStorage:
         StorageError: it cannot be reached, read or written, or another version of Optuna made it; nothing was changed.
         MissingExtraError: Optuna is not installed.
     """
-    require_extras("search")
+    require_libraries("search", "optuna")
     kind = url.partition(":")[0]
     with _opening_errors(url), _quiet():
         if kind == "journal":
@@ -67,7 +67,7 @@ def open_existing(url: str) -> BaseStorage:
     """
     from sqlalchemy.engine import make_url
 
-    require_extras("search")
+    require_libraries("search", "optuna")
     name = url.removeprefix("journal:") if url.startswith("journal:") else None
     if url.startswith("sqlite"):
         with _opening_errors(url):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,7 +40,7 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Combine, print the rates, write the preset."""
-    require_extras("search")
+    require_libraries("search", "optuna")
     from rich.console import Console
 
     from lr_dist.search.preset import combine_sources

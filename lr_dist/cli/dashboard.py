@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
@@ -25,7 +25,7 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Serve until Ctrl-C."""
-    require_extras("search", "dashboard")
+    require_libraries("dashboard", "optuna", "optuna_dashboard")
     server = serve(settings.storage, settings.output, settings.host, settings.port)
     with server:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 
 def parser() -> ArgumentParser:
@@ -18,7 +18,7 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print the table; only the model's configuration is read, not its weights."""
-    require_extras("tasks")
+    require_libraries("models", "transformers")
     from lr_dist._distribution.sanity import warn_of_rates
     from lr_dist._distribution.table import LayerRow, print_layers
     from lr_dist.layers import assign_layers

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from lr_dist.sequence.result import ComparisonResult
@@ -29,7 +29,10 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print and write."""
-    require_extras("report")
+    if settings.against is not None:
+        require_libraries("report", "scipy")
+    elif not settings.markdown:
+        require_libraries("report", "jinja2", "matplotlib")
     from rich.console import Console
 
     from lr_dist.errors import ConfigurationError

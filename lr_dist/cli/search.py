@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_extras, require_libraries
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -101,13 +101,17 @@ def _where(p: ArgumentParser) -> None:
 
 def run(settings: Namespace) -> int:
     """Search, or look at a study."""
-    require_extras("tasks", "search")
+    if settings.get("subcommand") == "report":
+        require_libraries("search", "optuna", "jinja2", "matplotlib", "scipy")
+    elif settings.get("subcommand") is not None:
+        require_libraries("search", "optuna")
     if settings.get("subcommand") == "status":
         return _status(settings.status)
     if settings.get("subcommand") == "report":
         return _report(settings.report)
     if settings.get("subcommand") == "export":
         return _export(settings.export)
+    require_extras("search", "tasks")
     from rich.console import Console
 
     from lr_dist.runs.precision import AUTO

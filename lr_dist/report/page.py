@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
 from lr_dist.report.rows import NAMES, columns, table_rows, task_line
 from lr_dist.sequence.result import ComparisonResult
@@ -23,7 +23,7 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
 
 def render_report(result: ComparisonResult) -> str:
     """The page's HTML; every text from the result is escaped."""
-    require_extras("report")
+    require_libraries("report", "jinja2", "matplotlib")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
