@@ -221,6 +221,10 @@ class MixedHardwareWarning(UserWarning):
     """
 
 
+class TornRecordWarning(UserWarning):
+    """A piece of a record in a journal, left by a killed writer or a full disk; it is skipped."""
+
+
 # Searching ------------------------------------------------------------------------------------------------
 
 

@@ -5,16 +5,19 @@ The subcommands' modules import nothing heavy at the top, so that `lr-dist --hel
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 from lr_dist import __version__
 from lr_dist.errors import LRDistError
+from lr_dist.runs.redact import redact_usage
 
 # In the order of a user's way; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 COMMANDS = {
@@ -47,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subcommands.add_subcommand(name, subparser, help=subparser.description)
         if hasattr(module, "nest"):
             module.nest(subparser)
-    settings = parser.parse_args(_config_first(arguments))
+    with _usage_errors_redacted(arguments):
+        settings = parser.parse_args(_config_first(arguments))
     command = settings.subcommand
     try:
         with warnings.catch_warnings():
@@ -67,6 +71,17 @@ def _show_warning(other: Callable[..., None], command: str, message: Any, catego
         print(f"lr-dist {command}: {category.__name__}: {message}", file=sys.stderr)
     else:
         other(message, category, *where)
+
+
+@contextlib.contextmanager
+def _usage_errors_redacted(arguments: Sequence[str]) -> Iterator[None]:
+    """What the parser prints quotes the values that it refuses, and a storage's value may hold a password."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        sys.stderr.write(redact_usage(said.getvalue(), arguments))
 
 
 def _config_first(arguments: list[str]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -11,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.errors import ConfigurationError
 from lr_dist.extras import require_extras
+from lr_dist.runs.redact import redact_command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -55,7 +55,7 @@ def run(settings: Namespace) -> int:
     if settings.without_flat:
         sources = [source.without_flat() for source in sources]
     output = None if settings.output is None else Path(settings.output).expanduser()
-    command = shlex.join(["lr-dist", *sys.argv[1:]])
+    command = redact_command(["lr-dist", *sys.argv[1:]])
     combined = combine_sources(sources, output.stem if output else "combined", base=settings.base, command=command)
     console = Console()
     console.print(table(combined))

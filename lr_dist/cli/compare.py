@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lr_dist.extras import require_extras
+from lr_dist.runs.redact import redact_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -91,7 +91,7 @@ def run(settings: Namespace) -> int:
         fewer = use_usable_cores()
         if fewer:
             view.note(fewer)
-        result = compare(config, settings.output, listener=view, command=shlex.join(["lr-dist", *sys.argv[1:]]))
+        result = compare(config, settings.output, listener=view, command=redact_command(["lr-dist", *sys.argv[1:]]))
     report = write_report(result, Path(settings.output) / "report.html")
     print_comparison(result, console)
     console.print(f"Result: {Path(settings.output) / 'result.json'}\nReport: {report}", soft_wrap=True)

@@ -196,6 +196,7 @@ def test_in_a_database_a_trial_is_queued_again_when_its_heartbeat_stops(database
         changed = connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"))
         assert changed.rowcount == 1
     release_dead(database)
+    fill(database, plan_of(3))
     again = by_slot(database.trials)[0]
     assert (again.number, again.state) == (3, TrialState.WAITING)
     # Not the dead worker's name: whoever takes it would be held for dead.
