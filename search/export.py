@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lr_dist.errors import InvalidTrialsError, UnwritableFileError
+from lr_dist.search.checked import checked_identity, checked_trials, space_of
 from lr_dist.search.slots import by_slot, settled
-from lr_dist.search.study import IDENTITY
 from lr_dist.search.summary import row_of
 
 if TYPE_CHECKING:
@@ -23,11 +23,13 @@ def write_csv(study: Study, path: str | Path) -> int:
     Fixed parameters are columns like the searched ones, so that a row is a whole distribution.
 
     Raises:
-        InvalidTrialsError: no trial has ended yet.
+        InvalidTrialsError: no trial has ended yet, or one was altered or damaged.
+        StorageError: the study cannot be read.
         UnwritableFileError: the file cannot be written; what was there is left as it was.
     """
-    fixed = study.user_attrs.get(IDENTITY, {}).get("space", {}).get("fixed", {})
-    rows = [{**row_of(t), **fixed} for _, t in sorted(by_slot(study.get_trials(deepcopy=False)).items()) if settled(t)]
+    identity = checked_identity(study)
+    fixed = {} if identity is None else space_of(study.study_name, identity).fixed
+    rows = [{**row_of(t), **fixed} for _, t in sorted(by_slot(checked_trials(study)).items()) if settled(t)]
     if not rows:
         raise InvalidTrialsError(
             f"No trial of the study {study.study_name!r} has ended yet; there is nothing to write."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lr_dist.errors import LRDistError, StorageError
 from lr_dist.extras import require_extras
-from lr_dist.runs.redact import hide_address, redact
+from lr_dist.runs.redact import hide_address, quotes_secret, redact
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -108,7 +108,7 @@ def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
             f"The storage {shown_storage(storage)} cannot be read or written any more: "
             f"{_first_line(error, _url_of(storage))}. Every trial that finished is in it; mend it, and start the same "
             "command again."
-        ) from error
+        ) from _cause(error, _url_of(storage))
 
 
 @contextlib.contextmanager
@@ -323,17 +323,17 @@ def _opening_errors(url: str) -> Iterator[None]:
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StorageError(
             f"{hide_address(url)!r} is no storage URL ({_first_line(error, url)}). Write {FORMS}."
-        ) from None
+        ) from _cause(error, url)
     except ImportError as error:
         raise StorageError(
             f"The storage {hide_address(url)} needs a driver that is not installed: {_first_line(error, url)}. "
             f"Install it: pip install 'lr-dist[{'grpc' if url.startswith('grpc:') else 'postgres'}]'."
-        ) from error
+        ) from _cause(error, url)
     except Exception as error:
         raise StorageError(
             f"The storage {hide_address(url)} cannot be opened: {_first_line(error, url)}. Check the address, the "
             "permissions, and that the server runs."
-        ) from error
+        ) from _cause(error, url)
 
 
 @contextlib.contextmanager
@@ -344,6 +344,11 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+def _cause(error: BaseException, url: str | None) -> BaseException | None:
+    """What to show as the cause of an error: nothing where a traceback would show a part of the password."""
+    return None if url is not None and quotes_secret(error, [url]) else error
 
 
 def _first_line(error: BaseException, url: str | None) -> str:

@@ -88,10 +88,11 @@ def table(combined: Combined) -> RenderableType:
 
 def _read(name: str, settings: Namespace) -> list[Source]:
     from lr_dist.search.sources import from_csv, from_study
-    from lr_dist.search.storage import default_storage, open_existing
+    from lr_dist.search.storage import default_storage, open_existing, storage_errors
     from lr_dist.search.study import load_study
 
     if name.endswith(".csv"):
         return from_csv(name, settings.setting)
     storage = open_existing(settings.storage or default_storage(settings.search_output))
-    return [from_study(load_study(storage, name))]
+    with storage_errors(storage):
+        return [from_study(load_study(storage, name))]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
@@ -16,7 +16,7 @@ HIDDEN = "***"
 # A secret's name is one of these, or ends with one that is long enough to mean nothing else: sslpassword, PGPASSWORD.
 _NAMES = {"pass", "passwd", "password", "passphrase", "pw", "pwd", "secret", "token", "auth", "credential"}
 _NAMES |= {"credentials", "apikey"}
-_ENDINGS = ("password", "passwd", "passphrase", "secret", "apikey")
+_ENDINGS = ("password", "passwd", "pwd", "passphrase", "secret", "apikey")
 _KEYS = {"api", "access", "private", "secret"}
 # What is shorter cannot be looked for in a text without hiding half of the text.
 _SHORTEST = 3
@@ -47,7 +47,7 @@ def is_secret(name: str) -> bool:
 
 def hide(value: str) -> str:
     """One setting, all of it, without its secrets: `--storage=postgresql://me:***@host/db`."""
-    return _pairs(_query(_QUERY, _userinfo(value)))
+    return _hidden(value, _QUERY)
 
 
 def hide_address(address: str) -> str:
@@ -65,13 +65,23 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
     pieces = {piece for value in known for piece in _secrets(value)}
     for piece in sorted(pieces, key=len, reverse=True):
         text = text.replace(piece, HIDDEN)
-    lines = text.split("\n")
-    return "\n".join(_pairs(_query(_QUERY_IN_TEXT, _userinfo(line))) for line in lines)
+    return "\n".join(_hidden(line, _QUERY_IN_TEXT) for line in text.split("\n"))
+
+
+def quotes_secret(error: BaseException, known: Iterable[str]) -> bool:
+    """Whether an exception, or what caused it, quotes a secret of these addresses."""
+    pieces = {piece for value in known for piece in _secrets(value)}
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(piece in text for one in chain for text in (str(one), repr(one.args)) for piece in pieces)
 
 
 def redact_usage(text: str, arguments: Iterable[str]) -> str:
     """What the command line's parser says about wrong options; a storage's value is left out altogether."""
-    return redact(_USAGE.sub(rf"\g<1>{HIDDEN}", text), arguments)
+    return redact(_USAGE.sub(rf"\g<1>{HIDDEN}\n", text), arguments)
 
 
 def redact_command(arguments: Sequence[str]) -> str:
@@ -100,26 +110,39 @@ def redact_data(data: Any) -> Any:
     return hide(data) if isinstance(data, str) else data
 
 
-def _userinfo(text: str) -> str:
-    """Hide the password before the host in a setting or a line."""
-    match = _SCHEME.search(text)
-    if match is None:
-        return text
-    begin, rest = text[: match.end()], text[match.end() :]
-    scheme = match[1].lower()
-    if scheme in ("http", "https", "grpc"):
-        # Here a slash ends what may hold a password, and a name alone may be a token.
-        authority = re.match(r"[^/?#\s]*", rest)
-        assert authority is not None
-        place = authority[0].rfind("@")
-        after = rest[place + 1 :]
-        return begin + (f"{HIDDEN}@" if place >= 0 else "") + _userinfo(after)
-    colon, last = rest.find(":"), rest.rfind("@")
-    if 0 <= colon < last:
-        return f"{begin}{rest[: colon + 1]}{HIDDEN}{rest[last:]}"
-    if last < 0:
-        return begin + _userinfo(rest)
-    return begin + rest
+def _hidden(text: str, query: re.Pattern[str]) -> str:
+    """A setting or a line with every secret replaced; what touches is replaced together."""
+    spans = [*_userinfo(text), *_queries(text, query), *_pairs(text)]
+    shown, place = "", 0
+    for begin, end in sorted(spans):
+        if begin > place or not shown:
+            shown += text[place:begin] + HIDDEN
+        place = max(place, end)
+    return shown + text[place:]
+
+
+def _userinfo(text: str) -> Iterator[tuple[int, int]]:
+    """Where passwords stand before a host."""
+    for match in _SCHEME.finditer(text):
+        begin, rest = match.end(), text[match.end() :]
+        if match[1].lower() in ("http", "https", "grpc"):
+            # Here a slash ends what may hold a password, and a name alone may be a token.
+            authority = re.match(r"[^/?#\s]*", rest)
+            end = authority[0].rfind("@") if authority else -1
+            if end >= 0:
+                yield begin, begin + end
+            continue
+        colon, end = rest.find(":"), rest.rfind("@")
+        if 0 <= colon < end:
+            yield begin + colon + 1, begin + end
+
+
+def _queries(text: str, pattern: re.Pattern[str]) -> Iterator[tuple[int, int]]:
+    return (match.span(3) for match in pattern.finditer(text) if is_secret(match[2]))
+
+
+def _pairs(text: str) -> Iterator[tuple[int, int]]:
+    return (match.span("value") for match in _PAIR.finditer(text) if is_secret(match["name"].strip("'\"")))
 
 
 def _bare(text: str) -> bool:
@@ -129,27 +152,12 @@ def _bare(text: str) -> bool:
     return ":" in text[: max(0, text.rfind("@"))]
 
 
-def _query(pattern: re.Pattern[str], text: str) -> str:
-    return pattern.sub(lambda m: f"{m[1]}{m[2]}={HIDDEN}" if is_secret(m[2]) else m[0], text)
-
-
-def _pairs(text: str) -> str:
-    def hidden(match: re.Match[str]) -> str:
-        name = match["name"].strip("'\"")
-        return f"{match['name']}{match['sign']}{HIDDEN}" if is_secret(name) else match[0]
-
-    return _PAIR.sub(hidden, text)
-
-
 def _secrets(value: str) -> set[str]:
     """What `hide` hides in an address, and how libraries may write it."""
-    found = [match[3] for match in _QUERY.finditer(value) if is_secret(match[2])]
-    scheme = _SCHEME.search(value)
-    rest = value[scheme.end() :] if scheme else value if _bare(value) else ""
-    colon, last = rest.find(":"), rest.rfind("@")
-    if 0 <= colon < last:
-        found.append(rest[colon + 1 : last])
-    found += [match["value"].strip("'\"") for match in _PAIR.finditer(value) if is_secret(match["name"].strip("'\""))]
+    spans = [*_userinfo(value), *_queries(value, _QUERY), *_pairs(value)]
+    found = [value[begin:end].strip("'\"") for begin, end in spans]
+    if _bare(value):
+        found.append(value[value.find(":") + 1 : value.rfind("@")])
     # A library that cuts an address elsewhere quotes a part only.
     found += [part for piece in found for part in re.split(r"[:/@?#&=\s]", piece)]
     written = {form(piece) for piece in found for form in (str, unquote, unquote_plus, quote, quote_plus, repr)}
