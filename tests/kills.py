@@ -166,7 +166,7 @@ def run_round(
         kinds: what may happen; all of it by default.
     """
     began, rng = time.monotonic(), random.Random(number)
-    result = Round(number, backend, elsewhere=number // len(BACKENDS) % 2 == 1, trials=6 * events)
+    result = Round(number, backend, elsewhere=number // len(BACKENDS) % 2 == 1, trials=3 * events)
     heartbeat = (BEAT_S, GRACE_S) if result.elsewhere else None
     workers = Workers(url, "study", result.trials, folder / "log", seconds=0.03, heartbeat=heartbeat)
     kinds = kinds or ("kill", "terminate", *(("stop", "stop") if result.elsewhere else ("stop",)))
@@ -269,6 +269,9 @@ def main() -> int:
     p.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS))
     p.add_argument("--output", type=Path, default=Path("runs/kills"), help="folder; the same command goes on there")
     settings = p.parse_args()
+    # So that the server and the workers are ended, too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     settings.output.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     with ExitStack() as stack:
@@ -301,7 +304,7 @@ def _one(number: int, backend: str, settings: argparse.Namespace, server: Server
     }
     result = run_round(number, backend, addresses[backend](), folder, settings.per_round, server=server)
     _write(settings.output / f"round-{number:05d}.json", asdict(result))
-    if not (result.lost or result.doubled or result.unreadable or result.errors):
+    if not (result.lost or result.doubled or result.wrong or result.unreadable or result.errors):
         shutil.rmtree(folder)
     return result
 
