@@ -11,7 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, LRDistError, shown
-from lr_dist.search.config import MODES
+from lr_dist.search.config import MODES, Goal
 from lr_dist.search.slots import ERROR, LABEL, REASON, slot_of
 from lr_dist.search.space import Space
 from lr_dist.search.storage import study_errors
@@ -56,6 +56,8 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
         if name not in identity:
             raise InvalidTrialsError(f"{where} lacks {name!r}. Restore it from a copy, or search anew.")
         _expect(where, name, identity[name], is_right, what)
+    if len(identity["data"]) != len(identity["sequences"]):
+        raise InvalidTrialsError(f"{where} has data of {len(identity['data'])} sequences, but other sequences.")
     layers = identity.get("num_layers", 1)
     _expect(where, "num_layers", layers, _is_count, "a whole number from 1")
     space_of(study.study_name, identity)
@@ -94,6 +96,8 @@ def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
     _expect(
         where, "values", trial.values, lambda v: _is_list(v, _is_number, objectives), f"{objectives} finite numbers"
     )
+    if not trial.params:
+        raise InvalidTrialsError(f"{where} parameters are missing. Restore the study from a copy, or search anew.")
     if "sequences" in trial.user_attrs:
         spread = trial.user_attrs.get("value_sd")
         _expect(where, "value_sd", spread, lambda v: _is_list(v, _is_spread, objectives), "a spread for each value")
@@ -158,6 +162,17 @@ def _is_environment(value: Any) -> bool:
     return _is_mapping(value) and _is_mapping(value.get("versions", {}))
 
 
+def _is_goal(value: Any) -> bool:
+    if not _is_mapping(value):
+        return False
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+    try:
+        Goal(**values)
+    except (LRDistError, TypeError):
+        return False
+    return True
+
+
 def _is_sequences_of_tasks(value: Any) -> bool:
     def is_task(task: Any) -> bool:
         return _is_text(task) or _is_mapping(task)
@@ -180,12 +195,17 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 _IDENTITY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "model": (_is_text, "a text"),
     "sequences": (_is_sequences_of_tasks, "a list of task sequences"),
+    "weights": (_is_text, "a text"),
+    "data": (
+        lambda value: _is_list(value, lambda prints: _is_list(prints, _is_text)),
+        "the tasks' fingerprints for each sequence",
+    ),
     "space": (_is_mapping, "a mapping"),
-    "goal": (lambda value: _is_mapping(value) and value.get("mode") in MODES, f"a goal ({', '.join(MODES)})"),
+    "goal": (_is_goal, f"a goal ({', '.join(MODES)})"),
     "seeds": (lambda value: _is_list(value, lambda v: isinstance(v, int)) and bool(value), "a list of seeds"),
     "limit": (lambda value: value is None or _is_count(value), "a whole number from 1, or null"),
     "settings": (
-        lambda value: _is_mapping(value) and all(name in value for name in _SETTINGS),
-        f"a mapping with {', '.join(_SETTINGS)}",
+        lambda value: _is_mapping(value) and all(_is_text(value.get(n)) or _is_number(value.get(n)) for n in _SETTINGS),
+        f"a mapping with a text or number for {', '.join(_SETTINGS)}",
     ),
 }

@@ -102,13 +102,15 @@ def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
     except LRDistError:
         raise
     except Exception as error:
-        if not is_storage_error(error):
+        url = _url_of(storage)
+        if is_storage_error(error):
+            raise StorageError(
+                f"The storage {shown_storage(storage)} cannot be read or written any more: {_first_line(error, url)}. "
+                "Every trial that finished is in it; mend it, and start the same command again."
+            ) from _cause(error, url)
+        if not _is_unreadable(error):
             raise
-        raise StorageError(
-            f"The storage {shown_storage(storage)} cannot be read or written any more: "
-            f"{_first_line(error, _url_of(storage))}. Every trial that finished is in it; mend it, and start the same "
-            "command again."
-        ) from _cause(error, _url_of(storage))
+        raise StorageError(_unreadable(f"The storage {shown_storage(storage)}", error, url)) from _cause(error, url)
 
 
 @contextlib.contextmanager
@@ -119,20 +121,16 @@ def study_errors(study: Study) -> Iterator[None]:
         StorageError: one of these.
     """
     try:
-        with storage_errors(study._storage):
-            yield
-    except LRDistError:
-        raise
+        yield
     except Exception as error:
-        if not _raised_in_storage(error):
-            raise
         where = f"{study.study_name!r} in {shown_storage(study._storage)}"
-        if isinstance(error, KeyError) and _is_deleted(study):
+        if isinstance(error, KeyError) and _is_unreadable(error) and _is_deleted(study):
             raise StorageError(f"The study {where} was deleted while it was in use.") from error
-        raise StorageError(
-            f"The study {where} holds a record that Optuna cannot read: {_first_line(error, _url_of(study._storage))}. "
-            "The database is damaged, or something else changed it; restore it from a copy, or give another --study."
-        ) from error
+        if _is_unreadable(error):
+            url = _url_of(study._storage)
+            raise StorageError(_unreadable(f"The study {where}", error, url)) from _cause(error, url)
+        with storage_errors(study._storage):
+            raise
 
 
 def _is_deleted(study: Study) -> bool:
@@ -143,12 +141,22 @@ def _is_deleted(study: Study) -> bool:
     return False
 
 
-def _raised_in_storage(error: BaseException) -> bool:
-    """Whether this comes out of Optuna's storages or the database library, not out of code that uses them."""
+def _unreadable(what: str, error: BaseException, url: str | None) -> str:
+    return (
+        f"{what} holds a record that Optuna cannot read: {_first_line(error, url)}. The database is damaged, or "
+        "something else changed it; restore it from a copy, or give another one."
+    )
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether this is what Optuna's storages, and the database library, raise for a record that they do not expect."""
+    if not isinstance(error, (ValueError, LookupError, TypeError, AssertionError)) or isinstance(error, LRDistError):
+        return False
     frame, modules = error.__traceback__, []
     while frame is not None:
-        modules.append(frame.tb_frame.f_globals.get("__name__", ""))
+        modules.append(str(frame.tb_frame.f_globals.get("__name__", "")))
         frame = frame.tb_next
+    # Not what was raised by code that the storage calls, or that uses it.
     return any(name.startswith(("optuna.storages", "sqlalchemy")) for name in modules[-8:])
 
 

@@ -70,7 +70,8 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
         names = [name for name in get_all_study_names(opened) if not name.startswith("reference/")]
     for name in names:
         # What cannot be read is told here; on the page it would be an empty table.
-        study = load_study(opened, name)
+        with storage_errors(opened):
+            study = load_study(opened, name)
         with study_errors(study):
             study.get_trials(deepcopy=False)
     server = listen(host, port)
