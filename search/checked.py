@@ -165,7 +165,7 @@ def _is_environment(value: Any) -> bool:
 def _is_goal(value: Any) -> bool:
     if not _is_mapping(value):
         return False
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in value.items()}
     try:
         Goal(**values)
     except (LRDistError, TypeError):

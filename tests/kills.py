@@ -151,7 +151,7 @@ def run_round(
     folder: Path,
     events: int,
     *,
-    server: Server | None,
+    server: Server | None = None,
     kinds: tuple[str, ...] = (),
 ) -> Round:
     """One study, disturbed so often.
