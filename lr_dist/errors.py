@@ -183,6 +183,10 @@ class ModelLoadError(LRDistError, ValueError):
     """A model that cannot be loaded by the given name or path."""
 
 
+class MissingWeightsError(ModelLoadError):
+    """A model of which a part would start at random, because its file does not hold the weights."""
+
+
 class DivergedError(LRDistError, ArithmeticError):
     """A training loss that became NaN or infinite."""
 
@@ -204,6 +208,10 @@ class RateRangeWarning(UserWarning):
 
 class StuckLayersWarning(UserWarning):
     """Layers that cannot move: a step is rounded away, or the rate is under 1e-3 of the fastest layer's."""
+
+
+class UnusedLayersWarning(UserWarning):
+    """Layers in a model's file that its config.json leaves out."""
 
 
 class InexactResumeWarning(UserWarning):
