@@ -43,6 +43,7 @@ def run(settings: Namespace) -> int:
     require_extras("search")
     from rich.console import Console
 
+    from lr_dist.runs.atomic import write_text
     from lr_dist.search.preset import combine_sources
 
     sources = [source for name in settings.sources for source in _read(name, settings)]
@@ -61,8 +62,7 @@ def run(settings: Namespace) -> int:
     console.print(table(combined))
     console.print(f"Distribution: {combined.preset.distribution}", soft_wrap=True, markup=False)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(combined.preset.to_yaml(), encoding="utf-8", newline="\n")
+        write_text(output, combined.preset.to_yaml(), instead="Give another --output.")
         console.print(f"Preset: {output}", soft_wrap=True, markup=False)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist._distribution.sanity import warn_of_rates
-from lr_dist.errors import ConfigurationError, UnreadableFileError, shown
+from lr_dist.errors import ConfigurationError, shown
 from lr_dist.presets import Preset, get_preset, list_presets
+from lr_dist.runs.atomic import write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +113,7 @@ def plot_command(name: str, output: Path | None = None, layers: int = 12, consol
         UnknownPresetError: no preset of that name.
         ConfigurationError: `output` does not end in .png.
         MissingExtraError: matplotlib is not installed (extra `report`).
-        UnreadableFileError: the file cannot be written.
+        UnwritableFileError: the file cannot be written; an earlier one stays.
     """
     from rich.text import Text
 
@@ -123,11 +125,9 @@ def plot_command(name: str, output: Path | None = None, layers: int = 12, consol
     axes.set_title(f"{preset.name} on {layers} layers")
     # The purpose under the figure, so that a figure that is passed on still says what it shows.
     axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        axes.figure.savefig(path, dpi=150, format="png")  # type: ignore[union-attr]
-    except OSError as error:
-        raise UnreadableFileError(f"{path} cannot be written: {error.strerror}.") from error
+    image = io.BytesIO()
+    axes.figure.savefig(image, dpi=150, format="png")  # type: ignore[union-attr]
+    path = write_bytes(path, image.getvalue(), instead="Give another --output.")
     (console or _console()).print(Text(f"wrote {path}"), soft_wrap=True)
     return path
 

@@ -19,13 +19,14 @@ from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError, MixedHardwareWarning
 from lr_dist.presets import resolve_distribution
+from lr_dist.runs.atomic import write_json
 from lr_dist.runs.precision import AUTO, FULL, MIXED
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.output import checked_folder, locked
-from lr_dist.sequence.result import ComparisonResult, read_json, write_json
+from lr_dist.sequence.result import ComparisonResult, read_json
 from lr_dist.sequence.runner import Progress, count_steps, run_sequence
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task

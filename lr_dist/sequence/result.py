@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import InvalidResultError
+from lr_dist.runs.atomic import write_json
 
 SCHEMA_VERSION = 1
 
@@ -71,21 +71,6 @@ class ComparisonResult:
         if missing:
             raise InvalidResultError(f"{path} lacks {', '.join(missing)}; it was cut or edited.")
         return cls(**{name: data[name] for name in names})
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def read_json(path: Path) -> Any:

@@ -1,0 +1,67 @@
+"""Reading a file that a user names: at most so many bytes, and never waiting for a pipe without end."""
+
+from __future__ import annotations
+
+import os
+import select
+import stat
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from lr_dist.errors import PATH, UnreadableFileError, shown
+
+# For a pipe, as of `<(command)` in a shell, to be written and closed.
+PIPE_SECONDS = 10
+
+
+def read_bytes(path: str | Path, most: int) -> bytes:
+    """The first `most` bytes of a file or of a pipe.
+
+    Raises:
+        OSError: no such file, a folder, or no permission.
+        UnreadableFileError: a pipe that nobody writes to, or does not close.
+        ValueError: a NUL byte in the path.
+    """
+    # Not waiting for a writer, where it is a pipe.
+    number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0))
+    with open(number, "rb") as file:
+        mode = os.fstat(number).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+            return _read(file, most)
+        return _read_pipe(number, path, most)
+
+
+def is_regular(path: str | Path) -> bool:
+    """Whether `path` is, or leads to, a regular file; False where it cannot be asked."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
+def _read(file: BinaryIO, most: int) -> bytes:
+    parts = []
+    while most > 0 and (part := file.read(min(most, 2**20))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
+
+
+def _read_pipe(number: int, path: str | Path, most: int) -> bytes:
+    parts: list[bytes] = []
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    end = time.monotonic() + PIPE_SECONDS
+    while most > 0:
+        if not poll.poll(max(0.0, 1000 * (end - time.monotonic()))):
+            raise UnreadableFileError(
+                f"{shown(str(path), PATH)} cannot be read: it is a pipe or a device, and nothing came to its end in "
+                f"{PIPE_SECONDS} seconds. Give a file."
+            )
+        part = os.read(number, min(most, 2**16))
+        if not part:
+            break
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
