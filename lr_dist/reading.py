@@ -32,12 +32,13 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         return _read_pipe(number, path, most)
 
 
-def is_regular(path: str | Path) -> bool:
-    """Whether `path` is, or leads to, a regular file; False where it cannot be asked."""
+def is_pipe_or_device(path: str | Path) -> bool:
+    """Whether `path` is there and neither a file nor a folder; a link is followed."""
     try:
-        return stat.S_ISREG(os.stat(path).st_mode)
+        mode = os.stat(path).st_mode
     except (OSError, ValueError):
         return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _read(file: BinaryIO, most: int) -> bytes:

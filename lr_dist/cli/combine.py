@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
@@ -41,9 +40,8 @@ def parser() -> ArgumentParser:
 def run(settings: Namespace) -> int:
     """Combine, print the rates, write the preset."""
     require_extras("search")
-    from rich.console import Console
-
-    from lr_dist.runs.atomic import write_text
+    from lr_dist.cli.terminal import terminal
+    from lr_dist.runs.atomic import expanded, write_text
     from lr_dist.search.preset import combine_sources
 
     sources = [source for name in settings.sources for source in _read(name, settings)]
@@ -55,10 +53,10 @@ def run(settings: Namespace) -> int:
         sources = [source for source in sources if source.name in settings.pairs]
     if settings.without_flat:
         sources = [source.without_flat() for source in sources]
-    output = None if settings.output is None else Path(settings.output).expanduser()
+    output = None if settings.output is None else expanded(settings.output)
     command = redact_command(["lr-dist", *sys.argv[1:]])
     combined = combine_sources(sources, output.stem if output else "combined", base=settings.base, command=command)
-    console = Console()
+    console = terminal()
     console.print(table(combined))
     console.print(f"Distribution: {combined.preset.distribution}", soft_wrap=True, markup=False)
     if output is not None:
@@ -69,6 +67,7 @@ def run(settings: Namespace) -> int:
 
 def table(combined: Combined) -> RenderableType:
     """The combined rate of each group, its spread between the sources, and each source's own rate."""
+    from rich.markup import escape
     from rich.table import Table
 
     combination = combined.combination
@@ -78,7 +77,7 @@ def table(combined: Combined) -> RenderableType:
     if combination.spread is not None:
         shown.add_column("spread", justify="right")
     for name, trials in combination.trials.items():
-        shown.add_column(f"{name} ({trials})", justify="right")
+        shown.add_column(escape(f"{name} ({trials})"), justify="right")
     for group, rate in combination.rates.items():
         spread = [] if combination.spread is None else [f"x/ {combination.spread[group]:.2f}"]
         each = [f"{rates[group]:.3g}" for rates in combination.by_pair.values()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.terminal import clean
 from lr_dist.errors import ConfigurationError
 from lr_dist.extras import require_extras
 
@@ -77,7 +78,7 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
     server = listen(host, port)
     server.set_app(only_for([host, *allowed_hosts], wsgi(opened)))
     print(f"Dashboard: http://{f'[{host}]' if ':' in host else host}:{server.server_port}/dashboard/", flush=True)
-    print(f"Studies: {', '.join(names) or 'none yet'}. Ctrl-C ends it.", flush=True)
+    print(clean(f"Studies: {', '.join(names) or 'none yet'}. Ctrl-C ends it."), flush=True)
     return server
 
 

@@ -122,9 +122,9 @@ def plot_command(name: str, output: Path | None = None, layers: int = 12, consol
     if path.suffix.lower() != ".png":
         raise ConfigurationError(f"the figure is a PNG file, so --output must end in .png; got {shown(str(path))}.")
     axes = preset.distribution.plot(layers, label=preset.name)
-    axes.set_title(f"{preset.name} on {layers} layers")
+    axes.set_title(f"{preset.name} on {layers} layers", parse_math=False)
     # The purpose under the figure, so that a figure that is passed on still says what it shows.
-    axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7)
+    axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7, parse_math=False)
     image = io.BytesIO()
     axes.figure.savefig(image, dpi=150, format="png")  # type: ignore[union-attr]
     path = write_bytes(path, image.getvalue(), instead="Give another --output.")
@@ -161,6 +161,6 @@ def _kind(preset: Preset) -> str:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from lr_dist.cli.terminal import terminal
 
-    return Console(highlight=False)
+    return terminal(highlight=False)
