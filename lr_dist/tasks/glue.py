@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import TaskDataError, UnknownTaskError
+from lr_dist.errors import TaskDataError, UnknownTaskError, shown
+from lr_dist.tasks.files import column_names
 from lr_dist.tasks.task import RawTask
 
 if TYPE_CHECKING:
@@ -117,7 +118,9 @@ def _from_folder(name: str, data_dir: Path) -> dict[str, Dataset]:
         path = folders[0] / f"{split}.parquet"
         try:
             # Read straight into memory: a data set built by path would be copied into a cache first.
-            splits[split] = Dataset(pq.read_table(path))
+            table = pq.read_table(path)
+            table.validate(full=True)
+            splits[split] = Dataset(table)
         except Exception as error:  # pyarrow raises its own and OS errors
             raise TaskDataError(f"GLUE task {name!r}: cannot read {path}: {error}") from error
     return splits
@@ -146,13 +149,19 @@ def _canonical(name: str, split_name: str, split: Any, spec: GlueSpec) -> tuple[
     missing = [column for column in (*spec.columns, "label") if column not in split.column_names]
     if missing:
         raise TaskDataError(
-            f"GLUE task {name!r}, {split_name}: no column {', '.join(missing)}; found {split.column_names}"
+            f"GLUE task {name!r}, {split_name}: no column {', '.join(missing)}; found "
+            f"{column_names(split.column_names)}"
         )
     table = split.with_format("arrow")[:]
     label_type = pa.int64() if spec.classes else pa.float64()
-    texts = [table.column(column).cast(pa.large_string()) for column in spec.columns]
-    columns = dict(zip(("text_a", "text_b"), texts, strict=False))
-    result = pa.table({**columns, "label": table.column("label").cast(label_type)})
+    try:
+        texts = [table.column(column).cast(pa.large_string()) for column in spec.columns]
+        columns = dict(zip(("text_a", "text_b"), texts, strict=False))
+        result = pa.table({**columns, "label": table.column("label").cast(label_type)})
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise TaskDataError(
+            f"GLUE task {name!r}, {split_name}: the columns are not texts and labels: {shown(str(error), 300)}"
+        ) from error
     for column in columns:
         filled = pc.not_equal(pc.utf8_trim_whitespace(result.column(column)), "")
         result = result.filter(pc.fill_null(filled, False))
