@@ -63,8 +63,8 @@ def _refuse_missing(name: str, split: str, values: list[Any]) -> None:
         empty = isinstance(value, str) and not value.strip()
         if value is None or empty or (isinstance(value, float) and not math.isfinite(value)):
             raise TaskDataError(
-                f"task {name!r}, {split}, row {row} (counted from 0): label is {quoted(value)}; every row needs one: remove "
-                "the row, or label it"
+                f"task {name!r}, {split}, row {row} (counted from 0): label is {quoted(value)}; every row needs one: "
+                "remove the row, or label it"
             )
 
 
@@ -95,8 +95,8 @@ def _refuse_names(name: str, raw: dict[str, list[Any]]) -> None:
         for row, value in enumerate(values):
             if _number_type([value]) is None:
                 raise TaskDataError(
-                    f"task {name!r}, {split}, row {row} (counted from 0): label is {quoted(value)}, but a regression needs "
-                    "numbers; say kind: classification, or name another label column"
+                    f"task {name!r}, {split}, row {row} (counted from 0): label is {quoted(value)}, but a regression "
+                    "needs numbers; say kind: classification, or name another label column"
                 )
 
 
