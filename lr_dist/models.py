@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from lr_dist._models.files import check_folder, check_memory, check_sizes
 from lr_dist._models.loaded import check_loaded
 from lr_dist.errors import PATH, LRDistError, MissingExtraError, MissingWeightsError, ModelLoadError, shown
 from lr_dist.extras import require_extras
+from lr_dist.reading import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +32,7 @@ def resolve_model(name: str) -> str:
         MissingExtraError: `minilm`, and the package with its weights is not installed.
     """
     if name != "minilm":
-        return os.path.expanduser(name) if name.startswith("~") else name
+        return str(expanded(name)) if name.startswith("~") else name
     # Only located, never imported: its own import would load sentence-transformers.
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:

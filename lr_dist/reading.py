@@ -15,6 +15,36 @@ from lr_dist.errors import PATH, UnreadableFileError, shown
 PIPE_SECONDS = 10
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with `~` as the home folder.
+
+    Raises:
+        UnreadableFileError: there is no such user, or this one has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UnreadableFileError(
+            f"{shown(str(path), PATH)}: there is no home folder for the ~ in it. Write the path out."
+        ) from error
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a regular file; False where the name is too long, or the place may not be looked at."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder; False where the name is too long, or the place may not be looked at."""
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def read_bytes(path: str | Path, most: int) -> bytes:
     """The first `most` bytes of a file or of a pipe.
 

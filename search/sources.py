@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
+from lr_dist.reading import expanded
 from lr_dist.search.checked import checked_identity, space_of
 from lr_dist.search.combine import Trial
 from lr_dist.search.kenneweg2022 import read_trials
@@ -78,7 +79,7 @@ def from_csv(path: str | Path, setting: str | None = None) -> list[Source]:
     Raises:
         UnreadableFileError, InvalidTrialsError: what cannot be read, or is neither.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

@@ -41,7 +41,8 @@ def run(settings: Namespace) -> int:
     """Combine, print the rates, write the preset."""
     require_extras("search")
     from lr_dist.cli.terminal import terminal
-    from lr_dist.runs.atomic import expanded, write_text
+    from lr_dist.reading import expanded
+    from lr_dist.runs.atomic import write_text
     from lr_dist.search.preset import combine_sources
 
     sources = [source for name in settings.sources for source in _read(name, settings)]
@@ -86,12 +87,13 @@ def table(combined: Combined) -> RenderableType:
 
 
 def _read(name: str, settings: Namespace) -> list[Source]:
+    from lr_dist.reading import expanded
     from lr_dist.search.sources import from_csv, from_study
     from lr_dist.search.storage import default_storage, open_existing, storage_errors
     from lr_dist.search.study import load_study
 
     if name.endswith(".csv"):
         return from_csv(name, settings.setting)
-    storage = open_existing(settings.storage or default_storage(settings.search_output))
+    storage = open_existing(settings.storage or default_storage(expanded(settings.search_output)))
     with storage_errors(storage):
         return [from_study(load_study(storage, name))]

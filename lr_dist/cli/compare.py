@@ -66,6 +66,7 @@ def run(settings: Namespace) -> int:
     """Run or continue the comparison, print its table, write its report."""
     require_extras("tasks", "report")
     from lr_dist.cli.terminal import terminal
+    from lr_dist.reading import expanded
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
     from lr_dist.runs.machine import use_usable_cores
@@ -93,7 +94,7 @@ def run(settings: Namespace) -> int:
         result = compare(config, settings.output, listener=view, command=redact_command(["lr-dist", *sys.argv[1:]]))
     report = write_report(result, Path(settings.output) / "report.html")
     print_comparison(result, console)
-    result_file = Path(settings.output).expanduser() / "result.json"
+    result_file = expanded(settings.output) / "result.json"
     console.print(f"Result: {result_file}\nReport: {report}", soft_wrap=True, markup=False)
     return 0
 

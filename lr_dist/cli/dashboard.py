@@ -62,11 +62,12 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
     from optuna import get_all_study_names, logging
     from optuna_dashboard import wsgi
 
+    from lr_dist.reading import expanded
     from lr_dist.search.storage import default_storage, open_storage, storage_errors, study_errors
     from lr_dist.search.study import load_study
 
     logging.set_verbosity(logging.WARNING)
-    opened = open_storage(storage or default_storage(output))
+    opened = open_storage(storage or default_storage(expanded(output)))
     with storage_errors(opened):
         names = [name for name in get_all_study_names(opened) if not name.startswith("reference/")]
     for name in names:

@@ -32,10 +32,10 @@ def run(settings: Namespace) -> int:
     require_extras("report")
     from lr_dist.cli.terminal import clean, terminal
     from lr_dist.errors import ConfigurationError
+    from lr_dist.reading import expanded
     from lr_dist.report.markdown import markdown_table
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
-    from lr_dist.runs.atomic import expanded
 
     paths = [expanded(result) for result in settings.results]
     results = [_load(path) for path in paths]
@@ -69,8 +69,9 @@ def _print_differences(results: list[ComparisonResult], settings: Namespace) -> 
 
 def _load(path: Path) -> ComparisonResult:
     from lr_dist.errors import InvalidResultError
+    from lr_dist.reading import is_file
     from lr_dist.sequence.result import ComparisonResult
 
-    if not path.is_file():
+    if not is_file(path):
         raise InvalidResultError(f"There is no file {path}. Give the result.json that `lr-dist compare` wrote.")
     return ComparisonResult.load(path)

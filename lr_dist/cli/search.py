@@ -110,6 +110,7 @@ def run(settings: Namespace) -> int:
     if settings.get("subcommand") == "export":
         return _export(settings.export)
     from lr_dist.cli.terminal import terminal
+    from lr_dist.reading import expanded
     from lr_dist.runs.precision import AUTO
     from lr_dist.search.session import Search
     from lr_dist.search.storage import default_storage
@@ -119,7 +120,9 @@ def run(settings: Namespace) -> int:
     config = _config(settings)
     if settings.storage is None:
         checked_folder(settings.output)
-    search = Search(config, settings.storage or default_storage(settings.output), settings.study, settings.workers)
+    search = Search(
+        config, settings.storage or default_storage(expanded(settings.output)), settings.study, settings.workers
+    )
     console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
     precision = search.prepare()
     if precision.asked == AUTO:
@@ -164,10 +167,11 @@ def _config(settings: Namespace) -> SearchConfig:
 
 
 def _open(settings: Namespace) -> Any:
+    from lr_dist.reading import expanded
     from lr_dist.search.storage import default_storage, open_existing, storage_errors
     from lr_dist.search.study import load_study
 
-    storage = open_existing(settings.storage or default_storage(settings.output))
+    storage = open_existing(settings.storage or default_storage(expanded(settings.output)))
     with storage_errors(storage):
         return load_study(storage, settings.study)
 
@@ -182,11 +186,12 @@ def _status(settings: Namespace) -> int:
 
 def _report(settings: Namespace) -> int:
     from lr_dist.cli.terminal import clean
+    from lr_dist.reading import expanded
     from lr_dist.search.report import write_report
     from lr_dist.search.storage import default_storage, storage_errors
 
     settings.study = settings.name or settings.study
-    storage = settings.storage or default_storage(settings.output)
+    storage = settings.storage or default_storage(expanded(settings.output))
     study = _open(settings)
     with storage_errors(storage):
         page = write_report(study, settings.output_file, storage=storage, num_layers=settings.layers)

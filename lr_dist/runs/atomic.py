@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import PATH, UnwritableFileError, shown
+from lr_dist.reading import expanded
 
 # For a reader of a pipe to come.
 PIPE_SECONDS = 10
@@ -74,21 +75,6 @@ def write_json(path: str | Path, data: Any, *, instead: str = "") -> Path:
         ValueError: NaN, an infinite number, or what JSON has no form for.
     """
     return write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", instead=instead)
-
-
-def expanded(path: str | Path) -> Path:
-    """The path with `~` as the home folder.
-
-    Raises:
-        UnwritableFileError: this user has no home folder.
-        TypeError: no path.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError as error:
-        raise UnwritableFileError(
-            f"{_name(path)} cannot be written: the user has no home folder for the ~ in it. Write the path out."
-        ) from error
 
 
 def is_file_or_new(path: Path) -> bool:

@@ -11,8 +11,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from lr_dist.errors import PATH, ConfigurationError, OutputInUseError, shown
-from lr_dist.reading import is_pipe_or_device
-from lr_dist.runs.atomic import expanded
+from lr_dist.reading import expanded, is_pipe_or_device
 
 NEEDED_MB = 50
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import ConfigurationError, TaskDataError, shown
+from lr_dist.errors import PATH, ConfigurationError, TaskDataError, shown
+from lr_dist.reading import expanded, is_file, is_folder
 from lr_dist.tasks.files import SUFFIXES, column_names, named_classes, read_table
 from lr_dist.tasks.labels import read_labels
 from lr_dist.tasks.task import KINDS, RawTask, make_split
@@ -135,15 +136,12 @@ def load_custom(spec: CustomSpec) -> RawTask:
 
 
 def _read(spec: CustomSpec) -> dict[str, pa.Table]:
-    try:
-        folder = Path(spec.path).expanduser()
-    except RuntimeError as error:
-        raise TaskDataError(f"task {spec.name!r}: the ~ in {spec.path!r} has no home folder; write it out") from error
-    if folder.is_dir():
+    folder = expanded(spec.path)
+    if is_folder(folder):
         return {split: read_table(folder, split) for split in ("train", "validation")}
-    if folder.exists() or not _HUB_ID.fullmatch(spec.path):
+    if is_file(folder) or not _HUB_ID.fullmatch(spec.path):
         raise TaskDataError(
-            f"task {spec.name!r}: {spec.path!r} is no folder; give one that holds train and validation as "
+            f"task {spec.name!r}: {shown(spec.path, PATH)} is no folder; give one that holds train and validation as "
             f"{', '.join(SUFFIXES)}, or the id of a hub data set (OWNER/NAME)"
         )
     return _read_hub(spec)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.errors import TaskDataError, shown
+from lr_dist.reading import is_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,7 +28,7 @@ def read_table(folder: Path, split: str) -> pa.Table:
     Raises:
         TaskDataError: No file or several, a line that does not fit, a header that names a column twice.
     """
-    paths = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
+    paths = [path for suffix in SUFFIXES if is_file(path := folder / f"{split}{suffix}")]
     if len(paths) != 1:
         found = ", ".join(path.name for path in paths) or "none of them"
         wanted = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.errors import TaskDataError, UnknownTaskError, shown
+from lr_dist.reading import expanded, is_folder
 from lr_dist.tasks.files import column_names
 from lr_dist.tasks.task import RawTask
 
@@ -82,7 +83,7 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> RawTask:
     if data_dir is None:
         found = _from_hub(name, spec)
     else:
-        found = _from_folder(name, Path(data_dir).expanduser())
+        found = _from_folder(name, expanded(data_dir))
     notes: list[str] = []
     splits: dict[str, Dataset] = {}
     for split_name, split in found.items():
@@ -107,7 +108,7 @@ def _from_folder(name: str, data_dir: Path) -> dict[str, Dataset]:
     import pyarrow.parquet as pq
     from datasets import Dataset
 
-    folders = [folder for folder in (data_dir / "glue" / name, data_dir / name) if folder.is_dir()]
+    folders = [folder for folder in (data_dir / "glue" / name, data_dir / name) if is_folder(folder)]
     if not folders:
         raise TaskDataError(
             f"no folder for the GLUE task {name!r} in {data_dir}: looked for glue/{name}/ and {name}/; give the "

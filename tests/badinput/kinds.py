@@ -15,7 +15,7 @@ import yaml
 from mutate import TEXTS, VALUES, mutated_bytes, mutated_data, odd_place
 from result_files import LABELS, result_data
 
-# Refused after the model, the tasks and the tokens were loaded, and before anything is trained: no layer has this number.
+# Refused after model, tasks and tokens were loaded, and before anything is trained: no layer has this number.
 LAST = "flat:lr=1e-3,layers.999=0"
 REACHED = "layers.999"
 DEMO = ("demo-sentiment", "demo-entailment")
@@ -243,7 +243,7 @@ def surroundings(draw: random.Random, folder: Path, sources: Sources) -> Case:
     names = ["HOME", "LR_DIST_CACHE", "LR_DIST_DATA", "LR_DIST_PRESETS", "TMPDIR", "COLUMNS", "MPLCONFIGDIR"]
     changes: dict[str, str | None] = {}
     for name in draw.sample(names, draw.choice([1, 1, 2])):
-        value = odd_place(draw, folder, "odd").replace("\0", "0") if draw.random() < 0.7 else draw.choice(TEXTS)
+        value = odd_place(draw, folder, f"odd-{name}") if draw.random() < 0.7 else draw.choice(TEXTS)
         changes[name] = None if draw.random() < 0.2 else value.replace("\0", "0").encode("utf-8", "replace").decode()
     arguments = draw.choice(
         [
@@ -325,7 +325,7 @@ def _parquet(draw: random.Random, path: Path, columns: dict[str, list[Any]]) -> 
         pa.array([[1.0]] * rows),
         pa.array([b"\xff\xfe"] * rows),
         pa.array([None] * rows),
-        pa.array([10**17] * rows, pa.timestamp("s")),
+        pa.array([10**18] * rows, pa.timestamp("us")),
         pa.array(["a", "b"] * (rows // 2)).dictionary_encode(),
         pa.array([1.5, float("nan")] * (rows // 2)),
         pa.array([True, False] * (rows // 2)),
