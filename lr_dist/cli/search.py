@@ -110,7 +110,6 @@ def run(settings: Namespace) -> int:
     if settings.get("subcommand") == "export":
         return _export(settings.export)
     from lr_dist.cli.terminal import terminal
-    from lr_dist.reading import expanded
     from lr_dist.runs.precision import AUTO
     from lr_dist.search.session import Search
     from lr_dist.search.storage import default_storage
@@ -118,11 +117,8 @@ def run(settings: Namespace) -> int:
 
     console = terminal()
     config = _config(settings)
-    if settings.storage is None:
-        checked_folder(settings.output)
-    search = Search(
-        config, settings.storage or default_storage(expanded(settings.output)), settings.study, settings.workers
-    )
+    storage = settings.storage or default_storage(checked_folder(settings.output))
+    search = Search(config, storage, settings.study, settings.workers)
     console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
     precision = search.prepare()
     if precision.asked == AUTO:

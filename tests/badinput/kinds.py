@@ -57,10 +57,8 @@ def model_folder(draw: random.Random, folder: Path, sources: Sources) -> Case:
     """A model's folder with damaged files."""
     model = folder / "model"
     shutil.copytree(sources.model, model)
-    for _ in range(draw.choice([1, 1, 2])):
-        path = model / draw.choice(sorted(os.listdir(sources.model)))
-        if not path.is_file():
-            continue
+    for name in draw.sample(sorted(os.listdir(sources.model)), draw.choice([1, 1, 2])):
+        path = model / name
         how = draw.randrange(10)
         if how == 0:
             path.unlink()

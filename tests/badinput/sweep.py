@@ -219,6 +219,8 @@ def sweep(cases: int, seed: int, output: Path, processes: int, minutes: float) -
     workers = [Worker(seed, sources, output / "cache") for _ in range(processes)]
     shown_at = time.monotonic()
     with log.open("a") as file:
+        if lines and not log.read_text().endswith("\n"):
+            file.write("\n")
         try:
             while True:
                 for one in workers:
