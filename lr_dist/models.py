@@ -134,17 +134,18 @@ def _transformers() -> Any:
 def _load_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (MissingExtraError, MissingWeightsError):
+    except (MissingExtraError, MissingWeightsError, KeyboardInterrupt, SystemExit):
         raise
-    # transformers, tokenizers and safetensors raise whatever a damaged file leads them to, so every kind is expected.
-    except Exception as error:
+    # transformers, tokenizers and safetensors raise whatever a damaged file leads them to, so every kind is expected; a
+    # panic in Rust is no Exception.
+    except BaseException as error:
         raise ModelLoadError(
             f"Cannot load the model {shown(name, PATH)}: {_reason(error)} Give `minilm` (packaged, offline), a name on "
             "the hub (needs network once), or a folder with config.json, the weights and the tokenizer."
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The first line of an error, with its class where that says more than the text."""
     lines = str(error).strip().splitlines() if not isinstance(error, MemoryError) else []
     text = shown(lines[0], 300)[1:-1] if lines else ""
