@@ -18,6 +18,7 @@ from typing import Any
 from lr_dist import __version__
 from lr_dist.cli.boundary import OPTION, guarded
 from lr_dist.cli.terminal import accept_any_text, clean
+from lr_dist.errors import ConfigurationError, LRDistError, shown
 from lr_dist.runs.redact import redact_usage
 
 # In the order of a user's way; each module has `parser()` and `run(settings)`, and `nest` for further levels.
@@ -65,7 +66,16 @@ def _run(arguments: list[str]) -> int:
     parser.parser_mode = use_strict_loader()
     ordered = _config_first(arguments)
     with _usage_errors_redacted(arguments):
-        settings = parser.parse_args(ordered)
+        try:
+            settings = parser.parse_args(ordered)
+        except LRDistError:
+            raise
+        # jsonargparse fails in ways of its own on values of another shape, such as a mapping in place of a list.
+        except Exception as error:
+            raise ConfigurationError(
+                f"The options cannot be read ({type(error).__name__}: {shown(str(error), 300)}). Check the shape of "
+                "the values in --config: lists are written [a, b], mappings {a: b}."
+            ) from error
     command = settings.subcommand
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, command)

@@ -87,7 +87,7 @@ def mutated_data(draw: random.Random, data: Any) -> Any:
             case 2 if isinstance(inner, list) and inner:
                 inner.append(inner[0])
             case 3 if isinstance(inner, (int, float)) and not isinstance(inner, bool):
-                place[key] = draw.choice([-inner, inner * 1000, inner + 1, str(inner), [inner], float(inner)])
+                place[key] = draw.choice([-inner, inner * 1000, inner + 1, str(inner), [inner], f"{inner}."])
             case _:
                 place[key] = draw.choice(VALUES)
     return data

@@ -209,6 +209,7 @@ def test_a_pipe_as_configuration_is_read_and_an_empty_one_not_waited_for(
         (b"!!python/object/apply:os.system [true]", "tag"),
         (b"[" * 100_000, "nested deeper"),
         (b"seeds: " + b"9" * 5_000, "."),
+        (b'tasks: {"": null}', "lists are written"),
     ],
 )
 def test_a_configuration_that_is_something_else_is_named(
