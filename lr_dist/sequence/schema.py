@@ -29,6 +29,11 @@ def check_result(data: Mapping[str, Any], source: str | Path) -> None:
     check.listed(check.key(config, "seeds", "config"), "config.seeds")
     environment = check.mapping(data["environment"], "environment")
     check.mapping(check.key(environment, "versions", "environment"), "environment.versions")
+    # Earlier versions did not record it.
+    if environment.get("precision") is not None:
+        precision = check.mapping(environment["precision"], "environment.precision")
+        for key in ("chosen", "reason"):
+            check.text(check.key(precision, key, "environment.precision"), f"environment.precision.{key}")
     model = check.mapping(data["model"], "model")
     for key in ("name", "fingerprint"):
         check.text(check.key(model, key, "model"), f"model.{key}")
