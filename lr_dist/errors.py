@@ -183,6 +183,10 @@ class ModelLoadError(LRDistError, ValueError):
     """A model that cannot be loaded by the given name or path."""
 
 
+class MissingWeightsError(ModelLoadError):
+    """A model of which a part would start at random, because its file does not hold the weights."""
+
+
 class DivergedError(LRDistError, ArithmeticError):
     """A training loss that became NaN or infinite."""
 
@@ -235,6 +239,10 @@ class StuckLayersWarning(UserWarning):
     """Layers that cannot move: a step is rounded away, or the rate is under 1e-3 of the fastest layer's."""
 
 
+class UnusedLayersWarning(UserWarning):
+    """Layers in a model's file that its config.json leaves out."""
+
+
 class InexactResumeWarning(UserWarning):
     """A checkpoint, or a version of Lightning, from which a run cannot be resumed exactly."""
 
@@ -248,6 +256,10 @@ class MixedHardwareWarning(UserWarning):
 
     A comparison that is continued on another machine, or a study whose workers chose different precisions.
     """
+
+
+class TornRecordWarning(UserWarning):
+    """A piece of a record in a journal, left by a killed writer or a full disk; it is skipped."""
 
 
 # Searching ------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,14 +20,16 @@ from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError, MixedHardwareWarning
 from lr_dist.presets import resolve_distribution
+from lr_dist.runs.atomic import write_json
 from lr_dist.runs.precision import AUTO, FULL, MIXED
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.output import checked_folder, locked
-from lr_dist.sequence.result import ComparisonResult, read_json, write_json
+from lr_dist.sequence.result import ComparisonResult, read_json
 from lr_dist.sequence.runner import Progress, count_steps, run_sequence
+from lr_dist.sequence.schema import check_run
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
@@ -124,7 +127,7 @@ class Comparison:
 
     def _run(self, output: Path, command: str, listener: Listener) -> ComparisonResult:
         runs_folder = output / "runs"
-        runs_folder.mkdir(exist_ok=True)
+        _make_folder(runs_folder)
         done = dict(self._finished(runs_folder))
         plan = [(label, seed) for seed in self.config.seeds for label in self.distributions]
         left = [key for key in plan if key not in done]
@@ -205,6 +208,7 @@ class Comparison:
                 run = read_json(path)
                 if not isinstance(run, dict) or run.get("identity") != self._identity(label, seed):
                     raise InvalidResultError(f"{path} is not the run that its name says; delete it to repeat the run.")
+                check_run(run, len(self.bench.tasks), path)
                 found.append(((label, seed), {**run, "distribution": label}))
         return found
 
@@ -288,6 +292,17 @@ def compare(config: CompareConfig, output: str | Path, *, listener: Listener, co
     """Check everything, then run the comparison in `output`; see `Comparison`."""
     folder = checked_folder(output)
     return Comparison.prepare(config).run(folder, command=command, listener=listener)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder {folder} cannot be written: {error.strerror or error}. Give another --output."
+        ) from error
 
 
 def _resolve(specs: Sequence[str | Mapping[str, Any]]) -> dict[str, LRDistribution]:
