@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# The oldest of every library (constraints-oldest.txt) has an environment of its own.
+OLDEST := .venv-oldest
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 # No model or data hub is asked for anything.
 OFFLINE := HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1
@@ -10,13 +12,26 @@ TEST_PROCESSES ?= 2
 # Real data beside the checkout is used where no other folder is named.
 export LR_DIST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test lint format bench bench-search glue fuzz clean
+.PHONY: demo test test-oldest lint format bench bench-search glue fuzz clean
 
 demo: $(VENV)/.demo ## the main job on packaged weights and generated tasks; nothing but packages is downloaded
 	$(OFFLINE) $(BIN)/lr-dist compare --config configs/demo.yaml --output runs/demo
 
 test: $(VENV)/.dev ## the tests; those on real GLUE run where LR_DIST_DATA or ../shared/data is a folder
 	$(OFFLINE) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+
+# What the libraries' versions bear on; not what is slow, and not what looks at lr-dist alone.
+OLDEST_TESTS := tests/test_callback.py tests/test_schedulers.py tests/test_resume.py tests/test_exact_resume.py \
+	tests/test_groups.py tests/test_distribution.py tests/test_huggingface.py tests/test_huggingface_resume.py \
+	tests/test_peft.py tests/cli tests/packaging/test_versions.py tests/presets tests/report tests/tasks/test_custom.py \
+	tests/search/test_space.py tests/search/test_study.py tests/search/test_search_command.py
+OLDEST_NOT := ctrl_c or sigterm or goes_away or killed or missing_trials
+# What the oldest transformers and peft do not have: a greedy schedule, an option of the Trainer's, Muon for it, ShadowConfig.
+OLDEST_NOT += or every_schedule_of_the_library or equal_the_larger_batch or activation_checkpointing \
+	or whose_parts_have_groups_of_their_own or a_network_beside_the_layers
+
+test-oldest: $(OLDEST)/.test ## a subset of the tests with the oldest version of every library
+	$(OFFLINE) OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(TEST_PROCESSES) --dist loadfile -k 'not ($(OLDEST_NOT))' $(OLDEST_TESTS)
 
 lint: $(VENV)/.dev ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -50,8 +65,13 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PIP) torch -e '.[dev]'
 	touch $@ $(VENV)/.demo
 
+$(OLDEST)/.test: pyproject.toml constraints-oldest.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt torch -e '.[test]'
+	touch $@
+
 fuzz: $(VENV)/.dev ## a million generated cases of wrong input (hours); goes on where it was
 	$(OFFLINE) $(BIN)/python tests/fuzz/at_length.py --cases 1000000
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

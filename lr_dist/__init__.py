@@ -6,8 +6,14 @@ name is loaded when it is first used.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
+from opcode import opname
 from typing import TYPE_CHECKING, Any
+
+from lr_dist.errors import MissingExtraError
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from lr_dist.callback import LayerwiseLR
@@ -32,9 +38,22 @@ _HOME = {
 }
 
 
+# The extra and the libraries of the names that need more than the package itself.
+_NEEDS = {"LayerwiseTrainerMixin": ("huggingface", "transformers", "accelerate")}
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'lr_dist' has no attribute {name!r}; it has {', '.join(_HOME)}")
+    if name in _NEEDS:
+        try:
+            require_libraries(*_NEEDS[name])
+        except MissingExtraError as error:
+            # Python replaces an AttributeError within `from lr_dist import NAME` by a sentence without the extra.
+            if _within_from_import():
+                raise
+            # hasattr, getattr with a default and inspect.getmembers expect this one.
+            raise AttributeError(f"lr_dist.{name}: {error}") from error
     return getattr(import_module(_HOME[name]), name)
 
 
@@ -42,10 +61,15 @@ def __dir__() -> list[str]:
     return [*globals(), *_HOME]
 
 
+def _within_from_import() -> bool:
+    """Whether the code that asked for the attribute is `from lr_dist import NAME`."""
+    caller = sys._getframe(2)
+    return opname[caller.f_code.co_code[caller.f_lasti]] == "IMPORT_FROM"
+
+
 __all__ = [
     "LRDistribution",
     "LayerwiseLR",
-    "LayerwiseTrainerMixin",
     "LossAdaptiveLR",
     "__version__",
     "assign_layers",
@@ -53,3 +77,6 @@ __all__ = [
     "param_groups",
     "register_preset",
 ]
+# `from lr_dist import *` brings what can be used here.
+if all(find_spec(module) for module in _NEEDS["LayerwiseTrainerMixin"][1:]):
+    __all__ += ["LayerwiseTrainerMixin"]

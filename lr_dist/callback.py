@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from lr_dist._callback.changes import Watch, unwrapped
 from lr_dist._callback.company import (
+    callbacks_of,
     check_averaging,
     check_callbacks,
     check_not_unfrozen_twice,
@@ -40,17 +41,37 @@ from lr_dist._callback.strategies import (
     check_parameters,
     check_processes_agree,
     check_strategy,
+    keeps_parameters,
 )
 from lr_dist._callback.table import print_table
 from lr_dist._distribution.sanity import check_trains
 from lr_dist._lightning import Callback, L, give_back, kept, part_of, rank_zero_info, rank_zero_warn
+from lr_dist.coverage import Coverage
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import NothingToTrainError, OptimizerCoverageError
+from lr_dist.errors import (
+    NothingToTrainError,
+    OptimizerCoverageError,
+    OwnRatiosWarning,
+    UncoveredParametersWarning,
+    UnreadScaleWarning,
+    UnsupportedOptimizerError,
+)
 from lr_dist.groups import freeze_layers
+from lr_dist.kept_schedulers import kept_schedulers
 from lr_dist.layer_schedule import LayerSchedule
 from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
-from lr_dist.regroup import Placement, layer_optimizer, regroup, regroup_added, uncovered
+from lr_dist.regroup import (
+    Placement,
+    check_replaced,
+    describe_unread,
+    layer_optimizers,
+    regroup_added,
+    regroup_all,
+    uncovered,
+    unread_scales,
+)
+from lr_dist.schedulers import types_of
 from lr_dist.step_factors import StepFactors
 
 
@@ -120,7 +141,8 @@ class LayerwiseLR(Callback):
         self._told: set[str] = set()
         self._suggested: list[float] = []
         self._found_lr: float | None = None
-        self._watch: Watch | None = None
+        self._watches: list[Watch] = []
+        self._coverage: Coverage | None = None
         self._hyperparameters = Hyperparameters()
         # From `on_train_start` on nothing is resumed any more, whatever checkpoint is read.
         self._training = False
@@ -129,7 +151,14 @@ class LayerwiseLR(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what a process that is started gets, is a callback for another fit: without this fit's objects."""
-        return {**kept(self), "_watch": None, "_training": False, "_trainable": [], "_exact": ExactResume()}
+        return {
+            **kept(self),
+            "_watches": [],
+            "_coverage": None,
+            "_training": False,
+            "_trainable": [],
+            "_exact": ExactResume(),
+        }
 
     # Before the run --------------------------------------------------------------------------------------
 
@@ -147,7 +176,7 @@ class LayerwiseLR(Callback):
             check_not_unfrozen_twice(trainer)
         # Nothing of an earlier fit of this callback counts.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
-        self._found_lr, self._watch, self._training = None, None, False
+        self._found_lr, self._watches, self._coverage, self._training = None, [], None, False
         self._hyperparameters.listen(trainer, self._described)
         self._gradual.join(trainer)
         self._exact.close()
@@ -161,23 +190,27 @@ class LayerwiseLR(Callback):
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Split the groups of the optimizer that holds the transformer's layers, and rewrite its schedulers."""
+        """Split the groups of the optimizers that hold the transformer's layers, and rewrite their schedulers."""
         check_parameters(pl_module)
-        optimizer = self._split(trainer, pl_module)
+        if scales := unread_scales([unwrapped(optimizer) for optimizer in trainer.optimizers]):
+            rank_zero_warn(f"LayerwiseLR: {describe_unread(scales)}", category=UnreadScaleWarning)
+        optimizers = self._split(trainer, pl_module)
         if not any(parameter.requires_grad for parameter in pl_module.parameters()):
             raise NothingToTrainError(
                 f"No parameter of {type(pl_module).__name__} is left to train: the distribution {self.distribution} "
                 "and the requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
             )
-        check_processes_agree(trainer, optimizer)
-        check_averaging(trainer, optimizer)
-        self._tell_doubts([*lost_steps(optimizer), *optimizer_doubts(optimizer, self.distribution)])
+        for optimizer in optimizers:
+            check_processes_agree(trainer, optimizer)
+            check_averaging(trainer, optimizer)
+            self._tell_doubts([*lost_steps(optimizer), *optimizer_doubts(optimizer, self.distribution)])
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.verbose and not self._printed and trainer.is_global_zero:
             self._printed = True
             sizes = {id(p): self._sizes.get(clean_name(n), p.numel()) for n, p in pl_module.named_parameters()}
-            print_table(optimizer, self._applied(), sizes, self._gradual.describe())
+            for optimizer in optimizers:
+                print_table(optimizer, self._applied(), sizes, self._gradual.describe())
         if self.exact_resume:
             self._exact.on_fit_start(trainer)
 
@@ -197,11 +230,15 @@ class LayerwiseLR(Callback):
         """Keep the rates when others have changed the optimizer: callbacks at the start of an epoch, mostly."""
         self._follow(trainer, pl_module)
         self._hyperparameters.finish(trainer)
+        if batch_idx == 0:
+            self._check_model(trainer)
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         """The same for what the module itself does, the last time before the rates are used."""
         self._follow(trainer, pl_module)
+        if trainer.global_step == 0:
+            self._check_model(trainer)
         self._exact.on_before_optimizer_step(optimizer)
 
     @override
@@ -215,7 +252,7 @@ class LayerwiseLR(Callback):
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
         # Lightning calls no `teardown` now.
-        self._trainable, self._watch, self._training = [], None, False
+        self._trainable, self._watches, self._coverage, self._training = [], [], None, False
         self._hyperparameters.close()
         give_back(self)
         # A checkpoint that is written now cannot count on the other processes.
@@ -224,9 +261,9 @@ class LayerwiseLR(Callback):
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keep of the run only what `Tuner.lr_find` found, for the fit that follows it."""
-        if self._watch is None:
+        if not self._watches:
             self._suggested = suggestions(trainer) or self._suggested
-        self._trainable, self._watch, self._training = [], None, False
+        self._trainable, self._watches, self._coverage, self._training = [], [], None, False
         self._hyperparameters.close()
         give_back(self)
         release(trainer.strategy)
@@ -253,62 +290,91 @@ class LayerwiseLR(Callback):
         freeze_layers(pl_module, layer_map, rates)
         return layer_map
 
-    def _split(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Optimizer:
-        """Split the groups of the optimizer that holds the layers, and return it."""
+    def _split(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Optimizer]:
+        """Split the groups of the optimizers that hold the layers, and return these."""
         layer_map = self._freeze(pl_module)
         placement = Placement.of(pl_module, layer_map)
         optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
-        optimizer = layer_optimizer(optimizers, placement)
+        holders = layer_optimizers(optimizers, placement)
+        check_replaced(optimizers, placement, pl_module)
         self._check_coverage(pl_module, optimizers, placement)
-        schedulers = _schedulers(trainer, optimizer)
+        if self.schedule and len(holders) > 1:
+            raise UnsupportedOptimizerError(
+                f"{len(holders)} optimizers hold the transformer's layers, and unfreezing or warm-up by layer counts "
+                "the steps of one. Put all layers into one optimizer, or leave out these options."
+            )
+        hidden = {id(optimizer): _kept(trainer, pl_module, optimizer) for optimizer in holders}
+        pairs = [(optimizer, [*_schedulers(trainer, optimizer), *hidden[id(optimizer)]]) for optimizer in holders]
         self._num_layers = layer_map.num_layers
-        found = found_rate([*suggestions(trainer), *self._suggested], optimizer, schedulers)
-        if found is not None:
-            rank_zero_info(describe(self.distribution, found))
-        self._found_lr = found or self._found_lr or (self._loaded or {}).get("found_lr")
-        if self._found_lr is not None:
-            anchor_at(self._found_lr, optimizer, schedulers)
-        regroup(optimizer, schedulers, placement, self._applied(), allow_schedulers=self.allow_schedulers)
-        self._remember(trainer, optimizer)
-        return optimizer
+        if len(pairs) == 1:  # Lightning's finder works with one optimizer.
+            found = found_rate([*suggestions(trainer), *self._suggested], *pairs[0])
+            if found is not None:
+                rank_zero_info(describe(self.distribution, found))
+            self._found_lr = found or self._found_lr or (self._loaded or {}).get("found_lr")
+            if self._found_lr is not None:
+                anchor_at(self._found_lr, *pairs[0])
+        # What the module keeps for itself is followed whatever its type: nobody could allow it, and it is checked.
+        allowed = (*self.allow_schedulers, *types_of(scheduler for own in hidden.values() for scheduler in own))
+        results = regroup_all(pairs, placement, self._applied(), allow_schedulers=allowed)
+        if (ratios := results[0].ratios.describe()) and not self._watches:
+            rank_zero_warn(f"LayerwiseLR: {ratios}", category=OwnRatiosWarning)
+        self._remember(
+            trainer, pl_module, [(optimizer, result.tracks) for optimizer, result in zip(holders, results, strict=True)]
+        )
+        return holders
 
     def _follow(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Split again what somebody else changed in the middle of the run, or say that it cannot be helped."""
-        watch = self._watch
-        if watch is None:
-            return
-        # The rates themselves, not those of a step, are compared and split.
-        with StepFactors.paused(watch.optimizer):
-            if watch.is_replaced(trainer.optimizers) or watch.has_new_suggestion():
-                self._split(trainer, pl_module)
-            elif watch.has_other_groups():
-                self._split_added(trainer, pl_module, watch.optimizer)
-            elif watch.is_flat():
-                watch.warn_of_flat_rates(trainer.global_step)
+        for watch in self._watches:
+            # The rates themselves, not those of a step, are compared and split.
+            with StepFactors.paused(watch.optimizer):
+                if watch.is_replaced(trainer.optimizers) or watch.has_new_suggestion():
+                    self._split(trainer, pl_module)
+                    return
+                if watch.has_other_groups():
+                    self._split_added(trainer, pl_module, watch.optimizer)
+                    return
+                watch.warn_of_other_rates(trainer.global_step)
 
     def _split_added(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         own = ["layer_lr" in group for group in optimizer.param_groups]
         if not any(own):
             self._split(trainer, pl_module)
-        elif not all(own):
+            return
+        if not all(own):
             placement = Placement.of(pl_module, self._freeze(pl_module))
-            new = regroup_added(optimizer, _schedulers(trainer, optimizer), placement, self._applied())
+            schedulers = [*_schedulers(trainer, optimizer), *_kept(trainer, pl_module, optimizer)]
+            new = regroup_added(optimizer, schedulers, placement, self._applied())
             rates = ", ".join(f"{group['name']} at {group['layer_lr']:.3g}" for group in new)
             rank_zero_info(f"LayerwiseLR: groups that were added to {type(optimizer).__name__} were split: {rates}.")
             layers, _ = uncovered([unwrapped(optimizer) for optimizer in trainer.optimizers], placement, pl_module)
             if layers:
                 rank_zero_warn(f"{_without_rate(layers)} They were unfrozen, but not added to the optimizer.")
-        self._remember(trainer, optimizer)
+        self._remember(trainer, pl_module, [(watch.optimizer, watch.tracks) for watch in self._watches])
 
-    def _remember(self, trainer: L.Trainer, optimizer: Optimizer) -> None:
-        self._group_names = [group["name"] for group in optimizer.param_groups]
+    def _remember(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        split: Sequence[tuple[Optimizer, Sequence[Hashable] | None]],
+    ) -> None:
+        self._group_names = [group["name"] for optimizer, _ in split for group in optimizer.param_groups]
         self._optimization = optimization(trainer)
-        self._watch = Watch(optimizer, finders(trainer))
+        self._watches = [Watch(optimizer, finders(trainer), tracks) for optimizer, tracks in split]
         assert self._num_layers is not None
-        self._gradual.attach(optimizer, self._num_layers)
+        self._gradual.attach(split[0][0], self._num_layers)
+        optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
+        if keeps_parameters(trainer):
+            self._coverage = Coverage(pl_module, optimizers, lambda: Placement.of(pl_module, self._freeze(pl_module)))
+
+    def _check_model(self, trainer: L.Trainer) -> None:
+        if self._coverage is not None:
+            warning = self._coverage.warning(started=trainer.global_step > 0)
+            if warning is not None:
+                rank_zero_warn(warning)
 
     def _described(self) -> dict[str, Any]:
-        return described(self.distribution, self._num_layers, None if self._watch is None else self._watch.optimizer)
+        return described(self.distribution, self._num_layers, self._watches[0].optimizer if self._watches else None)
 
     def _applied(self) -> LRDistribution:
         """The distribution, at the rate that a LearningRateFinder found, if one did."""
@@ -328,7 +394,8 @@ class LayerwiseLR(Callback):
         if others:
             rank_zero_warn(
                 f"No optimizer holds {len(others)} trainable parameter(s) outside the layers, so LayerwiseLR gives "
-                f"them no rate: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}."
+                f"them no rate: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.",
+                category=UncoveredParametersWarning,
             )
 
     # Checkpoints -----------------------------------------------------------------------------------------
@@ -398,6 +465,12 @@ def _schedulers(trainer: L.Trainer, optimizer: Optimizer) -> list[Any]:
     """The schedulers of one of the Trainer's optimizers."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     return [scheduler for scheduler in schedulers if unwrapped(scheduler.optimizer) is optimizer]
+
+
+def _kept(trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> list[Any]:
+    """The schedulers of an optimizer that the module or another callback keeps and steps by itself."""
+    owners = [pl_module, *(callback for callback in callbacks_of(trainer) if not isinstance(callback, LayerwiseLR))]
+    return kept_schedulers(owners, optimizer, _schedulers(trainer, optimizer))
 
 
 def _without_rate(names: Sequence[str]) -> str:

@@ -15,10 +15,8 @@ from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family, weigh
 from lr_dist._distribution.plain import allow_in_checkpoints, write_in_yaml
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
 from lr_dist.errors import (
-    PATH,
     InvalidDistributionError,
     LayerCountError,
-    UnwritableFileError,
     ZeroRateError,
     listed,
     shown,
@@ -327,12 +325,9 @@ class LRDistribution:
         Raises:
             UnwritableFileError: no such folder, a folder itself, or no permission.
         """
-        try:
-            Path(path).write_text(self.to_yaml(), encoding="utf-8")
-        except (OSError, ValueError, TypeError) as error:
-            # ValueError: a NUL byte in the path; TypeError: no path.
-            reason = getattr(error, "strerror", None) or error
-            raise UnwritableFileError(f"{shown(path, PATH)} cannot be written: {reason}. Check the path.") from error
+        from lr_dist.runs.atomic import write_text
+
+        write_text(path, self.to_yaml(), make_folders=False)
 
     @property
     def fingerprint(self) -> str:

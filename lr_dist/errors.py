@@ -183,6 +183,10 @@ class ModelLoadError(LRDistError, ValueError):
     """A model that cannot be loaded by the given name or path."""
 
 
+class MissingWeightsError(ModelLoadError):
+    """A model of which a part would start at random, because its file does not hold the weights."""
+
+
 class DivergedError(LRDistError, ArithmeticError):
     """A training loss that became NaN or infinite."""
 
@@ -190,8 +194,37 @@ class DivergedError(LRDistError, ArithmeticError):
 # Warnings ------------------------------------------------------------------------------------------------
 
 
-class FlatRatesWarning(UserWarning):
+class RatesOffPlanWarning(UserWarning):
+    """A group's rate is not its rate in the distribution times the factor of the schedule that the others have.
+
+    Attributes:
+        group: the name of the group.
+        wanted: its rate in the distribution times the others' factor.
+        found: its rate.
+        step: the optimizer's step that is about to be taken, counted from 0.
+    """
+
+    def __init__(
+        self, message: str, *, group: str = "", wanted: float = 0.0, found: float = 0.0, step: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.group, self.wanted, self.found, self.step = group, wanted, found, step
+
+
+class FlatRatesWarning(RatesOffPlanWarning):
     """All layers have one rate in the middle of a run, although the distribution gave them several."""
+
+
+class OwnRatiosWarning(UserWarning):
+    """Groups of one layer with different rates: an absolute distribution stands for one of them, the others follow."""
+
+
+class UnreadScaleWarning(UserWarning):
+    """Factors in parameter groups (timm's `lr_scale`) that nothing reads."""
+
+
+class UncoveredParametersWarning(UserWarning):
+    """Trainable parameters that are in no group of an optimizer, or groups with parameters that left the model."""
 
 
 class LostStepsWarning(UserWarning):
@@ -204,6 +237,10 @@ class RateRangeWarning(UserWarning):
 
 class StuckLayersWarning(UserWarning):
     """Layers that cannot move: a step is rounded away, or the rate is under 1e-3 of the fastest layer's."""
+
+
+class UnusedLayersWarning(UserWarning):
+    """Layers in a model's file that its config.json leaves out."""
 
 
 class InexactResumeWarning(UserWarning):
@@ -219,6 +256,10 @@ class MixedHardwareWarning(UserWarning):
 
     A comparison that is continued on another machine, or a study whose workers chose different precisions.
     """
+
+
+class TornRecordWarning(UserWarning):
+    """A piece of a record in a journal, left by a killed writer or a full disk; it is skipped."""
 
 
 # Searching ------------------------------------------------------------------------------------------------

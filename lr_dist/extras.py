@@ -6,11 +6,11 @@ from importlib.util import find_spec
 
 from lr_dist.errors import MissingExtraError
 
+# What a whole extra is for; who uses a part of it asks for that with `require_libraries`.
 EXTRAS = {
-    "tasks": ("transformers", "datasets", "torchmetrics", "safetensors", "filelock"),
+    "tasks": ("transformers", "datasets", "pyarrow", "torchmetrics", "safetensors", "filelock"),
     "report": ("matplotlib", "jinja2", "scipy"),
-    "search": ("optuna", "psutil"),
-    "dashboard": ("optuna_dashboard",),
+    "search": ("optuna", "sqlalchemy", "psutil"),
 }
 
 
@@ -21,8 +21,19 @@ def require_extras(*names: str) -> None:
         MissingExtraError: naming the libraries and the command that installs them.
     """
     for name in names:
-        missing = [module for module in EXTRAS[name] if find_spec(module) is None]
-        if missing:
-            raise MissingExtraError(
-                f"This needs {', '.join(missing)}, not installed here: pip install 'lr-dist[{name}]'."
-            )
+        require_libraries(name, *EXTRAS[name])
+
+
+def require_libraries(extra: str, *modules: str) -> None:
+    """Check that these modules are installed, without importing any.
+
+    Args:
+        extra: the one extra that brings all of them.
+        modules: top-level module names, exactly those that will be used.
+
+    Raises:
+        MissingExtraError: naming the missing ones and the command that installs them.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise MissingExtraError(f"This needs {', '.join(missing)}, not installed here: pip install 'lr-dist[{extra}]'.")

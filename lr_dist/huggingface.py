@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lr_dist.extras import require_libraries
+
+require_libraries("huggingface", "transformers", "accelerate")
+
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback
@@ -21,12 +26,15 @@ from lr_dist._callback.doubts import optimizer_doubts
 from lr_dist._callback.identity import identity
 from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.table import print_table
+from lr_dist.coverage import Coverage
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import (
     ConfigurationError,
     NothingToTrainError,
     OptimizerCoverageError,
+    OwnRatiosWarning,
     ResumeMismatchError,
+    UnreadScaleWarning,
     UnsupportedOptimizerError,
     UnsupportedSchedulerError,
     UnsupportedStrategyError,
@@ -36,7 +44,8 @@ from lr_dist.errors import (
 from lr_dist.groups import freeze_layers
 from lr_dist.layers import LayerMap, Overrides, assign_layers
 from lr_dist.presets import resolve_distribution
-from lr_dist.regroup import Placement, regroup, uncovered
+from lr_dist.rate_check import RateCheck
+from lr_dist.regroup import Placement, check_replaced, describe_unread, regroup, uncovered, unread_scales
 from lr_dist.schedulers import check_schedulers
 
 if TYPE_CHECKING:
@@ -45,6 +54,11 @@ else:
     _Trainer = object
 
 logger = logging.get_logger(__name__)
+
+# Under these the model's parameters stay the objects that the optimizer was made from.
+_WHOLE_PARAMETERS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+# Reading all parameters takes a fraction of a millisecond.
+_EVERY_STEPS = 100
 
 
 class LayerwiseTrainerMixin(_Trainer):
@@ -220,10 +234,15 @@ class LayerwiseTrainerMixin(_Trainer):
         layer_map = self._freeze(module)
         placement = Placement.of(module, layer_map)
         self._check_schedule(scheduler)
+        check_replaced([optimizer], placement, module)
         self._check_coverage(optimizer, placement, module)
+        if scales := unread_scales([optimizer]):
+            self._warn(UnreadScaleWarning(f"{type(self).__name__}: {describe_unread(scales)}"))
         # In a second `train` the optimizer is the same, split already, and the schedule is new.
         allowed = self._layerwise_allow_schedulers
-        regroup(optimizer, [scheduler], placement, self._layerwise_distribution, allow_schedulers=allowed)
+        done = regroup(optimizer, [scheduler], placement, self._layerwise_distribution, allow_schedulers=allowed)
+        if (ratios := done.ratios.describe()) and optimizer is not self._layerwise_optimizer:
+            self._warn(OwnRatiosWarning(f"{type(self).__name__}: {ratios}"))
         first = optimizer is not self._layerwise_optimizer and self.is_world_process_zero()
         if first:
             for doubt in (*lost_steps(optimizer), *optimizer_doubts(optimizer, self._layerwise_distribution)):
@@ -236,8 +255,21 @@ class LayerwiseTrainerMixin(_Trainer):
         overrides = self._layerwise_overrides
         written = identity(self._layerwise_distribution, overrides, layer_map.num_layers, names)
         self._layerwise_callback.written = written
+        self._layerwise_callback.coverage = self._coverage_check(optimizer)
+        setattr(optimizer, _CHECK, RateCheck(optimizer, done.tracks, type(self).__name__))
         if self._layerwise_resumed is not None:
             _compare(self._layerwise_resumed, written)
+
+    def _coverage_check(self, optimizer: Optimizer) -> Coverage | None:
+        """What compares the model with `optimizer`, unless its parameters are exchanged when it is wrapped."""
+        if self.accelerator.distributed_type not in _WHOLE_PARAMETERS:
+            return None
+        module = self._layerwise_module or self._module_to_place(self.model)
+        return Coverage(module, [optimizer], lambda: Placement.of(module, self._freeze(module)))
+
+    def _warn(self, warning: Warning) -> None:
+        if self.is_world_process_zero():
+            warnings.warn(warning, stacklevel=2)
 
     def _check_schedule(self, scheduler: Any) -> None:
         try:
@@ -283,11 +315,13 @@ class LayerwiseRates(TrainerCallback, ExportableState):
         written: the distribution, the overrides and the groups, as plain data; the Trainer keeps it in the
             `trainer_state.json` of each checkpoint.
         rates: layer -> rate in the last step of the optimizer; where the groups of one layer differ, each group's.
+        coverage: what compares the model with the optimizer; None where that is not done.
     """
 
     def __init__(self) -> None:
         self.written: dict[str, Any] = {}
         self.rates: dict[str, float] = {}
+        self.coverage: Coverage | None = None
 
     def state(self) -> dict[str, Any]:
         """What the Trainer saves, and sets where it restores callbacks."""
@@ -302,6 +336,23 @@ class LayerwiseRates(TrainerCallback, ExportableState):
                 "Trainer that overrides create_optimizer or create_scheduler has to call super().create_optimizer() "
                 "and super().create_scheduler(...), which also take an optimizer and a schedule that were set before."
             )
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Refuse a model in which a part was replaced after the optimizer was made; later on, say it."""
+        if self.coverage is not None and (state.global_step == 0 or state.global_step % _EVERY_STEPS == 0):
+            self._warn(state, self.coverage.warning(started=state.global_step > 0))
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say once that a rate is not the distribution's times the factor of the schedule."""
+        if self.coverage is not None and state.global_step == 0:
+            self._warn(state, self.coverage.warning(started=False))
+        check = getattr(_unwrapped(kwargs["optimizer"]), _CHECK, None)
+        if check is not None:
+            self._warn(state, check.warning(state.global_step))
+
+    def _warn(self, state: Any, warning: Warning | None) -> None:
+        if warning is not None and state.is_world_process_zero:
+            warnings.warn(warning, stacklevel=2)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the step's rates: the Trainer logs only after the schedule has moved on."""
@@ -321,6 +372,11 @@ def _unwrapped(optimizer: Any) -> Any:
     while isinstance(optimizer, AcceleratedOptimizer):
         optimizer = optimizer.optimizer
     return optimizer
+
+
+# An attribute of the optimizer, because the Trainer may exchange its callbacks for those
+# of a checkpoint; state dicts and pickles of an optimizer do not have its attributes.
+_CHECK = "_lr_dist_rate_check"
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------

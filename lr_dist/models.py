@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lr_dist.errors import MissingExtraError, ModelLoadError
-from lr_dist.extras import require_extras
+from lr_dist._models.files import check_folder, check_memory, check_sizes
+from lr_dist._models.loaded import check_loaded
+from lr_dist.errors import PATH, LRDistError, MissingExtraError, MissingWeightsError, ModelLoadError, shown
+from lr_dist.extras import require_libraries
+from lr_dist.reading import expanded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,7 +32,7 @@ def resolve_model(name: str) -> str:
         MissingExtraError: `minilm`, and the package with its weights is not installed.
     """
     if name != "minilm":
-        return name
+        return str(expanded(name)) if name.startswith("~") else name
     # Only located, never imported: its own import would load sentence-transformers.
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -36,42 +40,78 @@ def resolve_model(name: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-def load_backbone(name: str) -> nn.Module:
+def load_backbone(name: str, *, trust_remote_code: bool = False) -> nn.Module:
     """The pre-trained encoder or decoder without a head, float32, in training mode.
 
     float32 whatever the checkpoint was saved in: in bf16 an update of 2e-5 rounds to nothing. A pooler is left
     out where the architecture allows, because the classifier reads the first token itself.
 
+    Args:
+        name: `minilm`, a hub name, or a folder.
+        trust_remote_code: run the Python code that comes with the model.
+
     Raises:
-        ModelLoadError: no such model, no network, or files that cannot be read.
+        MissingWeightsError: a part of the model would start at random.
+        ModelLoadError: no such model, no network, files that cannot be read or do not fit together, too large for
+            this machine, or code of its own without `trust_remote_code`.
+    """
+    transformers = _transformers()
+    path = resolve_model(name)
+    options = {"trust_remote_code": trust_remote_code, "output_loading_info": True, "dtype": torch.float32}
+    with _quiet(transformers), _load_errors(name):
+        skeleton = _skeleton(transformers, path, trust_remote_code)
+        check_memory(path, sum(p.numel() for p in skeleton.parameters()))
+        if _takes_pooling_option(type(skeleton)):
+            options["add_pooling_layer"] = False
+        # A fixed seed for what may be missing (a pooler that nothing reads): fingerprints stay equal.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model, report = transformers.AutoModel.from_pretrained(path, weights_only=True, **options)
+        check_loaded(name, model, report)
+    return model.train()
+
+
+def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """The model's structure without its weights (meta device), for looking at layers; only the config is read.
+
+    Raises:
+        ModelLoadError: as `load_backbone`.
+    """
+    transformers = _transformers()
+    with _quiet(transformers), _load_errors(name):
+        return _skeleton(transformers, resolve_model(name), trust_remote_code)
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; one without a padding token pads with its end-of-text token.
+
+    Raises:
+        ModelLoadError: as `load_backbone`, or a tokenizer without a usable `model_max_length`.
     """
     transformers = _transformers()
     path = resolve_model(name)
     with _quiet(transformers), _load_errors(name):
-        try:
-            model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32, add_pooling_layer=False)
-        except TypeError:
-            model = transformers.AutoModel.from_pretrained(path, dtype=torch.float32)
-    return model.train()
-
-
-def load_skeleton(name: str) -> nn.Module:
-    """The model's structure without its weights (meta device), for looking at layers; only the config is read."""
-    transformers = _transformers()
-    with _quiet(transformers), _load_errors(name):
-        config = transformers.AutoConfig.from_pretrained(resolve_model(name))
-        with torch.device("meta"):
-            return transformers.AutoModel.from_config(config)
-
-
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; one without a padding token pads with its end-of-text token."""
-    transformers = _transformers()
-    with _quiet(transformers), _load_errors(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(resolve_model(name))
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        check_folder(path)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        longest = tokenizer.model_max_length
+        if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
+            raise ModelLoadError(f"its tokenizer says model_max_length = {shown(longest)}; it must be a number from 1.")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def _skeleton(transformers: Any, path: str, trust_remote_code: bool) -> nn.Module:
+    check_folder(path)
+    raw, _ = transformers.PretrainedConfig.get_config_dict(path)
+    check_sizes(raw)
+    config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+
+
+def _takes_pooling_option(kind: type[nn.Module]) -> bool:
+    return "add_pooling_layer" in inspect.signature(kind.__init__).parameters
 
 
 def weights_fingerprint(model: nn.Module) -> str:
@@ -84,7 +124,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _transformers() -> Any:
-    require_extras("tasks")
+    require_libraries("models", "transformers")
     import transformers
 
     return transformers
@@ -94,12 +134,26 @@ def _transformers() -> Any:
 def _load_errors(name: str) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (MissingExtraError, MissingWeightsError, KeyboardInterrupt, SystemExit):
+        raise
+    # transformers, tokenizers and safetensors raise whatever a damaged file leads them to, so every kind is expected; a
+    # panic in Rust is no Exception.
+    except BaseException as error:
         raise ModelLoadError(
-            f"Cannot load the model {name!r}: {reason} Give `minilm` (packaged, offline), a name on the hub "
-            "(needs network once), or a folder with config.json, the weights and the tokenizer."
+            f"Cannot load the model {shown(name, PATH)}: {_reason(error)} Give `minilm` (packaged, offline), a name on "
+            "the hub (needs network once), or a folder with config.json, the weights and the tokenizer."
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error, with its class where that says more than the text."""
+    lines = str(error).strip().splitlines() if not isinstance(error, MemoryError) else []
+    text = shown(lines[0], 300)[1:-1] if lines else ""
+    if "trust_remote_code" in str(error):
+        text = "it brings Python code of its own, which is not run unless that is asked for (trust_remote_code)."
+    if isinstance(error, (LRDistError, OSError, ValueError)) and text:
+        return text if text.endswith((".", "!", "?")) else f"{text}."
+    return f"{type(error).__name__}{f': {text}' if text else ''}."
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
@@ -23,10 +23,15 @@ from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmRestarts, ReduceLROnPlateau
 
 from lr_dist.errors import UnsupportedSchedulerError, ZeroRateError
+from lr_dist.group_values import base_values, nested_schedulers, split_group_values
 
 # What schedulers keep as a list with one entry for each group.
 _SCALED_LISTS = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "_init_lrs", "eta_mins", "group_eps")
 _COPIED_LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
+# What stands where the schedule is now, or has no part in the rates.
+_NOT_OF_THE_SCHEDULE = ("_last_lr", "_schedulers", "_milestones", "base_momentums", "max_momentums")
+# Rates in a group that are seen to by others.
+_NOT_SCALED = ("user_lr", "layer_lr", "swa_lr")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Split:
         rates: for each new group, its own rate where the parent has the anchor.
         user_rates: for each new group, the rate that the user gave its parent. Differs from the anchor only where the
             optimizer had been split by layer before, so that its groups' anchors are rates of layers already.
+        old_anchors: the anchor of each old group, those without parameters included.
 
     Raises:
         ZeroRateError: an anchor is 0 where the new rate is not: no factor turns 0 into a rate.
@@ -48,6 +54,7 @@ class Split:
     anchors: tuple[float, ...]
     rates: tuple[float, ...]
     user_rates: tuple[float, ...]
+    old_anchors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for parent, anchor, rate in zip(self.parents, self.anchors, self.rates, strict=True):
@@ -99,10 +106,17 @@ def check_schedulers(schedulers: Iterable[Any], allowed: Sequence[type] = ()) ->
         if kind not in SUPPORTED_SCHEDULERS and kind not in allowed:
             raise UnsupportedSchedulerError(
                 f"The scheduler {kind.__module__}.{kind.__qualname__} is not on the tested list "
-                f"({', '.join(s.__name__ for s in SUPPORTED_SCHEDULERS if s not in _WITH_FLOORS)}), so its rates could "
-                "be flattened silently. If it computes every group's rate from `base_lrs` or from the group's own "
-                f"`lr`, allow it: LayerwiseLR(..., allow_schedulers=({kind.__name__},))."
+                f"({', '.join(s.__name__ for s in SUPPORTED_SCHEDULERS if s not in _WITH_FLOORS)}), so it may not keep "
+                "the ratios between the layers' rates. If it computes every group's rate from values that it keeps for "
+                "each group (`base_lrs`, or lists of another name), or from the group's own `lr`, allow it: "
+                f"LayerwiseLR(..., allow_schedulers=({kind.__name__},)). Such values are then split by layer, and a "
+                "RatesOffPlanWarning says if a rate leaves the distribution, as under one floor for all groups."
             )
+
+
+def types_of(schedulers: Iterable[Any]) -> tuple[type, ...]:
+    """The types of schedulers and of those nested in them."""
+    return tuple(_kind(scheduler) for scheduler in _flatten(schedulers))
 
 
 def anchor_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list[float]:
@@ -114,8 +128,17 @@ def anchor_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list[float]
     """
     schedulers = list(_flatten(schedulers))
     # ReduceLROnPlateau stores no `initial_lr`: its factor is what it made of the rate that `regroup` gave the group.
-    first = "layer_lr" if any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers) else "lr"
-    anchors = [group.get("initial_lr", group.get(first, group["lr"])) for group in optimizer.param_groups]
+    # Neither need a scheduler that is not known.
+    unknown = [scheduler for scheduler in schedulers if _kind(scheduler) not in SUPPORTED_SCHEDULERS]
+    plateau = any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers)
+    first = "layer_lr" if plateau or unknown else "lr"
+    groups = optimizer.param_groups
+    anchors = [group.get("initial_lr", group.get(first, group["lr"])) for group in groups]
+    if unknown and not any("initial_lr" in group or "layer_lr" in group for group in groups):
+        # It may have set the rate of its first step, of a warm-up, when it was made.
+        default = getattr(optimizer, "defaults", {}).get("lr")
+        kept = (base_values(scheduler, [group["lr"] for group in groups], default) for scheduler in unknown)
+        anchors = next((values for values in kept if values), anchors)
     for scheduler in schedulers:
         if isinstance(scheduler, lr_scheduler.OneCycleLR):
             anchors = [group["max_lr"] for group in optimizer.param_groups]
@@ -124,10 +147,57 @@ def anchor_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list[float]
     return [float(anchor) for anchor in anchors]
 
 
-def scaled_group_keys(schedulers: Iterable[Any]) -> tuple[str, ...]:
-    """The keys of a parameter group that hold rates and have to be scaled with it."""
-    one_cycle = any(isinstance(scheduler, lr_scheduler.OneCycleLR) for scheduler in _flatten(schedulers))
-    return ("lr", "initial_lr", "max_lr", "min_lr") if one_cycle else ("lr", "initial_lr")
+def scaled_group_keys(schedulers: Iterable[Any], groups: Iterable[Mapping[str, Any]] = ()) -> tuple[str, ...]:
+    """The keys of a parameter group that hold rates and have to be scaled with it.
+
+    Args:
+        schedulers: of the optimizer. One that is not known may keep rates in the `groups` by any name that ends in
+            `_lr`, as OneCycleLR does.
+        groups: of the optimizer.
+    """
+    schedulers = list(_flatten(schedulers))
+    keys = ["lr", "initial_lr"]
+    if any(isinstance(scheduler, lr_scheduler.OneCycleLR) for scheduler in schedulers):
+        keys += ["max_lr", "min_lr"]
+    if any(_kind(scheduler) not in SUPPORTED_SCHEDULERS for scheduler in schedulers):
+        named = {key for group in groups for key, value in group.items() if key.endswith("_lr") and _is_number(value)}
+        keys += sorted(named.difference(keys, _NOT_SCALED))
+    return tuple(keys)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (float, torch.Tensor)) and not isinstance(value, bool)
+
+
+def schedule_tracks(schedulers: Iterable[Any], anchors: Sequence[float]) -> list[Hashable]:
+    """For each parameter group, a value that is the same for groups to which the schedulers give the same factors.
+
+    Groups differ where a scheduler keeps for them another function (`lr_lambdas`), or another floor or peak in
+    proportion to their rates.
+
+    Args:
+        schedulers: of an optimizer whose groups are not split yet, or are again.
+        anchors: the groups' `anchor_rates`.
+    """
+    tracks: list[list[Hashable]] = [[] for _ in anchors]
+    for scheduler in _flatten(schedulers):
+        for name, values in vars(scheduler).items():
+            if name in _NOT_OF_THE_SCHEDULE:
+                continue
+            if name in ("eta_min", "eps") and not isinstance(values, (list, tuple)):
+                values = [values] * len(anchors)
+            if not isinstance(values, (list, tuple)) or len(values) != len(anchors):
+                continue
+            for track, value, anchor in zip(tracks, values, anchors, strict=True):
+                track.append(_share(value, anchor))
+    return [tuple(track) for track in tracks]
+
+
+def _share(value: Any, anchor: float) -> Hashable:
+    """A number in proportion to a rate, without its last digits; of what is no number, which object it is."""
+    if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
+        return f"{float(value) / anchor:.6g}" if anchor else "0"
+    return id(value)
 
 
 def rewrite_schedulers(schedulers: Iterable[Any], split: Split) -> None:
@@ -146,6 +216,11 @@ def rewrite_schedulers(schedulers: Iterable[Any], split: Split) -> None:
         for key in _COPIED_LISTS:
             if isinstance(state.get(key), (list, tuple)):
                 state[key] = split.copied(state[key])
+        if _kind(scheduler) not in SUPPORTED_SCHEDULERS and split.old_anchors:
+            known = (*_SCALED_LISTS, *_COPIED_LISTS)
+            split_group_values(
+                scheduler, parents=split.parents, anchors=split.old_anchors, scale=split.scale, known=known
+            )
         state.update(floors)
 
 
@@ -167,7 +242,7 @@ def _split_floors(scheduler: Any, split: Split) -> dict[str, list[float]]:
 
 
 def _flatten(schedulers: Iterable[Any]) -> Iterator[Any]:
-    """Every scheduler once, those inside SequentialLR and ChainedScheduler after the one that holds them."""
+    """Every scheduler once, those inside another (SequentialLR, ChainedScheduler) after the one that holds them."""
     seen: set[int] = set()
     queue = list(schedulers)
     while queue:
@@ -175,7 +250,7 @@ def _flatten(schedulers: Iterable[Any]) -> Iterator[Any]:
         if id(scheduler) not in seen:
             seen.add(id(scheduler))
             yield scheduler
-            queue.extend(getattr(scheduler, "_schedulers", ()))
+            queue.extend(nested_schedulers(scheduler))
 
 
 def _kind(scheduler: Any) -> type:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import yaml
 
 from lr_dist.errors import InvalidYAMLError, shown
+from lr_dist.reading import read_bytes
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -87,12 +88,10 @@ def load_yaml(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
+        UnreadableFileError: a pipe that nothing comes from.
         InvalidYAMLError: too large, not UTF-8, malformed, or with something that is not allowed.
     """
-    path = Path(path)
-    with path.open("rb") as file:
-        data = file.read(MAX_BYTES + 1)
-    return parse_yaml(data, source=str(path))
+    return parse_yaml(read_bytes(Path(path), MAX_BYTES + 1), source=str(path))
 
 
 def parse_yaml(text: str | bytes, *, source: str) -> Any:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
-import os
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import InvalidTrialsError, UnwritableFileError
+from lr_dist.errors import InvalidTrialsError
+from lr_dist.runs.atomic import write_text
+from lr_dist.search.checked import checked_identity, checked_trials, space_of
 from lr_dist.search.slots import by_slot, settled
-from lr_dist.search.study import IDENTITY
 from lr_dist.search.summary import row_of
 
 if TYPE_CHECKING:
     from optuna import Study
+
+# OWASP, "CSV Injection": what makes a cell a formula, also after a tab or a line break.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(study: Study, path: str | Path) -> int:
@@ -23,29 +26,36 @@ def write_csv(study: Study, path: str | Path) -> int:
     Fixed parameters are columns like the searched ones, so that a row is a whole distribution.
 
     Raises:
-        InvalidTrialsError: no trial has ended yet.
+        InvalidTrialsError: no trial has ended yet, or one was altered or damaged.
+        StorageError: the study cannot be read.
         UnwritableFileError: the file cannot be written; what was there is left as it was.
     """
-    fixed = study.user_attrs.get(IDENTITY, {}).get("space", {}).get("fixed", {})
-    rows = [{**row_of(t), **fixed} for _, t in sorted(by_slot(study.get_trials(deepcopy=False)).items()) if settled(t)]
+    identity = checked_identity(study)
+    fixed = {} if identity is None else space_of(study.study_name, identity).fixed
+    rows = [{**row_of(t), **fixed} for _, t in sorted(by_slot(checked_trials(study)).items()) if settled(t)]
     if not rows:
         raise InvalidTrialsError(
             f"No trial of the study {study.study_name!r} has ended yet; there is nothing to write."
         )
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    path = Path(path).expanduser()
-    written = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        written.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            written.unlink(missing_ok=True)
-        raise UnwritableFileError(
-            f"{path} cannot be written: {error.strerror or error}. Give another --csv, or make room."
-        ) from error
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [_cell(column) for column in columns], restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({_cell(key): _cell(value) for key, value in row.items()} for row in rows)
+    write_text(path, text.getvalue(), instead="Give another --csv.")
     return len(rows)
+
+
+def _cell(value: Any) -> Any:
+    """A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay as they are."""
+    if not isinstance(value, str) or _is_number(value):
+        return value
+    return f"'{value}" if value.startswith(_FORMULA) or value.lstrip().startswith(_FORMULA) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

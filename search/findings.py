@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import InvalidTrialsError
+from lr_dist.errors import InvalidTrialsError, listed, shown
+from lr_dist.search.checked import checked_identity, checked_trials, space_of
 from lr_dist.search.combine import PAPER_BASE, Trial, geometric_mean, geometric_spread, rank_weighted_log_mean
 from lr_dist.search.preset import DIGITS
 from lr_dist.search.slots import by_slot
 from lr_dist.search.space import Space
-from lr_dist.search.study import IDENTITY
 from lr_dist.search.summary import best_trial, distribution_of, feasible
 
 if TYPE_CHECKING:
@@ -62,17 +62,29 @@ class Findings:
         """Read a study.
 
         Raises:
-            InvalidTrialsError: not a study of `lr-dist search`.
+            InvalidTrialsError: not a study of `lr-dist search`, or one that was altered or damaged.
+            StorageError: it cannot be read.
         """
-        identity = study.user_attrs.get(IDENTITY)
-        if not isinstance(identity, dict):
+        identity = checked_identity(study)
+        if identity is None:
             raise InvalidTrialsError(f"{study.study_name!r} is no study of `lr-dist search`; there is nothing to show.")
-        values = dict(identity["space"])
-        space = Space(values.pop("family"), **values)
-        stored = study.get_trials(deepcopy=False)
+        space = space_of(study.study_name, identity)
+        stored = checked_trials(study)
         trials = sorted(by_slot(stored).values(), key=lambda trial: trial.number)
-        shown = {trial.number for trial in trials}
+        standing = {trial.number for trial in trials}
         complete = [t for t in trials if t.state == TrialState.COMPLETE and "sequences" in t.user_attrs]
+        for trial in complete:
+            tasks = [sequence["tasks"] for sequence in trial.user_attrs["sequences"]]
+            if tasks != [sequence["tasks"] for sequence in complete[0].user_attrs["sequences"]]:
+                raise InvalidTrialsError(
+                    f"Trial {trial.number} of {study.study_name!r} learned {shown(tasks)}, not the tasks of trial "
+                    f"{complete[0].number}: one of them was altered. Restore the study from a copy."
+                )
+            if set(trial.params) != set(space.searched):
+                raise InvalidTrialsError(
+                    f"Trial {trial.number} of {study.study_name!r} has the parameters {listed(trial.params)}, not "
+                    f"those of the space {space.family}: it was altered. Restore the study from a copy."
+                )
         several = len(study.directions) > 1
         ranked = [] if several else sorted((t for t in complete if feasible(t)), key=lambda t: -t.values[0])
         front = [complete[i] for i in front_of([tuple(t.values) for t in complete])] if several else []
@@ -83,7 +95,7 @@ class Findings:
             identity=identity,
             space=space,
             trials=trials,
-            retried=[t for t in stored if t.state == TrialState.FAIL and t.number not in shown],
+            retried=[t for t in stored if t.state == TrialState.FAIL and t.number not in standing],
             complete=complete,
             ranked=ranked,
             best=best_trial(study, complete),

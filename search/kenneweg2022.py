@@ -18,6 +18,7 @@ from pathlib import Path
 from lr_dist.distribution import GROUPED_KEYS, LRDistribution
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
 from lr_dist.presets.schema import Preset, Provenance
+from lr_dist.runs.atomic import write_text
 from lr_dist.search.combine import Combination, Trial, combine
 
 # The four pairs whose combination gives the profile in the authors' code.
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for preset in make_presets(read_trials(options.trials)):
         path = options.output / f"{preset.name}.yaml"
-        path.write_text(preset.to_yaml(), encoding="utf-8", newline="\n")
+        write_text(path, preset.to_yaml())
         print(f"{path}: {', '.join(f'{rate:.3g}' for _, rate in preset.distribution.values)}")
 
 

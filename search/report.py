@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import TrialState
 
 from lr_dist.distribution import check_num_layers
-from lr_dist.errors import UnwritableFileError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
+from lr_dist.runs.atomic import write_text
 from lr_dist.runs.numbers import number
 from lr_dist.search import figures
 from lr_dist.search.findings import Findings
@@ -45,18 +45,12 @@ def write_report(study: Study, path: str | Path, *, storage: str, num_layers: in
         UnwritableFileError: the page cannot be written.
     """
     text = render_report(study, storage=storage, num_layers=num_layers)
-    path = Path(path).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UnwritableFileError(f"{path} cannot be written: {error.strerror}. Give another --output-file.") from error
-    return path
+    return write_text(path, text, instead="Give another --output-file.")
 
 
 def render_report(study: Study, *, storage: str, num_layers: int | None = None) -> str:
     """The page's HTML; every text from the study is escaped. See `write_report`."""
-    require_extras("search", "report")
+    require_libraries("search", "optuna", "jinja2", "matplotlib", "scipy")
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

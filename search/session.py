@@ -70,7 +70,7 @@ class Search:
         """
         from lr_dist.search.precision import in_precision_of_study, warn_of_mixed
         from lr_dist.search.slots import fill
-        from lr_dist.search.storage import open_storage, storage_errors
+        from lr_dist.search.storage import open_storage, storage_errors, study_errors
         from lr_dist.search.study import check_queued, open_study, plan
 
         storage = open_storage(self.storage)
@@ -83,8 +83,9 @@ class Search:
         precision: PrecisionChoice = benches[0].precision
         with storage_errors(storage):
             study = open_study(storage, self.study, config, identity(config, benches))
-            fill(study, slots)
-            warn_of_mixed(study, precision.chosen)
+            with study_errors(study):
+                fill(study, slots)
+                warn_of_mixed(study, precision.chosen)
         return precision
 
     def run(self, view: View) -> None:
@@ -96,7 +97,7 @@ class Search:
         """
         from lr_dist.search.precision import warn_of_mixed
         from lr_dist.search.slots import is_complete
-        from lr_dist.search.storage import open_storage, storage_errors
+        from lr_dist.search.storage import open_storage, storage_errors, study_errors
         from lr_dist.search.study import load_study
 
         storage = open_storage(self.storage)
@@ -104,11 +105,13 @@ class Search:
         with storage_errors(storage), _handling(signal.SIGTERM, signal.default_int_handler):
             with interrupts_held_back():
                 study = load_study(storage, self.study)
-                complete = is_complete(study, self.config.trials)
-            if not complete:
-                self._run(study, view)
+            with study_errors(study):
                 with interrupts_held_back():
-                    warn_of_mixed(study)
+                    complete = is_complete(study, self.config.trials)
+                if not complete:
+                    self._run(study, view)
+                    with interrupts_held_back():
+                        warn_of_mixed(study)
 
     def _run(self, study: Any, view: View) -> None:
         context = multiprocessing.get_context("spawn")

@@ -19,15 +19,20 @@ from typing import Any
 from optuna import Study
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from lr_dist.errors import StorageError
 from lr_dist.search.process import is_gone_here, machine, this_process
 from lr_dist.search.storage import GRACE_S, backend_of, sqlite_file
 
 SLOT, LABEL, OWNER, BEAT, REASON, ERROR = "slot", "label", "owner", "beat", "reason", "error"
+# Of a trial that its worker gave back unfinished (Ctrl-C, SIGTERM, another trial had its slot): nobody's fault.
+RETURNED = "returned"
 # What finished of a lost trial is not run again.
-KEPT = ("runs",)
+RUNS = "runs"
+KEPT = (RUNS,)
+# A slot whose workers died so often without finishing one more run is given up: its trial may be what kills them.
+MAX_LOST = 5
 FREE: Mapping[str, Any] = {"params": {}, "attrs": {}}
 # A worker names itself right after it has taken a trial; one without a name died in between.
 NAMELESS_S = 60.0
@@ -35,9 +40,15 @@ NAMELESS_S = 60.0
 LOCK = 24040
 
 
+def slot_of(trial: FrozenTrial | Trial) -> int | None:
+    """The slot that a trial is for; None for one that lr-dist did not queue."""
+    slot = trial.user_attrs.get(SLOT)
+    return slot if isinstance(slot, int) and not isinstance(slot, bool) and slot >= 0 else None
+
+
 def settled(trial: FrozenTrial) -> bool:
     """Whether this trial fills its slot for good."""
-    if SLOT not in trial.user_attrs:
+    if slot_of(trial) is None:
         return False
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
         trial.state == TrialState.FAIL and REASON in trial.user_attrs
@@ -48,7 +59,7 @@ def by_slot(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     """For each slot the trial that stands for it: a settled one, else one at work or waiting; the first of several."""
     found: dict[int, FrozenTrial] = {}
     for trial in sorted(trials, key=lambda t: (not settled(t), t.state == TrialState.WAITING, t.number)):
-        slot = trial.user_attrs.get(SLOT)
+        slot = slot_of(trial)
         if slot is not None and (settled(trial) or not trial.state.is_finished()):
             found.setdefault(slot, trial)
     return found
@@ -88,7 +99,8 @@ def claim(study: Study, slots: int | None = None) -> Trial | None:
 
 
 def release_dead(study: Study, watch: Watch | None = None) -> list[int]:
-    """Fail the running trials whose worker is gone; returns their numbers. `fill` queues them again.
+    """Fail the running trials whose worker is gone; returns the numbers of those that Optuna's own heartbeat did not
+    show. `fill` queues all of them again.
 
     On this machine a worker is gone when its process is. Elsewhere it is gone when its heartbeat stopped: Optuna's own
     where the storage keeps them, else the one that `lr_dist.search.worker` writes, as seen by this process's clock. A
@@ -193,21 +205,55 @@ def _missing(trials: Sequence[FrozenTrial], plan: Sequence[Mapping[str, Any]]) -
 
 
 def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
-    trials = [t for t in study.get_trials(deepcopy=False) if SLOT in t.user_attrs]
+    trials = [t for t in study.get_trials(deepcopy=False) if slot_of(t) is not None]
     taken = by_slot(trials)
-    lost = {t.user_attrs[SLOT]: t for t in trials if t.state.is_finished() and not settled(t)}
-    wanted = iter(_not_there(plan, list({**lost, **taken}.values())))
+    lost: dict[int, list[FrozenTrial]] = {}
+    for trial in trials:
+        if trial.state.is_finished() and not settled(trial):
+            lost.setdefault(trial.user_attrs[SLOT], []).append(trial)
+    last = {slot: attempts[-1] for slot, attempts in lost.items()}
+    wanted = iter(_not_there(plan, list({**last, **taken}.values())))
     for slot in range(len(plan)):
         if slot in taken:
             continue
-        if slot in lost:
-            # What was drawn for a lost trial is tried again, not another draw.
-            params = {**lost[slot].system_attrs.get("fixed_params", {}), **lost[slot].params}
-            attrs = without_worker(lost[slot].user_attrs)
-        else:
+        if slot not in last:
             entry = next(wanted, FREE)
-            params, attrs = dict(entry["params"]), dict(entry["attrs"])
-        study.enqueue_trial(params, user_attrs={**attrs, SLOT: slot})
+            study.enqueue_trial(dict(entry["params"]), user_attrs={**entry["attrs"], SLOT: slot})
+            continue
+        # What was drawn for a lost trial is tried again, not another draw.
+        trial, attrs = last[slot], without_worker(last[slot].user_attrs)
+        reason = _why_given_up(lost[slot])
+        if reason is None:
+            study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=attrs)
+        else:
+            study.add_trial(
+                create_trial(
+                    state=TrialState.FAIL,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    user_attrs={**attrs, REASON: reason},
+                )
+            )
+
+
+def _why_given_up(attempts: Sequence[FrozenTrial]) -> str | None:
+    """Why a slot is not tried again; None where it is."""
+
+    def finished_runs(trial: FrozenTrial) -> int:
+        runs = trial.user_attrs.get(RUNS, ())
+        return len(runs) if isinstance(runs, (list, tuple)) else 0
+
+    most = max(map(finished_runs, attempts))
+    killed = sum(
+        OWNER in t.user_attrs and not {ERROR, RETURNED} & t.user_attrs.keys() and finished_runs(t) == most
+        for t in attempts
+    )
+    if killed < MAX_LOST:
+        return None
+    return (
+        f"Its worker ended without a word {killed} times (killed, out of memory, a crash of its process or machine) "
+        "and finished no further run, so it is not tried again."
+    )
 
 
 def _not_there(plan: Sequence[Mapping[str, Any]], trials: list[FrozenTrial]) -> list[Mapping[str, Any]]:
@@ -227,37 +273,48 @@ def _not_there(plan: Sequence[Mapping[str, Any]], trials: list[FrozenTrial]) -> 
 
 
 def _claim(study: Study, slots: int | None) -> Trial | None:
-    storage, study_id = study._storage, study._study_id
-    for waiting in storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.WAITING,)):
-        slot = waiting.user_attrs.get(SLOT)
+    for waiting in study._storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+        slot = slot_of(waiting)
         if slot is None or (slots is not None and slot >= slots):
             continue
-        try:
-            if not storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
-                continue
-        except UpdateFinishedTrialError:
-            continue
-        # Each of these alone is enough for others to see that this process died; until then the trial has no name.
-        if has_heartbeats(storage):
-            storage.record_heartbeat(waiting._trial_id)  # type: ignore[attr-defined]
-        storage.set_trial_user_attr(waiting._trial_id, OWNER, this_process())
-        if _is_second(study, waiting):
-            with contextlib.suppress(UpdateFinishedTrialError):
-                storage.set_trial_state_values(waiting._trial_id, state=TrialState.FAIL)
-            continue
-        return Trial(study, waiting._trial_id)
+        # Another worker may have it; or it was taken here, and this process then stopped for so long (SIGSTOP, a paused
+        # machine) that it was taken for dead and its trial was failed.
+        with contextlib.suppress(UpdateFinishedTrialError):
+            trial = _take(study, waiting)
+            if trial is not None:
+                return trial
     return None
 
 
+def _take(study: Study, waiting: FrozenTrial) -> Trial | None:
+    """Take one waiting trial; None where another worker has it or another trial fills its slot.
+
+    Raises:
+        UpdateFinishedTrialError: another process has failed it.
+    """
+    storage = study._storage
+    if not storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
+        return None
+    # Each of these alone is enough for others to see that this process died; until then the trial has no name.
+    if has_heartbeats(storage):
+        storage.record_heartbeat(waiting._trial_id)  # type: ignore[attr-defined]
+    storage.set_trial_user_attr(waiting._trial_id, OWNER, this_process())
+    if _is_second(study, waiting):
+        storage.set_trial_user_attr(waiting._trial_id, RETURNED, True)
+        storage.set_trial_state_values(waiting._trial_id, state=TrialState.FAIL)
+        return None
+    return Trial(study, waiting._trial_id)
+
+
 def _is_second(study: Study, trial: FrozenTrial) -> bool:
-    slot = trial.user_attrs[SLOT]
-    others = [t for t in study.get_trials(deepcopy=False) if t.user_attrs.get(SLOT) == slot]
+    slot = slot_of(trial)
+    others = [t for t in study.get_trials(deepcopy=False) if slot_of(t) == slot]
     return any(settled(t) or (not t.state.is_finished() and t.number < trial.number) for t in others)
 
 
 def _is_gone(trial: FrozenTrial, still_s: float, heartbeats: bool) -> bool:
     owner = trial.user_attrs.get(OWNER)
-    if owner is None:
+    if not isinstance(owner, Mapping) or not {"pid", "started"} <= owner.keys():
         return still_s > NAMELESS_S
     if owner.get("machine") == machine():
         return is_gone_here(owner)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
+from lr_dist.reading import expanded
+from lr_dist.search.checked import checked_identity, space_of
 from lr_dist.search.combine import Trial
 from lr_dist.search.kenneweg2022 import read_trials
 from lr_dist.search.space import Space
-from lr_dist.search.study import IDENTITY
 from lr_dist.search.summary import complete_trials, feasible
 
 if TYPE_CHECKING:
@@ -49,17 +50,18 @@ def from_study(study: Study) -> Source:
     """The complete trials of a study that keep its constraints.
 
     Raises:
-        InvalidTrialsError: not a study of `lr-dist search`, several objectives, fixed rates, or nothing complete.
+        InvalidTrialsError: not a study of `lr-dist search`, several objectives, nothing complete, or one that
+            was altered or damaged.
+        StorageError: it cannot be read.
     """
-    identity = study.user_attrs.get(IDENTITY)
+    identity = checked_identity(study)
     if identity is None:
         raise InvalidTrialsError(f"{study.study_name!r} is no study of `lr-dist search`.")
     if len(study.directions) > 1:
         raise InvalidTrialsError(
             f"{study.study_name!r} has several objectives, so its trials have no rank. Search with another objective."
         )
-    values = dict(identity["space"])
-    space = Space(values.pop("family"), **values)
+    space = space_of(study.study_name, identity)
     trials = [Trial(t.values[0], {**t.params, **space.fixed}) for t in complete_trials(study) if feasible(t)]
     if not trials:
         raise InvalidTrialsError(f"{study.study_name!r} has no complete trial that keeps its constraints yet.")
@@ -77,7 +79,7 @@ def from_csv(path: str | Path, setting: str | None = None) -> list[Source]:
     Raises:
         UnreadableFileError, InvalidTrialsError: what cannot be read, or is neither.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

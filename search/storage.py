@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import time
 import warnings
 from collections.abc import Iterator
@@ -12,18 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.errors import LRDistError, StorageError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
+from lr_dist.runs.redact import hide_address, quotes_secret, redact
 
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.storages import BaseStorage
-    from optuna.trial import FrozenTrial
     from sqlalchemy.engine import URL
 
 HEARTBEAT_S, GRACE_S = 60, 180
 SQLITE_TIMEOUT_S = 120
-# A server that vanished without a word is noticed within about a minute.
-POSTGRES_TIMES = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+# A server that vanished without a word is noticed after this time. Keepalives serve where nothing is on its way; what
+# was sent and never acknowledged is sent again for 15 minutes unless tcp_user_timeout (milliseconds) ends that.
+DEAD_WIRE_S = 30
+POSTGRES_TIMES = {
+    "connect_timeout": 10,
+    "keepalives_idle": 10,
+    "keepalives_interval": 10,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 1000 * DEAD_WIRE_S,
+}
 ATTEMPTS = 5
 FORMS = "sqlite:///PATH/study.db, postgresql://USER:PASSWORD@HOST/DATABASE, journal:PATH or grpc://HOST:PORT"
 
@@ -38,7 +45,7 @@ def default_storage(output: str | Path) -> str:
 def open_storage(url: str) -> BaseStorage:
     """Open a storage for many workers.
 
-    Databases keep heartbeats: a trial whose worker has been silent for three minutes is queued again. SQLite waits for
+    Databases keep heartbeats: a trial whose worker has been silent for three minutes is failed. SQLite waits for
     its lock for two minutes instead of failing with "database is locked".
 
     Args:
@@ -49,7 +56,7 @@ def open_storage(url: str) -> BaseStorage:
         StorageError: it cannot be reached, read or written, or another version of Optuna made it; nothing was changed.
         MissingExtraError: Optuna is not installed.
     """
-    require_extras("search")
+    require_libraries("search", "optuna")
     kind = url.partition(":")[0]
     with _opening_errors(url), _quiet():
         if kind == "journal":
@@ -67,7 +74,7 @@ def open_existing(url: str) -> BaseStorage:
     """
     from sqlalchemy.engine import make_url
 
-    require_extras("search")
+    require_libraries("search", "optuna")
     name = url.removeprefix("journal:") if url.startswith("journal:") else None
     if url.startswith("sqlite"):
         with _opening_errors(url):
@@ -95,12 +102,62 @@ def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
     except LRDistError:
         raise
     except Exception as error:
-        if not is_storage_error(error):
+        url = _url_of(storage)
+        if is_storage_error(error):
+            raise StorageError(
+                f"The storage {shown_storage(storage)} cannot be read or written any more: {_first_line(error, url)}. "
+                "Every trial that finished is in it; mend it, and start the same command again."
+            ) from _cause(error, url)
+        if not _is_unreadable(error):
             raise
-        raise StorageError(
-            f"The storage {shown_storage(storage)} cannot be read or written any more: {_first_line(error)}. Every "
-            "trial that finished is in it; mend it, and start the same command again."
-        ) from error
+        raise StorageError(_unreadable(f"The storage {shown_storage(storage)}", error, url)) from _cause(error, url)
+
+
+@contextlib.contextmanager
+def study_errors(study: Study) -> Iterator[None]:
+    """`storage_errors`, and what can happen to one study: it was deleted meanwhile, or a record of it is damaged.
+
+    Raises:
+        StorageError: one of these.
+    """
+    try:
+        yield
+    except Exception as error:
+        where = f"{study.study_name!r} in {shown_storage(study._storage)}"
+        if isinstance(error, KeyError) and _is_unreadable(error) and _is_deleted(study):
+            raise StorageError(f"The study {where} was deleted while it was in use.") from error
+        if _is_unreadable(error):
+            url = _url_of(study._storage)
+            raise StorageError(_unreadable(f"The study {where}", error, url)) from _cause(error, url)
+        with storage_errors(study._storage):
+            raise
+
+
+def _is_deleted(study: Study) -> bool:
+    try:
+        study._storage.get_study_user_attrs(study._study_id)
+    except KeyError:
+        return True
+    return False
+
+
+def _unreadable(what: str, error: BaseException, url: str | None) -> str:
+    return (
+        f"{what} holds a record that Optuna cannot read: {_first_line(error, url)}. The database is damaged, or "
+        "something else changed it; restore it from a copy, or give another one."
+    )
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether this is what Optuna's storages, and the database library, raise for a record that they do not expect."""
+    if not isinstance(error, (ValueError, LookupError, TypeError, AssertionError)) or isinstance(error, LRDistError):
+        return False
+    frame, modules = error.__traceback__, []
+    while frame is not None:
+        modules.append(str(frame.tb_frame.f_globals.get("__name__", "")))
+        frame = frame.tb_next
+    # Not what was raised by code that the storage calls, or that uses it.
+    return any(name.startswith(("optuna.storages", "sqlalchemy")) for name in modules[-8:])
 
 
 def is_storage_error(error: BaseException) -> bool:
@@ -131,12 +188,17 @@ def sqlite_file(storage: BaseStorage) -> Path | None:
 
 
 def shown_storage(storage: BaseStorage | str) -> str:
-    """A storage's URL, without its password."""
+    """A storage's URL, without its secrets."""
+    url = _url_of(storage)
+    return hide_address(url) if url is not None else type(storage).__name__
+
+
+def _url_of(storage: BaseStorage | str) -> str | None:
     if isinstance(storage, str):
-        return _without_password(storage)
+        return storage
     backend = backend_of(storage)
     url = getattr(backend, "url", None) or getattr(backend, "shown", None)
-    return _without_password(url) if isinstance(url, str) else type(storage).__name__
+    return url if isinstance(url, str) else None
 
 
 def _database(url: str) -> BaseStorage:
@@ -159,7 +221,6 @@ def _database(url: str) -> BaseStorage:
                 **options,
                 heartbeat_interval=HEARTBEAT_S,
                 grace_period=GRACE_S,
-                heartbeat_stale_trial_callback=_queue_again,
             )
         except (SQLAlchemyError, AssertionError) as error:
             # Two workers that find an empty database both make its tables; the second one finds them made.
@@ -211,7 +272,7 @@ def _check_schema(url: str, options: dict[str, Any]) -> None:
         else "Use the version of Optuna that made it (a later one, it seems)"
     )
     raise StorageError(
-        f"The storage {_without_password(url)} has tables of another version of Optuna ({there}; this one makes "
+        f"The storage {hide_address(url)} has tables of another version of Optuna ({there}; this one makes "
         f"{here}); nothing was changed. {do}, or give another --storage."
     )
 
@@ -228,17 +289,6 @@ def _was_second(error: BaseException) -> bool:
     return isinstance(error, AssertionError) or any(
         sign in text for sign in ("already exists", "duplicate key", "unique constraint")
     )
-
-
-def _queue_again(study: Study, trial: FrozenTrial) -> None:
-    """Queue a trial whose heartbeat stopped once more, as it was drawn, without the marks of its dead worker."""
-    from optuna.storages import RetryHeartbeatStaleTrialCallback
-
-    from lr_dist.search.slots import without_worker
-
-    trial.user_attrs = without_worker(trial.user_attrs)
-    with _quiet():
-        RetryHeartbeatStaleTrialCallback()(study, trial)
 
 
 def _journal(name: str) -> BaseStorage:
@@ -280,18 +330,18 @@ def _opening_errors(url: str) -> Iterator[None]:
         raise
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StorageError(
-            f"{_without_password(url)!r} is no storage URL ({_first_line(error)}). Write {FORMS}."
-        ) from error
+            f"{hide_address(url)!r} is no storage URL ({_first_line(error, url)}). Write {FORMS}."
+        ) from _cause(error, url)
     except ImportError as error:
         raise StorageError(
-            f"The storage {_without_password(url)} needs a driver that is not installed: {_first_line(error)}. "
+            f"The storage {hide_address(url)} needs a driver that is not installed: {_first_line(error, url)}. "
             f"Install it: pip install 'lr-dist[{'grpc' if url.startswith('grpc:') else 'postgres'}]'."
-        ) from error
+        ) from _cause(error, url)
     except Exception as error:
         raise StorageError(
-            f"The storage {_without_password(url)} cannot be opened: {_first_line(error)}. Check the address, the "
+            f"The storage {hide_address(url)} cannot be opened: {_first_line(error, url)}. Check the address, the "
             "permissions, and that the server runs."
-        ) from error
+        ) from _cause(error, url)
 
 
 @contextlib.contextmanager
@@ -304,19 +354,13 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _without_password(url: str) -> str:
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(url).render_as_string(hide_password=True)
-    except (ArgumentError, ValueError):
-        # Not to be read as a URL; whatever stands before an @ may be a password.
-        return re.sub(r"//.*@", "//***@", url)
+def _cause(error: BaseException, url: str | None) -> BaseException | None:
+    """What to show as the cause of an error: nothing where a traceback would show a part of the password."""
+    return None if url is not None and quotes_secret(error, [url]) else error
 
 
-def _first_line(error: BaseException) -> str:
-    """What the driver said: Optuna and SQLAlchemy wrap it in pages of their own."""
+def _first_line(error: BaseException, url: str | None) -> str:
+    """What the driver said, without the URL's secrets: Optuna and SQLAlchemy wrap it in pages of their own."""
     cause: BaseException | None = error
     while cause is not None:
         if getattr(cause, "orig", None) is not None:
@@ -324,4 +368,7 @@ def _first_line(error: BaseException) -> str:
             break
         cause = cause.__cause__
     lines = str(error).strip().splitlines()
-    return lines[0].strip().rstrip(".") if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    kind = f"{type(error).__name__}: " if isinstance(error, (LookupError, TypeError, AssertionError)) else ""
+    return redact(kind + lines[0].strip().rstrip("."), [url] if url else [])

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
+from lr_dist.search.checked import checked_trials
 from lr_dist.search.precision import precisions
 from lr_dist.search.slots import SLOT, by_slot, settled
 
@@ -45,8 +45,13 @@ class StudySummary:
 
     @classmethod
     def of(cls, study: Study) -> StudySummary:
-        """Read the study's storage."""
-        trials = list(by_slot(study.get_trials(deepcopy=False)).values())
+        """Read the study's storage.
+
+        Raises:
+            InvalidTrialsError: a trial was altered or damaged.
+            StorageError: the study cannot be read, or was deleted.
+        """
+        trials = list(by_slot(checked_trials(study)).values())
         counts = Counter(trial.state for trial in trials)
         return cls(
             name=study.study_name,
@@ -69,7 +74,7 @@ class StudySummary:
 
 def complete_trials(study: Study) -> list[FrozenTrial]:
     """The complete trials, one a slot, in the order of their numbers."""
-    found = by_slot(study.get_trials(deepcopy=False)).values()
+    found = by_slot(checked_trials(study)).values()
     return sorted((t for t in found if t.state == TrialState.COMPLETE), key=lambda t: t.number)
 
 
@@ -77,7 +82,6 @@ def best_trial(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
     """The complete and feasible trial with the highest value; of equal ones the first."""
     if len(study.directions) > 1:
         return None
-    assert study.direction == StudyDirection.MAXIMIZE
     candidates = [t for t in trials if t.state == TrialState.COMPLETE and feasible(t)]
     return max(candidates, key=lambda t: (t.values[0], -t.number), default=None)
 

@@ -15,12 +15,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 from optuna.trial import Trial, TrialState
 
-from lr_dist.errors import DivergedError, LRDistError, StorageError, TrialError
+from lr_dist.errors import DivergedError, LRDistError, TrialError
+from lr_dist.runs.redact import redact
 from lr_dist.search.slots import (
     BEAT,
     ERROR,
     REASON,
-    SLOT,
+    RETURNED,
     Watch,
     claim,
     exclusive,
@@ -28,8 +29,9 @@ from lr_dist.search.slots import (
     has_heartbeats,
     is_complete,
     release_dead,
+    slot_of,
 )
-from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, shown_storage, storage_errors
+from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, study_errors
 from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 
 MAX_ERRORS = 3
@@ -59,7 +61,7 @@ def drain(
         LRDistError: what a trial raised; its slot is queued again for the next start.
     """
     watch = Watch()
-    with storage_errors(study._storage), _deleted(study), interrupts_held_back():
+    with study_errors(study), interrupts_held_back():
         while True:
             with interruptible():
                 if stopped():
@@ -90,21 +92,23 @@ def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
             _tell(study, trial, TrialState.PRUNED)
         except DivergedError as error:
             with contextlib.suppress(UpdateFinishedTrialError):
-                trial.set_user_attr(REASON, str(error))
+                trial.set_user_attr(REASON, redact(str(error)))
             _tell(study, trial, TrialState.FAIL)
         except UpdateFinishedTrialError:
             return
         except BaseException as error:
             # The first error is the one to show, whatever the storage says now.
             with contextlib.suppress(Exception):
-                if isinstance(error, Exception) and not is_storage_error(error):
+                if not isinstance(error, Exception):
+                    trial.set_user_attr(RETURNED, True)
+                elif not is_storage_error(error):
                     _note_error(study, trial, error)
                 _tell(study, trial, TrialState.FAIL)
             if not isinstance(error, Exception) or isinstance(error, LRDistError) or is_storage_error(error):
                 raise
             raise TrialError(
-                f"Trial {trial.number} ended with {type(error).__name__}: {error}. What finished is kept; start the "
-                "same command again to retry it."
+                f"Trial {trial.number} ended with {type(error).__name__}: {redact(str(error))}. What finished is kept; "
+                "start the same command again to retry it."
             ) from error
         else:
             _tell(study, trial, TrialState.COMPLETE, values)
@@ -125,11 +129,12 @@ def _tell(study: Study, trial: Trial, state: TrialState, values: list[float] | N
 
 def _note_error(study: Study, trial: Trial, error: Exception) -> None:
     """Keep the error; a slot that failed so often is settled, so that one bad trial does not block the study."""
-    trial.set_user_attr(ERROR, f"{type(error).__name__}: {error}"[:1000])
-    slot = trial.user_attrs.get(SLOT)
-    errors = sum(t.user_attrs.get(SLOT) == slot and ERROR in t.user_attrs for t in study.get_trials(deepcopy=False))
+    message = redact(f"{type(error).__name__}: {error}")
+    trial.set_user_attr(ERROR, message[:1000])
+    slot = slot_of(study._storage.get_trial(trial._trial_id))
+    errors = sum(slot_of(t) == slot and ERROR in t.user_attrs for t in study.get_trials(deepcopy=False))
     if errors >= MAX_ERRORS:
-        trial.set_user_attr(REASON, f"failed {errors} times, last with {type(error).__name__}: {error}"[:1000])
+        trial.set_user_attr(REASON, f"failed {errors} times, last with {message}"[:1000])
 
 
 @contextmanager
@@ -155,18 +160,3 @@ def _heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
     finally:
         ended.set()
         thread.join(timeout=HEARTBEAT_S)
-
-
-@contextmanager
-def _deleted(study: Study) -> Iterator[None]:
-    """A study that somebody deleted while it was searched is missing in every answer of the storage."""
-    try:
-        yield
-    except KeyError as error:
-        try:
-            study._storage.get_study_user_attrs(study._study_id)
-        except KeyError:
-            raise StorageError(
-                f"The study was deleted from {shown_storage(study._storage)} while it was searched."
-            ) from error
-        raise

@@ -81,46 +81,9 @@ def minilm_path() -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Path of a 3-layer BERT of hidden size 32 with random weights, as `--model` takes it."""
-    import torch
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from tiny_folder import save_tiny_model
 
-    from lr_dist.tasks import DEMO_TASKS, load_task
-
-    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
-    splitter = pre_tokenizers.Whitespace()
-    for name in DEMO_TASKS:
-        train = load_task(name).train
-        for column in sorted(set(train.column_names) - {"label"}):  # a set has another order in each process
-            for text in train[column]:
-                for word, _ in splitter.pre_tokenize_str(text.lower()):
-                    words.setdefault(word, len(words))
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=64,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-    )
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=64,
-        initializer_range=0.2,  # with the usual 0.02 so small an encoder maps all texts to one vector
-    )
-    folder = tmp_path_factory.mktemp("tiny-model")
-    BertModel(config).save_pretrained(folder)
-    fast.save_pretrained(folder)
-    return str(folder)
+    return str(save_tiny_model(tmp_path_factory.mktemp("tiny-model")))
 
 
 @pytest.fixture(scope="session")

@@ -68,7 +68,7 @@ def run(case: Case, *callbacks: Any, layerwise: bool = True, seed: int = 1, ckpt
     """Train from `seed`, or from the checkpoint `ckpt`."""
     module, rates = case.module(case.configure), tiny.Recorder()
     own = [LayerwiseLR(DISTRIBUTION, verbose=False)] if layerwise else []
-    weights_only = options.pop("weights_only", None)
+    loading = tiny.loaded_with(options.pop("weights_only", None))
     trainer = tiny.trainer(
         *callbacks, *own, *case.callbacks(), rates, **{"max_epochs": 2, **(case.options or {}), **options}
     )
@@ -78,7 +78,7 @@ def run(case: Case, *callbacks: Any, layerwise: bool = True, seed: int = 1, ckpt
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message="Be aware that when using `ckpt_path`")
-        trainer.fit(module, case.data(), case.validation(), ckpt_path=ckpt, weights_only=weights_only)
+        trainer.fit(module, case.data(), case.validation(), ckpt_path=ckpt, **loading)
     return Ended(trainer, module, rates.rates, (random.random(), np.random.rand(), torch.rand(()).item()))
 
 

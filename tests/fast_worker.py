@@ -30,7 +30,10 @@ import sqlalchemy.dialects.sqlite
 from optuna.trial import Trial
 
 import lr_dist.search.journal
+import lr_dist.search.process
 import lr_dist.search.slots
+import lr_dist.search.storage
+import lr_dist.search.worker
 from lr_dist.errors import StorageError
 from lr_dist.search.slots import SLOT
 from lr_dist.search.storage import open_storage
@@ -47,7 +50,15 @@ def plan_of(trials: int) -> list[dict[str, dict[str, object]]]:
     return [*fixed, *({"params": {}, "attrs": {}} for _ in range(trials - 3))]
 
 
-def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file_mb: float | None = None) -> None:
+def work(
+    url: str,
+    name: str,
+    trials: int,
+    log: str,
+    seconds: float = 0.05,
+    file_mb: float | None = None,
+    heartbeat: tuple[int, int] | None = None,
+) -> None:
     """A worker process: exit status 0 when nothing is left, 3 for an error of the storage, 130 for SIGTERM.
 
     Args:
@@ -56,6 +67,8 @@ def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file
         log: file for the two lines a trial.
         seconds: a trial takes this on average.
         file_mb: no file may grow beyond this size, as on a full disk.
+        heartbeat: seconds between two of them, and after how many without one a worker is taken for dead; this process
+            then is one of another machine for the others, which see no more of it. None: they see the process.
     """
     assert "torch" not in sys.modules, "a worker takes seconds to start"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -63,6 +76,8 @@ def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file
     # Waiting times in proportion to trials of a moment.
     lr_dist.search.slots.NAMELESS_S = 1.0
     lr_dist.search.journal.LOCK_GRACE_S = 3
+    if heartbeat is not None:
+        _move_elsewhere(*heartbeat)
     if file_mb is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_mb * 2**20), resource.RLIM_INFINITY))
     rng = random.Random(os.getpid())
@@ -94,6 +109,16 @@ def work(url: str, name: str, trials: int, log: str, seconds: float = 0.05, file
     except KeyboardInterrupt:
         os._exit(INTERRUPTED)
     os._exit(0)
+
+
+def _move_elsewhere(beat_s: int, grace_s: int) -> None:
+    here = f"machine of {os.getpid()}"
+    for module in (lr_dist.search.process, lr_dist.search.slots):
+        module.machine = lambda: here  # type: ignore[attr-defined]
+    for module in (lr_dist.search.storage, lr_dist.search.worker):
+        module.HEARTBEAT_S = beat_s  # type: ignore[attr-defined]
+    for module in (lr_dist.search.storage, lr_dist.search.slots):
+        module.GRACE_S = grace_s  # type: ignore[attr-defined]
 
 
 class Workers:

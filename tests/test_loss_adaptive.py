@@ -34,6 +34,9 @@ from lr_dist.errors import (
     UnsupportedOptimizerError,
 )
 
+# Nothing here may be said to leave the distribution.
+pytestmark = pytest.mark.filterwarnings("error::lr_dist.errors.RatesOffPlanWarning")
+
 RATE = 0.5
 LOSSES = [4.0, 1.0, 4.0, 16.0, 1000.0]
 # Means before each step, with a momentum of 1/2: none, 4, (2/2 + 1/2) / (3/4) = 2, (1.5/2 + 2) / (7/8) = 22/7,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -163,13 +164,18 @@ def trainer(*callbacks: L.Callback, **options: Any) -> L.Trainer:
 
 def fit(module: L.LightningModule, *callbacks: L.Callback, data: Any = None, ckpt: Any = None, **options: Any) -> Any:
     """Fit `module` with `callbacks` and return the Trainer."""
-    fit_options = {key: options.pop(key) for key in ("weights_only",) if key in options}
+    loading = loaded_with(options.pop("weights_only", None))
     run = trainer(*callbacks, **options)
     with warnings.catch_warnings():
         # On the number of workers of the data loader.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        run.fit(module, batches() if data is None else data, ckpt_path=ckpt, **fit_options)
+        run.fit(module, batches() if data is None else data, ckpt_path=ckpt, **loading)
     return run
+
+
+def loaded_with(weights_only: bool | None) -> dict[str, bool | None]:
+    """The argument of `Trainer.fit`; before 2.6 Lightning had none, and loaded its checkpoints without."""
+    return {"weights_only": weights_only} if "weights_only" in inspect.signature(L.Trainer.fit).parameters else {}
 
 
 def weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:

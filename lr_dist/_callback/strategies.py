@@ -86,6 +86,11 @@ def after_configure_model(pl_module: L.LightningModule, act: Callable[[], None])
     pl_module.configure_model = configure_and_act  # type: ignore[method-assign]
 
 
+def keeps_parameters(trainer: L.Trainer) -> bool:
+    """Whether the model's parameters are the same objects throughout: FSDP puts others in their places for a while."""
+    return isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
+
+
 def check_processes_agree(trainer: L.Trainer, optimizer: Optimizer) -> None:
     """Compare the rates of all processes.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,7 @@ def plot_rates(rates: Mapping[str, float], ax: Axes | None, label: str, relative
     Raises:
         MissingExtraError: matplotlib is not installed (extra `report`).
     """
-    require_extras("report")
+    require_libraries("report", "matplotlib")
     from matplotlib.figure import Figure
 
     if ax is None:

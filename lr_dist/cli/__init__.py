@@ -5,16 +5,21 @@ The subcommands' modules import nothing heavy at the top, so that `lr-dist --hel
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 from lr_dist import __version__
-from lr_dist.errors import LRDistError
+from lr_dist.cli.boundary import OPTION, guarded
+from lr_dist.cli.terminal import accept_any_text, clean
+from lr_dist.errors import ConfigurationError, LRDistError, shown
+from lr_dist.runs.redact import redact_usage
 
 # In the order of a user's way; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 COMMANDS = {
@@ -29,17 +34,28 @@ COMMANDS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status: 0, 2 for an error with a name, 130 when interrupted."""
+    """Run one command and return its exit status: see `lr_dist.cli.boundary`."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     # Tokenizers fork badly and warn about it; every loader here is single-process.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    accept_any_text()
+    whole = OPTION in arguments
+    arguments = [argument for argument in arguments if argument != OPTION]
+    command = " ".join(["lr-dist", *[argument for argument in arguments if argument in COMMANDS][:1]])
+    return guarded(command, lambda: _run(arguments), arguments=arguments, whole=whole)
+
+
+def _run(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
+
+    from lr_dist.cli.config_file import use_strict_loader
 
     parser = ArgumentParser(
         prog="lr-dist",
         description="Layer-wise learning rates: what a transformer forgets when it is fine-tuned, and less of it.",
         version=__version__,
     )
+    parser.add_argument(OPTION, action="store_true", help="where a command fails, show the whole traceback")
     modules = {name: import_module(path) for name, path in COMMANDS.items()}
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, module in modules.items():
@@ -47,38 +63,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         subcommands.add_subcommand(name, subparser, help=subparser.description)
         if hasattr(module, "nest"):
             module.nest(subparser)
-    settings = parser.parse_args(_config_first(arguments))
+    parser.parser_mode = use_strict_loader()
+    ordered = _config_first(arguments)
+    with _usage_errors_redacted(arguments):
+        try:
+            settings = parser.parse_args(ordered)
+        except LRDistError:
+            raise
+        # jsonargparse fails in ways of its own on values of another shape, such as a mapping in place of a list.
+        except Exception as error:
+            raise ConfigurationError(
+                f"The options cannot be read ({type(error).__name__}: {shown(str(error), 300)}). Check the shape of "
+                "the values in --config: lists are written [a, b], mappings {a: b}."
+            ) from error
     command = settings.subcommand
-    try:
-        with warnings.catch_warnings():
-            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, command)
-            return modules[command].run(settings[command])
-    except LRDistError as error:
-        print(f"lr-dist {command}: {type(error).__name__}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nInterrupted. The same command continues it: finished work is kept.", file=sys.stderr)
-        return 130
+    with warnings.catch_warnings():
+        warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, command)
+        return modules[command].run(settings[command])
 
 
 def _show_warning(other: Callable[..., None], command: str, message: Any, category: type[Warning], *where: Any) -> None:
     """One line for a warning of lr-dist, as for its errors; `where` in the code says nothing to a command's user."""
     if category.__module__ == "lr_dist.errors":
-        print(f"lr-dist {command}: {category.__name__}: {message}", file=sys.stderr)
+        print(clean(f"lr-dist {command}: {category.__name__}: {message}"), file=sys.stderr)
     else:
         other(message, category, *where)
 
 
+@contextlib.contextmanager
+def _usage_errors_redacted(arguments: Sequence[str]) -> Iterator[None]:
+    """What the parser prints quotes the values that it refuses, and a storage's value may hold a password."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    finally:
+        sys.stderr.write(clean(redact_usage(said.getvalue(), arguments)))
+
+
 def _config_first(arguments: list[str]) -> list[str]:
-    """Move `--config FILE` before the other options, so that the command line wins over the file."""
+    """Move `--config FILE` before the other options, so that the command line wins over the file, and read it.
+
+    Raises:
+        UnreadableFileError, InvalidYAMLError, ConfigurationError: see `config_text`.
+    """
+    from lr_dist.cli.config_file import config_text
+
     configs: list[str] = []
     rest: list[str] = []
     items = iter(arguments)
     for item in items:
         if item == "--config":
-            configs += [item, *([value] if (value := next(items, None)) is not None else [])]
+            configs += [item, *([config_text(value)] if (value := next(items, None)) is not None else [])]
         elif item.startswith("--config="):
-            configs.append(item)
+            configs += ["--config", config_text(item.removeprefix("--config="))]
         else:
             rest.append(item)
     command = next((i + 1 for i, item in enumerate(rest) if item in COMMANDS), 0)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
+from lr_dist.runs.redact import redact_command
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -40,9 +39,10 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Combine, print the rates, write the preset."""
-    require_extras("search")
-    from rich.console import Console
-
+    require_libraries("search", "optuna")
+    from lr_dist.cli.terminal import terminal
+    from lr_dist.reading import expanded
+    from lr_dist.runs.atomic import write_text
     from lr_dist.search.preset import combine_sources
 
     sources = [source for name in settings.sources for source in _read(name, settings)]
@@ -54,21 +54,21 @@ def run(settings: Namespace) -> int:
         sources = [source for source in sources if source.name in settings.pairs]
     if settings.without_flat:
         sources = [source.without_flat() for source in sources]
-    output = None if settings.output is None else Path(settings.output).expanduser()
-    command = shlex.join(["lr-dist", *sys.argv[1:]])
+    output = None if settings.output is None else expanded(settings.output)
+    command = redact_command(["lr-dist", *sys.argv[1:]])
     combined = combine_sources(sources, output.stem if output else "combined", base=settings.base, command=command)
-    console = Console()
+    console = terminal()
     console.print(table(combined))
     console.print(f"Distribution: {combined.preset.distribution}", soft_wrap=True, markup=False)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(combined.preset.to_yaml(), encoding="utf-8", newline="\n")
+        write_text(output, combined.preset.to_yaml(), instead="Give another --output.")
         console.print(f"Preset: {output}", soft_wrap=True, markup=False)
     return 0
 
 
 def table(combined: Combined) -> RenderableType:
     """The combined rate of each group, its spread between the sources, and each source's own rate."""
+    from rich.markup import escape
     from rich.table import Table
 
     combination = combined.combination
@@ -78,7 +78,7 @@ def table(combined: Combined) -> RenderableType:
     if combination.spread is not None:
         shown.add_column("spread", justify="right")
     for name, trials in combination.trials.items():
-        shown.add_column(f"{name} ({trials})", justify="right")
+        shown.add_column(escape(f"{name} ({trials})"), justify="right")
     for group, rate in combination.rates.items():
         spread = [] if combination.spread is None else [f"x/ {combination.spread[group]:.2f}"]
         each = [f"{rates[group]:.3g}" for rates in combination.by_pair.values()]
@@ -87,11 +87,13 @@ def table(combined: Combined) -> RenderableType:
 
 
 def _read(name: str, settings: Namespace) -> list[Source]:
+    from lr_dist.reading import expanded
     from lr_dist.search.sources import from_csv, from_study
-    from lr_dist.search.storage import default_storage, open_existing
+    from lr_dist.search.storage import default_storage, open_existing, storage_errors
     from lr_dist.search.study import load_study
 
     if name.endswith(".csv"):
         return from_csv(name, settings.setting)
-    storage = open_existing(settings.storage or default_storage(settings.search_output))
-    return [from_study(load_study(storage, name))]
+    storage = open_existing(settings.storage or default_storage(expanded(settings.search_output)))
+    with storage_errors(storage):
+        return [from_study(load_study(storage, name))]

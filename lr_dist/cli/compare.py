@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lr_dist.extras import require_extras
+from lr_dist.runs.redact import redact_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,8 +74,8 @@ def parser() -> ArgumentParser:
 def run(settings: Namespace) -> int:
     """Run or continue the comparison, print its table, write its report."""
     require_extras("tasks", "report")
-    from rich.console import Console
-
+    from lr_dist.cli.terminal import terminal
+    from lr_dist.reading import expanded
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
     from lr_dist.runs.machine import use_usable_cores
@@ -84,7 +84,7 @@ def run(settings: Namespace) -> int:
     from lr_dist.sequence.compare_config import CompareConfig
     from lr_dist.sequence.settings import SequenceSettings
 
-    console = Console()
+    console = terminal()
     config = CompareConfig(
         model=settings.model,
         tasks=tuple(settings.tasks or ()),
@@ -102,10 +102,11 @@ def run(settings: Namespace) -> int:
         fewer = use_usable_cores()
         if fewer:
             view.note(fewer)
-        result = compare(config, settings.output, listener=view, command=shlex.join(["lr-dist", *sys.argv[1:]]))
+        result = compare(config, settings.output, listener=view, command=redact_command(["lr-dist", *sys.argv[1:]]))
     report = write_report(result, Path(settings.output) / "report.html")
     print_comparison(result, console)
-    console.print(f"Result: {Path(settings.output) / 'result.json'}\nReport: {report}", soft_wrap=True)
+    result_file = expanded(settings.output) / "result.json"
+    console.print(f"Result: {result_file}\nReport: {report}", soft_wrap=True, markup=False)
     return 0
 
 
@@ -154,13 +155,18 @@ class _View:
         self._one = self._bars.add_task(self._label, total=steps)
 
     def progressed(self, progress: Progress) -> None:
+        from rich.markup import escape
+
         assert self._all is not None
         assert self._one is not None
         doing = "learning" if progress.phase == "train" else "testing"
-        self._bars.update(self._one, description=f"{self._label}: {doing} {progress.task}", advance=progress.steps)
+        text = f"{self._label}: {doing} {escape(progress.task)}"
+        self._bars.update(self._one, description=text, advance=progress.steps)
         self._bars.advance(self._all, progress.steps)
 
     def run_ended(self, run: Mapping[str, Any]) -> None:
+        from rich.markup import escape
+
         from lr_dist.runs.numbers import number
 
         assert self._one is not None
@@ -170,5 +176,5 @@ class _View:
             metrics = run["metrics"]
             outcome = f"p_o {number(metrics['p_o'])}, p_s {number(metrics['p_s'])}, {run['seconds']:.0f} s"
         else:
-            outcome = f"[red]{run['status']}[/red]"
+            outcome = f"[red]{escape(str(run['status']))}[/red]"
         self._console.print(f"{self._done}/{self._total} {self._label}: {outcome}", soft_wrap=True)

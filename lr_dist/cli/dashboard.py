@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.terminal import clean
 from lr_dist.errors import ConfigurationError
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from wsgiref.simple_server import WSGIServer
+    from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 
 def parser() -> ArgumentParser:
@@ -19,14 +23,21 @@ def parser() -> ArgumentParser:
     p.add_argument("--storage", type=str | None, help="where the studies are (default: SQLite in the output folder)")
     p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
     p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; there is no password")
+    p.add_argument(
+        "--allow-host",
+        type=str,
+        nargs="+",
+        default=[],
+        help="names, beside localhost and --host, under which browsers may ask for it, e.g. behind a proxy",
+    )
     p.add_argument("--port", type=int, default=8080, help="0 for any free one")
     return p
 
 
 def run(settings: Namespace) -> int:
     """Serve until Ctrl-C."""
-    require_extras("search", "dashboard")
-    server = serve(settings.storage, settings.output, settings.host, settings.port)
+    require_libraries("dashboard", "optuna", "optuna_dashboard")
+    server = serve(settings.storage, settings.output, settings.host, settings.port, settings.allow_host)
     with server:
         try:
             server.serve_forever()
@@ -35,8 +46,14 @@ def run(settings: Namespace) -> int:
     return 0
 
 
-def serve(storage: str | None, output: str, host: str, port: int) -> WSGIServer:
+def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> WSGIServer:
     """A server that listens already; `serve_forever` answers. Prints its address and what it shows.
+
+    Args:
+        storage: its URL; None for the SQLite file in `output`.
+        output: folder of the default storage.
+        host, port: to listen on.
+        allowed_hosts: names that a request may be for, see `only_for`.
 
     Raises:
         StorageError: the storage cannot be opened.
@@ -45,17 +62,67 @@ def serve(storage: str | None, output: str, host: str, port: int) -> WSGIServer:
     from optuna import get_all_study_names, logging
     from optuna_dashboard import wsgi
 
-    from lr_dist.search.storage import default_storage, open_storage, storage_errors
+    from lr_dist.reading import expanded
+    from lr_dist.search.storage import default_storage, open_storage, storage_errors, study_errors
+    from lr_dist.search.study import load_study
 
     logging.set_verbosity(logging.WARNING)
-    opened = open_storage(storage or default_storage(output))
+    opened = open_storage(storage or default_storage(expanded(output)))
     with storage_errors(opened):
         names = [name for name in get_all_study_names(opened) if not name.startswith("reference/")]
+    for name in names:
+        # What cannot be read is told here; on the page it would be an empty table.
+        with storage_errors(opened):
+            study = load_study(opened, name)
+        with study_errors(study):
+            study.get_trials(deepcopy=False)
     server = listen(host, port)
-    server.set_app(wsgi(opened))
+    server.set_app(only_for([host, *allowed_hosts], wsgi(opened)))
     print(f"Dashboard: http://{f'[{host}]' if ':' in host else host}:{server.server_port}/dashboard/", flush=True)
-    print(f"Studies: {', '.join(names) or 'none yet'}. Ctrl-C ends it.", flush=True)
+    print(clean(f"Studies: {', '.join(names) or 'none yet'}. Ctrl-C ends it."), flush=True)
     return server
+
+
+def only_for(names: Sequence[str], app: WSGIApplication) -> WSGIApplication:
+    """Answer only to requests for an address, for localhost, or for one of these names.
+
+    A web page elsewhere can make its own name lead to this machine (DNS rebinding) and would then read and change the
+    studies from the reader's browser. The browser still says the page's name in the header `Host`.
+
+    Args:
+        names: allowed ones, without a port.
+        app: that answers.
+    """
+    allowed = {"localhost", *(name.strip("[]").lower().rstrip(".") for name in names)}
+
+    def checked(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        name = host_name(environ.get("HTTP_HOST", ""))
+        if name in allowed or is_address(name):
+            return app(environ, start_response)
+        text = (
+            f"The dashboard does not answer to the host name {ascii(name)[:200]}.\n"
+            "If it is meant to, start it with: lr-dist dashboard --allow-host NAME\n"
+        )
+        start_response("403 Forbidden", [("Content-Type", "text/plain; charset=utf-8")])
+        return [text.encode()]
+
+    return checked
+
+
+def host_name(header: str) -> str:
+    """The name or address in a `Host` header, without its port: `[::1]:8080` -> `::1`."""
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower().rstrip(".")
+
+
+def is_address(name: str) -> bool:
+    """Whether this is an IP address: no page elsewhere can have it as its name."""
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def listen(host: str, port: int) -> WSGIServer:

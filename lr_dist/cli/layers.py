@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 
 def parser() -> ArgumentParser:
@@ -18,9 +18,10 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print the table; only the model's configuration is read, not its weights."""
-    require_extras("tasks")
+    require_libraries("models", "transformers")
     from lr_dist._distribution.sanity import warn_of_rates
     from lr_dist._distribution.table import LayerRow, print_layers
+    from lr_dist.cli.terminal import terminal
     from lr_dist.layers import assign_layers
     from lr_dist.models import load_skeleton
     from lr_dist.presets import resolve_distribution
@@ -47,5 +48,5 @@ def run(settings: Namespace) -> int:
         does = "multiplied by the numbers below" if distribution.relative else "replaced by the rates below"
         title, note = f"{title}: {distribution}", f"optimizer lr -> {does}"
     unit = "x optimizer lr" if distribution is not None and distribution.relative else "learning rate"
-    print_layers(rows, title=title, note=note, unit=unit)
+    print_layers(rows, title=title, note=note, unit=unit, console=terminal())
     return 0

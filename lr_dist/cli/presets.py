@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING
 from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist._distribution.sanity import warn_of_rates
-from lr_dist.errors import ConfigurationError, UnreadableFileError, shown
+from lr_dist.errors import ConfigurationError, shown
 from lr_dist.presets import Preset, get_preset, list_presets
+from lr_dist.runs.atomic import write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +113,7 @@ def plot_command(name: str, output: Path | None = None, layers: int = 12, consol
         UnknownPresetError: no preset of that name.
         ConfigurationError: `output` does not end in .png.
         MissingExtraError: matplotlib is not installed (extra `report`).
-        UnreadableFileError: the file cannot be written.
+        UnwritableFileError: the file cannot be written; an earlier one stays.
     """
     from rich.text import Text
 
@@ -120,14 +122,12 @@ def plot_command(name: str, output: Path | None = None, layers: int = 12, consol
     if path.suffix.lower() != ".png":
         raise ConfigurationError(f"the figure is a PNG file, so --output must end in .png; got {shown(str(path))}.")
     axes = preset.distribution.plot(layers, label=preset.name)
-    axes.set_title(f"{preset.name} on {layers} layers")
+    axes.set_title(f"{preset.name} on {layers} layers", parse_math=False)
     # The purpose under the figure, so that a figure that is passed on still says what it shows.
-    axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        axes.figure.savefig(path, dpi=150, format="png")  # type: ignore[union-attr]
-    except OSError as error:
-        raise UnreadableFileError(f"{path} cannot be written: {error.strerror}.") from error
+    axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7, parse_math=False)
+    image = io.BytesIO()
+    axes.figure.savefig(image, dpi=150, format="png")  # type: ignore[union-attr]
+    path = write_bytes(path, image.getvalue(), instead="Give another --output.")
     (console or _console()).print(Text(f"wrote {path}"), soft_wrap=True)
     return path
 
@@ -161,6 +161,6 @@ def _kind(preset: Preset) -> str:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from lr_dist.cli.terminal import terminal
 
-    return Console(highlight=False)
+    return terminal(highlight=False)

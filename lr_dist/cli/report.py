@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from lr_dist.sequence.result import ComparisonResult
@@ -29,49 +29,52 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print and write."""
-    require_extras("report")
-    from rich.console import Console
-
+    if settings.against is not None:
+        require_libraries("report", "scipy")
+    elif not settings.markdown:
+        require_libraries("report", "jinja2", "matplotlib")
+    from lr_dist.cli.terminal import clean, terminal
     from lr_dist.errors import ConfigurationError
+    from lr_dist.reading import expanded
     from lr_dist.report.markdown import markdown_table
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
 
-    paths = [Path(result) for result in settings.results]
+    paths = [expanded(result) for result in settings.results]
     results = [_load(path) for path in paths]
     if settings.against is not None:
         return _print_differences(results, settings)
     if settings.output is not None and len(results) > 1:
         raise ConfigurationError(f"--output names one page, but there are {len(results)} results. Leave it out.")
-    console = Console()
+    console = terminal()
     for path, result in zip(paths, results, strict=True):
         if settings.markdown:
-            print(markdown_table(result))
+            print(clean(markdown_table(result)))
             continue
         print_comparison(result, console)
         page = write_report(result, settings.output or path.with_name("report.html"))
-        console.print(f"Report: {page}", soft_wrap=True)
+        console.print(f"Report: {page}", soft_wrap=True, markup=False)
     return 0
 
 
 def _print_differences(results: list[ComparisonResult], settings: Namespace) -> int:
-    from rich.console import Console
-
+    from lr_dist.cli.terminal import clean, terminal
     from lr_dist.report.differences import differences_markdown, differences_view
     from lr_dist.sequence.differences import differences
 
     rows = differences(results, settings.against, settings.level)
     if settings.markdown:
-        print(differences_markdown(rows, settings.against, settings.level))
+        print(clean(differences_markdown(rows, settings.against, settings.level)))
     else:
-        Console().print(differences_view(rows, settings.against, settings.level))
+        terminal().print(differences_view(rows, settings.against, settings.level))
     return 0
 
 
 def _load(path: Path) -> ComparisonResult:
     from lr_dist.errors import InvalidResultError
+    from lr_dist.reading import is_file
     from lr_dist.sequence.result import ComparisonResult
 
-    if not path.is_file():
+    if not is_file(path):
         raise InvalidResultError(f"There is no file {path}. Give the result.json that `lr-dist compare` wrote.")
     return ComparisonResult.load(path)

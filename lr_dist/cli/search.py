@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_extras, require_libraries
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -101,25 +102,27 @@ def _where(p: ArgumentParser) -> None:
 
 def run(settings: Namespace) -> int:
     """Search, or look at a study."""
-    require_extras("tasks", "search")
+    if settings.get("subcommand") == "report":
+        require_libraries("search", "optuna", "jinja2", "matplotlib", "scipy")
+    elif settings.get("subcommand") is not None:
+        require_libraries("search", "optuna")
     if settings.get("subcommand") == "status":
         return _status(settings.status)
     if settings.get("subcommand") == "report":
         return _report(settings.report)
     if settings.get("subcommand") == "export":
         return _export(settings.export)
-    from rich.console import Console
-
+    require_extras("search", "tasks")
+    from lr_dist.cli.terminal import terminal
     from lr_dist.runs.precision import AUTO
     from lr_dist.search.session import Search
     from lr_dist.search.storage import default_storage
     from lr_dist.sequence.output import checked_folder
 
-    console = Console()
+    console = terminal()
     config = _config(settings)
-    if settings.storage is None:
-        checked_folder(settings.output)
-    search = Search(config, settings.storage or default_storage(settings.output), settings.study, settings.workers)
+    storage = settings.storage or default_storage(checked_folder(settings.output))
+    search = Search(config, storage, settings.study, settings.workers)
     console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
     precision = search.prepare()
     if precision.asked == AUTO:
@@ -166,41 +169,47 @@ def _config(settings: Namespace) -> SearchConfig:
 
 
 def _open(settings: Namespace) -> Any:
+    from lr_dist.reading import expanded
     from lr_dist.search.storage import default_storage, open_existing, storage_errors
     from lr_dist.search.study import load_study
 
-    storage = open_existing(settings.storage or default_storage(settings.output))
+    storage = open_existing(settings.storage or default_storage(expanded(settings.output)))
     with storage_errors(storage):
         return load_study(storage, settings.study)
 
 
 def _status(settings: Namespace) -> int:
-    from rich.console import Console
-
+    from lr_dist.cli.terminal import terminal
     from lr_dist.search.summary import StudySummary
 
-    Console().print(overview(StudySummary.of(_open(settings))))
+    terminal().print(overview(StudySummary.of(_open(settings))))
     return 0
 
 
 def _report(settings: Namespace) -> int:
+    from lr_dist.cli.terminal import clean
+    from lr_dist.reading import expanded
     from lr_dist.search.report import write_report
     from lr_dist.search.storage import default_storage, storage_errors
 
     settings.study = settings.name or settings.study
-    storage = settings.storage or default_storage(settings.output)
+    storage = settings.storage or default_storage(expanded(settings.output))
     study = _open(settings)
     with storage_errors(storage):
         page = write_report(study, settings.output_file, storage=storage, num_layers=settings.layers)
-    print(f"Report: {page}")
+    print(clean(f"Report: {page}"))
     return 0
 
 
 def _export(settings: Namespace) -> int:
+    from lr_dist.cli.terminal import clean
+    from lr_dist.runs.atomic import is_file_or_new
     from lr_dist.search.export import write_csv
 
     rows = write_csv(_open(settings), settings.csv)
-    print(f"{rows} trials: {Path(settings.csv)}")
+    # Beside the rows, where these go to standard output.
+    stream = sys.stdout if is_file_or_new(Path(settings.csv)) else sys.stderr
+    print(clean(f"{rows} trials: {settings.csv}"), file=stream)
     return 0
 
 
@@ -228,7 +237,7 @@ class SearchView:
 
     def note(self, text: str) -> None:
         """Print a line above the table."""
-        self._console.print(text)
+        self._console.print(text, markup=False)
 
 
 def overview(summary: StudySummary, workers: int | None = None) -> RenderableType:
@@ -254,7 +263,7 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
         table.add_row("warning", Text(mixed(summary.precisions)))
     if summary.best is not None:
         for title, text in _best(summary.best).items():
-            table.add_row(title, Text(text))
+            table.add_row(Text(title), Text(text))
     return table
 
 

@@ -16,8 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import DuplicatePresetError, InvalidPresetError, LRDistError, UnknownPresetError, shown
+from lr_dist.errors import (
+    PATH,
+    DuplicatePresetError,
+    InvalidPresetError,
+    LRDistError,
+    UnknownPresetError,
+    UnreadableFileError,
+    shown,
+)
 from lr_dist.presets.schema import NAME, Preset, read_preset
+from lr_dist.reading import is_pipe_or_device
 
 ENV_FOLDERS = "LR_DIST_PRESETS"
 ENTRY_POINT_GROUP = "lr_dist.presets"
@@ -124,14 +133,16 @@ class _Candidate:
         if self.preset is not None:
             return self.preset
         assert self.path is not None
+        where = _plain(str(self.path))
         if not NAME.fullmatch(self.path.stem):
-            raise InvalidPresetError(
-                f"{self.path}: a preset's file is called NAME.yaml, and NAME matches {NAME.pattern}."
-            )
+            raise InvalidPresetError(f"{where}: a preset's file is called NAME.yaml, and NAME matches {NAME.pattern}.")
+        # A pipe would be waited for each time the presets are listed.
+        if is_pipe_or_device(self.path):
+            raise UnreadableFileError(f"{where} cannot be read: it is not a file. Move it out of the presets' folder.")
         preset = read_preset(self.path)
         if preset.name != self.path.stem:
             raise InvalidPresetError(
-                f"{self.path}: name is {preset.name!r}, but the file's name says {self.path.stem!r}; make them equal."
+                f"{where}: name is {preset.name!r}, but the file's name says {self.path.stem!r}; make them equal."
             )
         return preset
 
@@ -144,11 +155,15 @@ def _scan() -> tuple[list[_Candidate], list[tuple[str, str]]]:
         if isinstance(place, Path):
             try:
                 files = _files(place)
-            except OSError as error:
-                problems.append((source, f"{place} cannot be read as a folder: {error.strerror}."))
+            # ValueError: a NUL byte in an entry point's path.
+            except (OSError, ValueError) as error:
+                reason = getattr(error, "strerror", None) or error
+                problems.append((source, f"{_plain(str(place))} cannot be read as a folder: {reason}."))
                 continue
             shipped = source == "shipped"
-            candidates += [_Candidate(path.stem, source if shipped else str(path), path=path) for path in files]
+            candidates += [
+                _Candidate(_plain(path.stem), source if shipped else _plain(str(path)), path=path) for path in files
+            ]
         else:
             candidates += [_Candidate(preset.name, source, preset=preset) for preset in place]
     # One file that is reached in two ways (a folder named twice, a link) is no duplicate.
@@ -166,9 +181,11 @@ def _sources(problems: list[tuple[str, str]]) -> Iterator[tuple[str, Path | list
         source = f"entry point {point.name} = {point.value}"
         try:
             place = _entry_point_presets(point)
-        # Foreign code may raise anything, and must not take the other presets away.
-        except Exception as error:
-            problems.append((source, f"{type(error).__name__}: {error}"))
+        # Foreign code may raise anything, SystemExit too, and must not take the other presets away.
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            problems.append((source, f"{type(error).__name__}: {shown(str(error), PATH)[1:-1]}"))
         else:
             yield source, place
 
@@ -176,6 +193,12 @@ def _sources(problems: list[tuple[str, str]]) -> Iterator[tuple[str, Path | list
 def _files(folder: Path) -> list[Path]:
     # Hidden files are editors' backups and locks.
     return sorted(p for p in folder.iterdir() if p.suffix in _SUFFIXES and not p.name.startswith("."))
+
+
+def _plain(name: str) -> str:
+    """A file's name that can be printed: bytes that are not UTF-8, and control characters, as escapes."""
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isprintable() else name.encode("unicode_escape").decode()
 
 
 def _entry_point_presets(point: EntryPoint) -> Path | list[Preset]:

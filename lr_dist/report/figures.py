@@ -52,7 +52,7 @@ def tradeoff_figure(result: ComparisonResult) -> str:
     baselines = [task["baseline"] for task in result.tasks]
     axes.axvline(baselines[-1], color="0.5", ls=":", lw=1)
     axes.axhline(sum(baselines[:-1]) / (len(baselines) - 1), color="0.5", ls=":", lw=1, label="majority class")
-    axes.set_xlabel(f"p_s: score on {result.tasks[-1]['name']}, learned last")
+    axes.set_xlabel(f"p_s: score on {short(result.tasks[-1]['name'])}, learned last")
     axes.set_ylabel("p_o: score on what was learned before")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
@@ -65,7 +65,7 @@ def matrix_figures(result: ComparisonResult) -> list[tuple[str, str]]:
 
 
 def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:
-    names = [task["name"] for task in result.tasks]
+    names = [short(task["name"]) for task in result.tasks]
     mean, sd = summary["matrix"]["mean"], summary["matrix"]["sd"]
     figure = new_figure(1.6 + 1.15 * len(names), 1.1 + 0.55 * len(mean))
     axes: Axes = figure.subplots()

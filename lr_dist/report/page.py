@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
 from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.runs.atomic import write_text
 from lr_dist.sequence.result import ComparisonResult
 
 
@@ -15,15 +16,14 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed (extra `report`).
+        UnwritableFileError: the page cannot be written; an earlier one stays.
     """
-    path = Path(path)
-    path.write_text(render_report(result), encoding="utf-8")
-    return path
+    return write_text(path, render_report(result), instead="Give another --output.")
 
 
 def render_report(result: ComparisonResult) -> str:
     """The page's HTML; every text from the result is escaped."""
-    require_extras("report")
+    require_libraries("report", "jinja2", "matplotlib")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(

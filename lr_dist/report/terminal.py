@@ -18,7 +18,7 @@ def print_comparison(result: ComparisonResult, console: Console) -> None:
 
 def comparison_view(result: ComparisonResult, *, wide: bool = True) -> RenderableType:
     """The tasks, the table and how to read it, as one rich renderable."""
-    title = f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}"
+    title = escape(f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}")
     table = Table(title=title, caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold")
     rows = table_rows(result)
@@ -44,6 +44,6 @@ def _caption(result: ComparisonResult) -> str:
     old = first if len(result.tasks) == 2 else "the earlier tasks"
     seeds = len(result.config["seeds"])
     return (
-        f"p_o: score on {old} after learning {last}; p_s: score on {last}. "
+        f"p_o: score on {escape(old)} after learning {escape(last)}; p_s: score on {escape(last)}. "
         f"Second line: 0 = majority class, 1 = perfect. Mean ± standard deviation over {seeds} seed(s)."
     )

@@ -1,1 +1,1 @@
-"""What every long command shares: the machine it runs on, and what is chosen for that machine."""
+"""What every long command shares: the machine it runs on, what is chosen for it, and what may be shown."""

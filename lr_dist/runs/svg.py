@@ -8,7 +8,7 @@ import warnings
 from html import escape
 from typing import TYPE_CHECKING
 
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ def new_figure(width: float, height: float) -> Figure:
     Raises:
         MissingExtraError: matplotlib is not installed (extra `report`).
     """
-    require_extras("report")
+    require_libraries("report", "matplotlib")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError, MixedHardwareWarning
+from lr_dist.runs.atomic import write_json
 from lr_dist.runs.precision import AUTO, FULL, MIXED
 from lr_dist.sequence.arm import Arm, parse_arms
 from lr_dist.sequence.bench import Bench
@@ -25,8 +27,9 @@ from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.observers import Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked
-from lr_dist.sequence.result import ComparisonResult, read_json, upgraded_run, write_json
+from lr_dist.sequence.result import ComparisonResult, read_json, upgraded_run
 from lr_dist.sequence.runner import count_steps, run_sequence
+from lr_dist.sequence.schema import check_run
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
@@ -125,7 +128,7 @@ class Comparison:
 
     def _run(self, output: Path, command: str, listener: Listener) -> ComparisonResult:
         runs_folder = output / "runs"
-        runs_folder.mkdir(exist_ok=True)
+        _make_folder(runs_folder)
         done = dict(self._finished(runs_folder))
         plan = [(label, seed) for seed in self.config.seeds for label in self.arms]
         left = [key for key in plan if key not in done]
@@ -200,7 +203,9 @@ class Comparison:
                 run = read_json(path)
                 if not isinstance(run, dict) or run.get("identity") != self._identity(label, seed):
                     raise InvalidResultError(f"{path} is not the run that its name says; delete it to repeat the run.")
-                found.append(((label, seed), upgraded_run(run, label)))
+                run = upgraded_run(run, label)
+                check_run(run, len(self.bench.tasks), path)
+                found.append(((label, seed), run))
         return found
 
     def _refuse_another(self, output: Path) -> None:
@@ -275,6 +280,17 @@ def compare(config: CompareConfig, output: str | Path, *, listener: Listener, co
     return Comparison.prepare(config).run(folder, command=command, listener=listener)
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-"):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"The folder {folder} cannot be written: {error.strerror or error}. Give another --output."
+        ) from error
+
+
 def _fixed(config: Mapping[str, Any], weights: str, data: Sequence[str]) -> dict[str, Any]:
     """What must not change between two starts in one folder; arms and seeds may be added."""
     kept = {key: value for key, value in config.items() if key not in ("arms", "seeds")}
@@ -282,4 +298,4 @@ def _fixed(config: Mapping[str, Any], weights: str, data: Sequence[str]) -> dict
 
 
 def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lr_dist.errors import ConfigurationError, InvalidResultError, shown
-from lr_dist.extras import require_extras
+from lr_dist.extras import require_libraries
 from lr_dist.sequence.result import ComparisonResult
 
 DIFFERENCES = ("p_o", "p_s", "average_accuracy", "forgetting")
@@ -78,7 +78,7 @@ def differences(results: Sequence[ComparisonResult], control: str, level: float 
     """
     if not 0 < level < 1:
         raise ConfigurationError(f"level={level!r} must lie between 0 and 1, e.g. 0.95.")
-    require_extras("report")
+    require_libraries("report", "scipy")
     _check(results, control)
     labels = dict.fromkeys(entry["label"] for result in results for entry in result.arms)
     if len(labels) == 1:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lr_dist.errors import ConfigurationError, OutputInUseError
+from lr_dist.errors import PATH, ConfigurationError, OutputInUseError, shown
+from lr_dist.reading import expanded, is_pipe_or_device
 
 NEEDED_MB = 50
 
@@ -21,15 +22,16 @@ def checked_folder(output: str | Path) -> Path:
     Raises:
         ConfigurationError: not a folder, not writable, or nearly full.
     """
-    folder = Path(output).expanduser()
     try:
+        folder = expanded(output)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-"):
             pass
-    except OSError as error:
-        reason = error.strerror or str(error)
+    # ValueError: a NUL byte in the path.
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise ConfigurationError(
-            f"Cannot write to the output folder {folder}: {reason}. Give another --output."
+            f"Cannot write to the output folder {shown(str(output), PATH)}: {reason}. Give another --output."
         ) from error
     free = shutil.disk_usage(folder).free / 2**20
     if free < NEEDED_MB:
@@ -46,13 +48,24 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         OutputInUseError: another process holds it.
+        ConfigurationError: there is something else of the lock's name.
     """
+    if is_pipe_or_device(folder / ".lock"):
+        raise ConfigurationError(f"{folder / '.lock'} is not a file. Remove it, or give another --output.")
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
-    except Timeout:
-        raise OutputInUseError(f"Another process writes to {folder}. Wait for it, or give another --output.") from None
+    except OSError as error:
+        if isinstance(error, Timeout):
+            raise OutputInUseError(_in_use(folder)) from None
+        raise ConfigurationError(
+            f"{folder / '.lock'} cannot be locked: {error.strerror or error}. Give another --output."
+        ) from error
     try:
         yield
     finally:
         lock.release()
+
+
+def _in_use(folder: Path) -> str:
+    return f"Another process writes to {folder}. Wait for it, or give another --output."

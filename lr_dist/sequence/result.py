@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import InvalidResultError
+from lr_dist.reading import read_bytes
+from lr_dist.runs.atomic import write_json
+from lr_dist.sequence.schema import check_result
 
 SCHEMA_VERSION = 2
+MAX_BYTES = 200_000_000
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class ComparisonResult:
         """Read a result file.
 
         Raises:
-            InvalidResultError: not a result file, or of another schema version.
+            InvalidResultError: not a result file, of another schema version, or altered by hand.
         """
         data = read_json(Path(path))
         if not isinstance(data, dict) or data.get("kind") != "compare":
@@ -74,6 +77,7 @@ class ComparisonResult:
         missing = [name for name in names if name not in data]
         if missing:
             raise InvalidResultError(f"{path} lacks {', '.join(missing)}; it was cut or edited.")
+        check_result(data, path)
         return cls(**{name: data[name] for name in names})
 
 
@@ -122,29 +126,25 @@ def _from_schema_1(data: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
     return {**rest, "schema_version": 2, "config": config, "arms": arms, "runs": runs, "summary": summary}
 
 
-def write_json(path: Path, data: Any) -> None:
-    """Write JSON so that a reader, or a crash, sees the old file or the new one and nothing between."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(data, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        FileNotFoundError: no such file.
-        InvalidResultError: not JSON.
+        InvalidResultError: no such file, one that cannot be read, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        data = read_bytes(path, MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise InvalidResultError(f"{path} is larger than {MAX_BYTES:,} bytes; a result file is not.")
+        return json.loads(data.decode("utf-8"), parse_constant=_no_number)
+    except OSError as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidResultError(f"{path} cannot be read: {reason}.") from error
     except (ValueError, RecursionError) as error:
+        if isinstance(error, InvalidResultError):
+            raise
         raise InvalidResultError(f"{path} is not readable JSON: {error}") from error
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is not a number of JSON")

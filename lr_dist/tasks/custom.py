@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import ConfigurationError, TaskDataError
-from lr_dist.tasks.files import SUFFIXES, named_classes, read_table
+from lr_dist.errors import PATH, ConfigurationError, TaskDataError, shown
+from lr_dist.reading import expanded, is_file, is_folder
+from lr_dist.tasks.files import SUFFIXES, column_names, named_classes, read_table
 from lr_dist.tasks.labels import read_labels
 from lr_dist.tasks.task import KINDS, RawTask, make_split
 
@@ -104,11 +105,20 @@ def load_custom(spec: CustomSpec) -> RawTask:
         missing = [column for column in (*text, label) if column not in table.column_names]
         if missing:
             raise TaskDataError(
-                f"task {spec.name!r}, {split}: no column {', '.join(missing)}; found: {', '.join(table.column_names)}"
+                f"task {spec.name!r}, {split}: no column {', '.join(missing)}; found: "
+                f"{column_names(table.column_names)}"
             )
         if not len(table):
             raise TaskDataError(f"task {spec.name!r}, {split}: there are no rows in {spec.path}")
-    labels = read_labels(spec.name, {split: table.column(label) for split, table in tables.items()}, spec.kind)
+    try:
+        labels = read_labels(spec.name, {split: table.column(label) for split, table in tables.items()}, spec.kind)
+    # Values that Python has no form for: dates before the year 1, texts that are not UTF-8, targets beyond 1e308.
+    except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
+        if isinstance(error, TaskDataError):
+            raise
+        raise TaskDataError(
+            f"task {spec.name!r}: the column {label!r} holds no labels: {shown(str(error), 300)}"
+        ) from error
     splits = {}
     for split, table in tables.items():
         texts = [_texts(spec.name, split, column, table.column(column)) for column in text]
@@ -126,12 +136,12 @@ def load_custom(spec: CustomSpec) -> RawTask:
 
 
 def _read(spec: CustomSpec) -> dict[str, pa.Table]:
-    folder = Path(spec.path).expanduser()
-    if folder.is_dir():
+    folder = expanded(spec.path)
+    if is_folder(folder):
         return {split: read_table(folder, split) for split in ("train", "validation")}
-    if folder.exists() or not _HUB_ID.fullmatch(spec.path):
+    if is_file(folder) or not _HUB_ID.fullmatch(spec.path):
         raise TaskDataError(
-            f"task {spec.name!r}: {spec.path!r} is no folder; give one that holds train and validation as "
+            f"task {spec.name!r}: {shown(spec.path, PATH)} is no folder; give one that holds train and validation as "
             f"{', '.join(SUFFIXES)}, or the id of a hub data set (OWNER/NAME)"
         )
     return _read_hub(spec)
@@ -168,7 +178,7 @@ def _columns(spec: CustomSpec, found: Sequence[str]) -> tuple[tuple[str, ...], s
     if len(candidates) != 1:
         why = "none has a usual name" if not candidates else f"several would do: {', '.join(map('+'.join, candidates))}"
         raise TaskDataError(
-            f"task {spec.name!r}: which columns are text? {why}. Found: {', '.join(found)}. Say so: "
+            f"task {spec.name!r}: which columns are text? {why}. Found: {column_names(found)}. Say so: "
             f"{{name: {spec.name}, path: {spec.path}, text: [COLUMN], label: COLUMN}}"
         )
     return candidates[0], label
@@ -179,7 +189,7 @@ def _guess_label(spec: CustomSpec, found: Sequence[str]) -> str:
     if len(candidates) != 1:
         why = f"several would do: {', '.join(candidates)}" if candidates else "none has a usual name"
         raise TaskDataError(
-            f"task {spec.name!r}: which column is the label? {why}. Found: {', '.join(found)}. Say so: "
+            f"task {spec.name!r}: which column is the label? {why}. Found: {column_names(found)}. Say so: "
             f"{{name: {spec.name}, path: {spec.path}, text: [COLUMN], label: COLUMN}}"
         )
     return candidates[0]
@@ -193,7 +203,10 @@ def _texts(name: str, split: str, column: str, values: Any) -> list[str]:
         kind = kind.value_type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise TaskDataError(f"task {name!r}, {split}: column {column!r} holds {values.type}, not text")
-    texts: list[str] = values.to_pylist()
+    try:
+        texts: list[str] = values.to_pylist()
+    except ValueError as error:
+        raise TaskDataError(f"task {name!r}, {split}: column {column!r} holds texts that are not UTF-8") from error
     return texts
 
 

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import TaskDataError
+from lr_dist.errors import TaskDataError, shown
+from lr_dist.reading import is_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_NAME = re.compile(r"[A-Za-z_][\w -]{0,39}")
 SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
@@ -24,7 +28,7 @@ def read_table(folder: Path, split: str) -> pa.Table:
     Raises:
         TaskDataError: No file or several, a line that does not fit, a header that names a column twice.
     """
-    paths = [path for suffix in SUFFIXES if (path := folder / f"{split}{suffix}").is_file()]
+    paths = [path for suffix in SUFFIXES if is_file(path := folder / f"{split}{suffix}")]
     if len(paths) != 1:
         found = ", ".join(path.name for path in paths) or "none of them"
         wanted = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
@@ -64,9 +68,15 @@ def _read_parquet(path: Path) -> pa.Table:
     from datasets import Dataset
 
     try:
-        return named_classes(Dataset(pq.read_table(path)))
-    except pa.ArrowException as error:
-        raise TaskDataError(f"{path}: cannot be read as parquet: {error}") from error
+        table = pq.read_table(path)
+        # Texts that are not UTF-8, and offsets beyond the file, show here and not when they are used.
+        table.validate(full=True)
+        return named_classes(Dataset(table))
+    # The data sets library reads settings out of the file, and fails on others' in any way.
+    except (Exception, pa.ArrowException) as error:
+        raise TaskDataError(
+            f"{path}: cannot be read as parquet: {type(error).__name__}: {shown(str(error), 300)}"
+        ) from error
 
 
 def _read_jsonl(path: Path) -> pa.Table:
@@ -77,10 +87,11 @@ def _read_jsonl(path: Path) -> pa.Table:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
+            # ValueError: a number of more digits than Python reads; RecursionError: nested too deep.
+            except (ValueError, RecursionError) as error:
                 raise TaskDataError(f"{path}, line {number}: is not JSON: {error}") from error
             if not isinstance(row, dict):
-                raise TaskDataError(f"{path}, line {number}: is {line.strip()[:80]!r}; every line is one object")
+                raise TaskDataError(f"{path}, line {number}: is {_KINDS[type(row)]}; every line is one object")
             rows.append(row)
     # A key that only some rows have is a missing value in the others.
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -97,7 +108,9 @@ def _read_csv(path: Path) -> pa.Table:
         try:
             header = next(reader, [])
             if not header or len(set(header)) != len(header):
-                raise TaskDataError(f"{path}: the header is {header}; the first line must name each column once")
+                raise TaskDataError(
+                    f"{path}: the header is {column_names(header)}; the first line must name each column once"
+                )
             rows: list[list[str]] = []
             for row in reader:
                 if not row:
@@ -105,7 +118,7 @@ def _read_csv(path: Path) -> pa.Table:
                 if len(row) != len(header):
                     raise TaskDataError(
                         f"{path}, line {reader.line_num}: {len(row)} fields, but the header has {len(header)} "
-                        f"({', '.join(header)})"
+                        f"({column_names(header)})"
                     )
                 rows.append(row)
         except csv.Error as error:
@@ -120,6 +133,29 @@ def _table(path: Path, columns: dict[str, list[Any]]) -> pa.Table:
     for column, values in columns.items():
         try:
             arrays[column] = pa.array(values)
-        except (pa.ArrowException, TypeError, OverflowError) as error:
-            raise TaskDataError(f"{path}: column {column!r} mixes kinds of values: {error}") from error
-    return pa.table(arrays)
+            column.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise TaskDataError(
+                f"{path}: column {shown(column)} holds half a character (\\ud800 to \\udfff alone), which is no text"
+            ) from error
+        except (pa.ArrowException, TypeError, OverflowError, ValueError, RecursionError) as error:
+            raise TaskDataError(
+                f"{path}: column {shown(column)} mixes kinds of values: {shown(str(error), 300)}"
+            ) from error
+    try:
+        return pa.table(arrays)
+    except (pa.ArrowException, ValueError) as error:
+        raise TaskDataError(f"{path}: is no table: {shown(str(error), 300)}") from error
+
+
+_KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
+
+
+def column_names(names: Sequence[str]) -> str:
+    """The names of columns for a message; where they do not look like names, only how many there are.
+
+    A file that is something else, such as a key or a list of users, must not show its first line.
+    """
+    if len(names) > 1 and all(_NAME.fullmatch(name) for name in names):
+        return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"{len(names)} column(s) whose names are not shown, because they may be content"

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import TaskDataError, UnknownTaskError
+from lr_dist.errors import TaskDataError, UnknownTaskError, shown
+from lr_dist.reading import expanded, is_folder
+from lr_dist.tasks.files import column_names
 from lr_dist.tasks.task import RawTask
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> RawTask:
     if data_dir is None:
         found = _from_hub(name, spec)
     else:
-        found = _from_folder(name, Path(data_dir).expanduser())
+        found = _from_folder(name, expanded(data_dir))
     notes: list[str] = []
     splits: dict[str, Dataset] = {}
     for split_name, split in found.items():
@@ -106,7 +108,7 @@ def _from_folder(name: str, data_dir: Path) -> dict[str, Dataset]:
     import pyarrow.parquet as pq
     from datasets import Dataset
 
-    folders = [folder for folder in (data_dir / "glue" / name, data_dir / name) if folder.is_dir()]
+    folders = [folder for folder in (data_dir / "glue" / name, data_dir / name) if is_folder(folder)]
     if not folders:
         raise TaskDataError(
             f"no folder for the GLUE task {name!r} in {data_dir}: looked for glue/{name}/ and {name}/; give the "
@@ -117,7 +119,9 @@ def _from_folder(name: str, data_dir: Path) -> dict[str, Dataset]:
         path = folders[0] / f"{split}.parquet"
         try:
             # Read straight into memory: a data set built by path would be copied into a cache first.
-            splits[split] = Dataset(pq.read_table(path))
+            table = pq.read_table(path)
+            table.validate(full=True)
+            splits[split] = Dataset(table)
         except Exception as error:  # pyarrow raises its own and OS errors
             raise TaskDataError(f"GLUE task {name!r}: cannot read {path}: {error}") from error
     return splits
@@ -146,13 +150,19 @@ def _canonical(name: str, split_name: str, split: Any, spec: GlueSpec) -> tuple[
     missing = [column for column in (*spec.columns, "label") if column not in split.column_names]
     if missing:
         raise TaskDataError(
-            f"GLUE task {name!r}, {split_name}: no column {', '.join(missing)}; found {split.column_names}"
+            f"GLUE task {name!r}, {split_name}: no column {', '.join(missing)}; found "
+            f"{column_names(split.column_names)}"
         )
     table = split.with_format("arrow")[:]
     label_type = pa.int64() if spec.classes else pa.float64()
-    texts = [table.column(column).cast(pa.large_string()) for column in spec.columns]
-    columns = dict(zip(("text_a", "text_b"), texts, strict=False))
-    result = pa.table({**columns, "label": table.column("label").cast(label_type)})
+    try:
+        texts = [table.column(column).cast(pa.large_string()) for column in spec.columns]
+        columns = dict(zip(("text_a", "text_b"), texts, strict=False))
+        result = pa.table({**columns, "label": table.column("label").cast(label_type)})
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise TaskDataError(
+            f"GLUE task {name!r}, {split_name}: the columns are not texts and labels: {shown(str(error), 300)}"
+        ) from error
     for column in columns:
         filled = pc.not_equal(pc.utf8_trim_whitespace(result.column(column)), "")
         result = result.filter(pc.fill_null(filled, False))

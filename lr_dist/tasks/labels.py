@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lr_dist.errors import TaskDataError
+from lr_dist.errors import shown as quoted
 from lr_dist.tasks.task import Kind
 
 
@@ -62,8 +63,8 @@ def _refuse_missing(name: str, split: str, values: list[Any]) -> None:
         empty = isinstance(value, str) and not value.strip()
         if value is None or empty or (isinstance(value, float) and not math.isfinite(value)):
             raise TaskDataError(
-                f"task {name!r}, {split}, row {row} (counted from 0): label is {value!r}; every row needs one: remove "
-                "the row, or label it"
+                f"task {name!r}, {split}, row {row} (counted from 0): label is {quoted(value)}; every row needs one: "
+                "remove the row, or label it"
             )
 
 
@@ -94,8 +95,8 @@ def _refuse_names(name: str, raw: dict[str, list[Any]]) -> None:
         for row, value in enumerate(values):
             if _number_type([value]) is None:
                 raise TaskDataError(
-                    f"task {name!r}, {split}, row {row} (counted from 0): label is {value!r}, but a regression needs "
-                    "numbers; say kind: classification, or name another label column"
+                    f"task {name!r}, {split}, row {row} (counted from 0): label is {quoted(value)}, but a regression "
+                    "needs numbers; say kind: classification, or name another label column"
                 )
 
 
@@ -105,9 +106,11 @@ def _classes(name: str, keys: dict[str, list[Any]]) -> Labels:
     for split, values in keys.items():
         for row, value in enumerate(values):
             if value not in ids:
-                shown = ", ".join(map(str, classes[:20])) + (", ..." if len(classes) > 20 else "")
+                shown = ", ".join(quoted(name).strip("'") for name in classes[:20]) + (
+                    ", ..." if len(classes) > 20 else ""
+                )
                 raise TaskDataError(
-                    f"task {name!r}, {split}, row {row} (counted from 0): label {value!r} never occurs in train "
+                    f"task {name!r}, {split}, row {row} (counted from 0): label {quoted(value)} never occurs in train "
                     f"({shown}); add examples of it to train, remove these rows, or say kind: regression where labels "
                     "are amounts"
                 )

@@ -45,8 +45,18 @@ class FlatRows:
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
-    """The cache's folder: as given, or the environment variable LR_DIST_CACHE, or ~/.cache/lr-dist."""
-    return Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/lr-dist").expanduser()
+    """The cache's folder: as given, or the environment variable LR_DIST_CACHE, or ~/.cache/lr-dist.
+
+    Raises:
+        ConfigurationError: this user has no home folder.
+    """
+    folder = Path(cache_dir or os.environ.get(CACHE_VARIABLE) or "~/.cache/lr-dist")
+    try:
+        return folder.expanduser()
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"the cache folder {folder} has no home folder for its ~; set {CACHE_VARIABLE} to a folder"
+        ) from error
 
 
 def load_entry(entry: Path, rows: Mapping[str, int]) -> dict[str, FlatRows] | None:
@@ -78,7 +88,7 @@ def save_entry(entry: Path, splits: Mapping[str, FlatRows]) -> None:
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.tmp-", dir=entry.parent))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigurationError(
             f"the cache folder {entry.parent} cannot be written ({error}); set {CACHE_VARIABLE} to one that can"
         ) from error

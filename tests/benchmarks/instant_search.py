@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections.abc import Iterator, Sequence
-from datetime import timezone
+from datetime import UTC
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
 from types import SimpleNamespace
@@ -138,7 +138,7 @@ def add_many(study: Study, trials: Sequence[FrozenTrial]) -> None:
 
 def _rows(trial: FrozenTrial) -> Iterator[tuple[Any, dict[str, Any]]]:
     begun, ended = (
-        moment and moment.astimezone(timezone.utc).replace(tzinfo=None)
+        moment and moment.astimezone(UTC).replace(tzinfo=None)
         for moment in (trial.datetime_start, trial.datetime_complete)
     )
     yield models.TrialModel, {"state": trial.state, "datetime_start": begun, "datetime_complete": ended}

@@ -4,7 +4,9 @@ Real fits of the same module (fused AdamW, linear warm-up) go on side by side in
 time and in random order, so that a change of the machine's speed hits all. A step is all that the loop does for a
 batch, every hook included. The figure is the ratio of the medians. A further fit without the callback takes turns too:
 its ratio to the first is what noise alone does here. The optimizer's step alone, where most of the difference arises,
-is timed afterwards. `--layers N` takes a BERT of MiniLM's width with N layers instead of MiniLM.
+is timed afterwards. The fit `layerwise_unchecked` has the callback without its comparison of the rates at every step
+(`RateCheck`), so that `ratio_of_medians_rate_check` is what that costs. `--layers N` takes a BERT of MiniLM's width
+(or of `--width`) with N layers instead of MiniLM.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from lr_dist import LayerwiseLR
 from lr_dist.models import load_backbone
 
 WARMUP_STEPS = 6
-ARMS = ("flat", "flat_again", "layerwise")
+ARMS = ("flat", "flat_again", "layerwise", "layerwise_unchecked")
 
 
 class Module(L.LightningModule):
@@ -108,13 +110,26 @@ class Clock(L.Callback):
         self._turns.give(self.name)
 
 
+class Unchecked(L.Callback):
+    """Takes the comparison of rates out of a LayerwiseLR."""
+
+    def __init__(self, callback: LayerwiseLR) -> None:
+        self.callback = callback
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for watch in self.callback._watches:
+            watch.warn_of_other_rates = lambda step: None  # type: ignore[method-assign]
+
+
 def fit(name: str, backbone: nn.Module, arguments: Any, turns: Turns, found: dict[str, Any]) -> None:
     """One whole fit, in a thread of its own."""
     clock = Clock(name, turns)
     steps = arguments.steps + WARMUP_STEPS + 1
-    tokens = torch.randint(1000, 20000, (arguments.batch * steps, arguments.tokens))
+    tokens = torch.randint(1000, min(20000, backbone.config.vocab_size), (arguments.batch * steps, arguments.tokens))
     loader = DataLoader(TensorDataset(tokens, torch.randint(0, 2, (len(tokens),))), batch_size=arguments.batch)
-    extra = [LayerwiseLR(arguments.distribution, verbose=False)] if name == "layerwise" else []
+    extra = [LayerwiseLR(arguments.distribution, verbose=False)] if name.startswith("layerwise") else []
+    if name == "layerwise_unchecked":
+        extra.append(Unchecked(extra[0]))
     trainer = L.Trainer(
         max_steps=steps,
         accelerator="gpu" if torch.cuda.is_available() else "cpu",
@@ -153,7 +168,11 @@ def backbone_of(arguments: Any) -> nn.Module:
     if arguments.layers is None:
         return load_backbone("minilm")
     config = BertConfig(
-        hidden_size=384, num_attention_heads=12, intermediate_size=1536, num_hidden_layers=arguments.layers
+        hidden_size=arguments.width,
+        num_attention_heads=max(1, arguments.width // 32),
+        intermediate_size=4 * arguments.width,
+        num_hidden_layers=arguments.layers,
+        vocab_size=30522 if arguments.width >= 384 else 1100,
     )
     return BertModel(config, add_pooling_layer=False)
 
@@ -164,6 +183,7 @@ def main() -> None:
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--tokens", type=int, default=64)
     p.add_argument("--layers", type=int, help="a BERT with so many layers; default: MiniLM, which has 6")
+    p.add_argument("--width", type=int, default=384, help="with --layers: of that BERT, a multiple of 32")
     p.add_argument("--distribution", default="decay:lr=2e-5,factor=0.9")
     arguments = p.parse_args()
     warnings.filterwarnings("ignore")
@@ -183,7 +203,9 @@ def main() -> None:
     publish(
         "step_overhead",
         {
-            "model": "minilm" if arguments.layers is None else f"BERT of width 384 with {arguments.layers} layers",
+            "model": "minilm"
+            if arguments.layers is None
+            else f"BERT of width {arguments.width} with {arguments.layers} layers",
             "batch": arguments.batch,
             "tokens": arguments.tokens,
             "groups": {name: len(found[name][1].param_groups) for name in ARMS},
@@ -191,6 +213,7 @@ def main() -> None:
             "median_step_ms": {name: round(1000 * value, 2) for name, value in median.items()},
             "ratio_of_medians": round(median["layerwise"] / median["flat"], 4),
             "ratio_of_medians_noise_alone": round(median["flat_again"] / median["flat"], 4),
+            "ratio_of_medians_rate_check": round(median["layerwise"] / median["layerwise_unchecked"], 4),
             "median_optimizer_step_alone_ms": optimizer_alone({name: found[name][1] for name in ARMS}),
             "target_ratio": 1.02,
         },

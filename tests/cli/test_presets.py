@@ -9,7 +9,7 @@ from rich.console import Console
 
 from lr_dist import LRDistribution
 from lr_dist.cli.presets import list_command, plot_command, show_command
-from lr_dist.errors import ConfigurationError, LayerCountError, UnknownPresetError, UnreadableFileError
+from lr_dist.errors import ConfigurationError, LayerCountError, UnknownPresetError, UnwritableFileError
 from lr_dist.presets import Preset, Provenance
 
 
@@ -88,5 +88,5 @@ def test_plot_refuses_another_ending_and_a_place_that_cannot_be_written(console:
     with pytest.raises(ConfigurationError, match=r"must end in \.png"):
         plot_command("kenneweg2022", tmp_path / "figure.pdf", console=console)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnreadableFileError, match="cannot be written"):
+    with pytest.raises(UnwritableFileError, match="cannot be written"):
         plot_command("kenneweg2022", tmp_path / "file" / "figure.png", console=console)

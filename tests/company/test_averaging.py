@@ -17,6 +17,9 @@ from torch.optim import lr_scheduler as sch
 from lr_dist import LayerwiseLR, LRDistribution, param_groups
 from lr_dist.errors import UnsupportedCallbackError
 
+# Nothing here may be said to leave the distribution.
+pytestmark = pytest.mark.filterwarnings("error::lr_dist.errors.RatesOffPlanWarning")
+
 DISTRIBUTION = LRDistribution.from_dict(tiny.EXPLICIT)
 SWA_RATES = [2e-5, 5e-5, 4e-4, 1e-4, 3e-3]
 

@@ -16,6 +16,9 @@ from torch.optim import lr_scheduler as sch
 from lr_dist import LayerwiseLR, LRDistribution
 from lr_dist.errors import OptimizerCoverageError, ResumeMismatchError, UnsupportedCallbackError, ZeroRateError
 
+# Nothing here may be said to leave the distribution.
+pytestmark = pytest.mark.filterwarnings("error::lr_dist.errors.RatesOffPlanWarning")
+
 DISTRIBUTION = LRDistribution.from_dict(tiny.EXPLICIT)
 RELATIVE = "from_layers:embeddings=0.1,layers=0.2/0.3/0.5,head=2,relative=true"
 

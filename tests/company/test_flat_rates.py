@@ -92,21 +92,6 @@ def test_a_rate_written_within_training_step_is_seen_too() -> None:
     assert "Before step 0 all 4 parameter groups" in found
 
 
-def test_a_custom_scheduler_with_one_floor_for_all_layers_is_reported_when_it_reaches_it() -> None:
-    class Floored(sch.LRScheduler):
-        def get_lr(self) -> Any:
-            return [max(base * 0.1**self.last_epoch, 1e-6) for base in self.base_lrs]
-
-    def configure(module: Any) -> Any:
-        optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
-        return [optimizer], [{"scheduler": Floored(optimizer), "interval": "step"}]
-
-    callback = LayerwiseLR(DISTRIBUTION, allow_schedulers=(Floored,), verbose=False)
-    (found,) = flat_warnings(tiny.Classifier(configure), callback)
-    # 7e-3 falls to 1e-6 with the fourth step.
-    assert "Before step 4 all 5 parameter groups of SGD have the learning rate 1e-06" in found
-
-
 @pytest.mark.parametrize(
     ("distribution", "schedule"),
     [

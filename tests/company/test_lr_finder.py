@@ -18,6 +18,9 @@ from lr_dist import LayerwiseLR, LRDistribution
 from lr_dist._distribution.sanity import brief
 from lr_dist.errors import ResumeMismatchError
 
+# Nothing here may be said to leave the distribution.
+pytestmark = pytest.mark.filterwarnings("error::lr_dist.errors.RatesOffPlanWarning")
+
 RELATIVE = "linear:first=0.1,last=3,relative=true"
 # The tiny model's rates have their highest at the head.
 BATCHES = 25

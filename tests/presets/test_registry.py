@@ -410,3 +410,50 @@ def test_a_file_with_a_bad_distribution_is_named(tmp_path: Path) -> None:
     path.write_text("")
     with pytest.raises(InvalidDistributionError, match=r"bad\.yaml: A distribution is a mapping"):
         resolve_distribution(path)
+
+
+# What else may lie among the presets ----------------------------------------------------------------------
+
+
+def test_a_name_that_is_not_utf8_hides_no_other_preset(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lr_dist.cli import main
+
+    (folder / os.fsdecode(b"\xff\xfe.yaml")).write_text("a: 1")
+    (folder / "\x1b[2J.yaml").write_text("a: 1")
+    save(make_preset(), folder)
+    assert load_preset("mine") == make_preset().distribution
+    with pytest.raises(UnknownPresetError, match="nothing-like-it"):
+        load_preset("nothing-like-it")
+    assert main(["presets", "list"]) == 0
+    printed = capsys.readouterr().out
+    assert "mine" in printed
+    assert "\\xff\\xfe" in printed
+    assert "\x1b" not in printed
+
+
+def test_a_pipe_among_the_presets_is_listed_as_broken_and_never_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.yaml")
+    save(make_preset(), folder)
+    (broken,) = [entry for entry in list_presets() if entry.name == "pipe"]
+    assert "is not a file" in str(broken.problem)
+    assert load_preset("mine") == make_preset().distribution
+    with pytest.raises(UnreadableFileError):
+        load_preset("pipe")
+
+
+@pytest.mark.parametrize(
+    "error", ["SystemExit(3)", "GeneratorExit()", "RecursionError('deep')", "Exception('\\x1b[2J')"]
+)
+def test_an_entry_point_that_ends_the_process_hides_no_preset(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "their_presets.py").write_text(f"raise {error}")
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[lr_dist.presets]\ntheirs = their_presets:presets\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load_preset("kenneweg2022") is not None
+    (broken,) = [entry for entry in list_presets() if "theirs" in entry.name]
+    assert broken.preset is None
+    assert "\x1b" not in str(broken.problem)

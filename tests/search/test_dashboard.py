@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -88,6 +90,30 @@ def test_the_default_is_the_search_s_own_file_and_a_journal_is_served_too(tmp_pa
     study_of(config_of(), 1, name="in a journal", storage=open_storage(journal))
     with dashboard("--storage", journal) as (_, address):
         assert names_at(address) == ["in a journal"]
+
+
+def status_for(address: str, host: str, path: str = "/api/studies") -> int:
+    """The status of an answer to a request that says it is for `host`."""
+    url = urllib.parse.urlsplit(address)
+    connection = http.client.HTTPConnection(str(url.hostname), url.port, timeout=60)
+    try:
+        connection.putrequest("GET", path, skip_host=True)
+        if host:
+            connection.putheader("Host", host)
+        connection.endheaders()
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_only_hosts_that_are_allowed_are_answered(url: str) -> None:
+    with dashboard("--storage", url, "--allow-host", "Studies.example.org", "gpu-box") as (_, address):
+        answered = ["127.0.0.1", "localhost:1", "[::1]:8080", "10.1.2.3", "studies.example.org:443", "gpu-box."]
+        assert {host: status_for(address, host) for host in answered} == dict.fromkeys(answered, 200)
+        # A page at one of these names that leads to this machine reads and changes nothing.
+        refused = ["evil.example.org", "127.0.0.1.evil.example.org", "localhost.evil.org:80", "1", "", "[evil]", "a@b"]
+        assert {host: status_for(address, host) for host in refused} == dict.fromkeys(refused, 403)
+        assert status_for(address, "evil.example.org", "/dashboard/") == 403
 
 
 def test_a_taken_port_is_a_named_error(url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import optuna
 import pytest
 from fast_worker import INTERRUPTED, STORAGE_ERROR, Workers
+from kills import BACKENDS, run_round
 from optuna.trial import TrialState
 
 from lr_dist.search.session import _stop
@@ -157,17 +158,18 @@ def test_a_restart_of_the_database_loses_nothing(postgres: Any, tmp_path: Path) 
     assert_exact(load(url, "restarts"), trials, kept)
 
 
-@pytest.mark.parametrize("kind", ["sqlite:///{}/study.db", "journal:{}/study.log"])
-def test_files_survive_kills_too(kind: str, tmp_path: Path) -> None:
-    url, trials, kills = kind.format(tmp_path), 24, 5 * TIMES
-    crew = Workers(url, "files", trials, tmp_path / "log")
-    with crew.team(2) as team:
-        assert kill_at_random(crew, team, kills, random.Random(1), time.monotonic() + 90 * TIMES) == kills
-        kept = complete(url, "files")
-        assert len(kept) < trials
-        assert join(team, 90) == [0, 0]
-    assert_exact(load(url, "files"), trials, kept)
-    assert_run_once(crew, trials, kills)
+# The second row of rounds is that in which only heartbeats show who is dead.
+@pytest.mark.parametrize("number", [0, 1, 4, 5], ids=["sqlite", "journal", "journal, elsewhere", "postgres, elsewhere"])
+def test_kills_and_stops_beyond_the_heartbeat_lose_and_double_nothing(number, request, tmp_path: Path) -> None:
+    """A round of `tests/kills.py`, which counts many of them."""
+    backend = BACKENDS[number % len(BACKENDS)]
+    kinds = ("stop", "stop", "kill") if number > 2 else ("kill", "terminate")
+    url = f"sqlite:///{tmp_path}/study.db" if backend == "sqlite" else f"journal:{tmp_path}/study.log"
+    if backend == "postgres":
+        url = request.getfixturevalue("postgres").database("stops")
+    result = run_round(number, backend, url, tmp_path, 5 * TIMES, kinds=kinds)
+    assert sum(result.events.values()) >= 3
+    assert (result.lost, result.doubled, result.wrong, result.unreadable, result.errors) == (0, 0, 0, 0, [])
 
 
 @pytest.mark.parametrize("kind", ["sqlite:///{}/study.db", "journal:{}/study.log"])

@@ -21,6 +21,7 @@ from lr_dist.search import process, slots
 from lr_dist.search.slots import (
     BEAT,
     ERROR,
+    MAX_LOST,
     OWNER,
     REASON,
     SLOT,
@@ -196,6 +197,7 @@ def test_in_a_database_a_trial_is_queued_again_when_its_heartbeat_stops(database
         changed = connection.execute(sqlalchemy.text("UPDATE trial_heartbeats SET heartbeat = '2020-01-01 00:00:00'"))
         assert changed.rowcount == 1
     release_dead(database)
+    fill(database, plan_of(3))
     again = by_slot(database.trials)[0]
     assert (again.number, again.state) == (3, TrialState.WAITING)
     # Not the dead worker's name: whoever takes it would be held for dead.
@@ -325,13 +327,15 @@ def test_a_process_that_ended_and_was_not_collected_is_gone():
 
 
 @pytest.mark.parametrize("kind", ["postgres", *KINDS], ids=["postgres", "sqlite", "journal"])
-def test_four_workers_of_which_half_die_all_the_time_fill_every_slot_once(kind, request, tmp_path):
+def test_four_workers_of_which_half_die_all_the_time_fill_every_slot_once(kind, request, tmp_path, monkeypatch):
     """Threads with a storage each, so that a death costs nothing: they stop in the middle and come back."""
     if kind == "postgres":
         url = request.getfixturevalue("postgres").database("deaths")
     else:
         url = kind.format(tmp_path)
     count, trials = 4, 20
+    # Half of all attempts end like that here; none is given up.
+    monkeypatch.setattr(slots, "MAX_LOST", 1000)
     new_study(url)
     deaths: list[int] = []
     errors: list[BaseException] = []
@@ -381,3 +385,64 @@ def test_four_workers_of_which_half_die_all_the_time_fill_every_slot_once(kind, 
     assert sorted(t.user_attrs[SLOT] for t in finished) == list(range(trials))
     assert all(t.values == [t.params["lr"]] for t in finished)
     assert deaths
+
+
+def test_a_worker_whose_trial_was_failed_while_it_was_taking_it_drops_it_and_goes_on(study, monkeypatch):
+    """As after a SIGSTOP of longer than the heartbeat's grace between taking a trial and writing its owner."""
+    named = slots.this_process
+
+    def taken_for_dead() -> dict[str, Any]:
+        for trial in study.get_trials(states=(TrialState.RUNNING,)):
+            if trial.number == 0:
+                study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+        return named()
+
+    monkeypatch.setattr(slots, "this_process", taken_for_dead)
+    drain(study, lr_of, plan_of(3))
+    assert [t.state for t in study.trials] == [TrialState.FAIL] + [TrialState.COMPLETE] * 3
+    assert OWNER not in study.trials[0].user_attrs
+    assert sorted(t.user_attrs[SLOT] for t in study.trials if settled(t)) == [0, 1, 2]
+
+
+def lose(study, slot, times, **attrs):
+    """Let so many workers die at a slot's trial; returns how often it was there to be taken."""
+    taken = 0
+    for _ in range(times):
+        fill(study, plan_of(3))
+        waiting = [t for t in study.get_trials(states=(TrialState.WAITING,)) if t.user_attrs[SLOT] == slot]
+        if not waiting:
+            break
+        (trial,) = waiting
+        study._storage.set_trial_state_values(trial._trial_id, state=TrialState.RUNNING)
+        for name, attr in {OWNER: {**slots.this_process(), "started": 1.0}, **attrs}.items():
+            study._storage.set_trial_user_attr(trial._trial_id, name, attr)
+        taken += 1
+        assert release_dead(study) == [trial.number]
+    fill(study, plan_of(3))
+    return taken
+
+
+def test_a_trial_that_kills_its_worker_again_and_again_is_given_up_with_a_reason(study):
+    assert lose(study, slot=1, times=20) == MAX_LOST
+    drain(study, lr_of, plan_of(3))
+    found = by_slot(study.trials)
+    assert Counter(t.state for t in found.values()) == {TrialState.COMPLETE: 2, TrialState.FAIL: 1}
+    assert f"ended without a word {MAX_LOST} times" in found[1].user_attrs[REASON]
+
+
+def test_a_trial_that_finishes_another_run_before_every_loss_is_tried_on(study):
+    for runs in range(1, MAX_LOST + 3):
+        assert lose(study, slot=1, times=1, runs=[{"seed": seed} for seed in range(runs)]) == 1
+    drain(study, lr_of, plan_of(3))
+    assert all(t.state == TrialState.COMPLETE for t in by_slot(study.trials).values())
+
+
+def test_trials_that_were_handed_back_are_not_counted_as_lost(study):
+    def objective(trial: optuna.Trial) -> tuple[float, ...]:
+        raise KeyboardInterrupt
+
+    for _ in range(MAX_LOST + 2):
+        with pytest.raises(KeyboardInterrupt):
+            drain(study, objective, plan_of(3)[:1])
+    drain(study, lr_of, plan_of(3)[:1])
+    assert by_slot(study.trials)[0].state == TrialState.COMPLETE

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import shlex
+import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +18,7 @@ import pytest
 import sqlalchemy
 
 from lr_dist.errors import LRDistError, StorageError
-from lr_dist.search.storage import default_storage, open_storage, storage_errors
+from lr_dist.search.storage import DEAD_WIRE_S, default_storage, open_storage, storage_errors
 from lr_dist.search.worker import drain
 
 PLAN = [{"params": {}, "attrs": {}}] * 3
@@ -184,6 +188,75 @@ def test_a_wrong_password_is_told_and_not_shown(postgres):
         role(postgres, f"{postgres.url}/postgres", "SELECT pg_reload_conf()")
 
 
+def test_a_connection_to_postgresql_gives_up_what_nobody_acknowledges(postgres):
+    """As the system keeps it for the socket itself; without it the system tries for a quarter of an hour."""
+    if not hasattr(socket, "TCP_USER_TIMEOUT"):
+        pytest.skip("this system has no TCP_USER_TIMEOUT")
+
+    def times_of(url: str) -> tuple[int, ...]:
+        with open_storage(url).engine.connect() as connection:
+            wire = socket.socket(fileno=os.dup(connection.connection.driver_connection.fileno()))
+            with wire:
+                names = ("TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT")
+                return tuple(wire.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
+
+    url = postgres.database("wire")
+    assert times_of(url) == (1000 * DEAD_WIRE_S, 10, 10, 2)
+    # What the user says, holds.
+    assert times_of(f"{url}?tcp_user_timeout=5000&keepalives_idle=7") == (5000, 7, 10, 2)
+
+
+# In a network of its own: a server, an open study, and then a firewall that drops every packet to the server.
+DEAD_WIRE = """
+import subprocess, sys, time
+import optuna
+from postgres_server import installed, running
+from lr_dist.errors import StorageError
+from lr_dist.search.storage import open_storage, storage_errors
+def ip(*arguments):
+    return subprocess.run(["ip", *arguments]).returncode == 0
+with running(installed()) as server:
+    storage = open_storage(server.database("x") + "?tcp_user_timeout=3000")
+    study = optuna.create_study(storage=storage)
+    study.enqueue_trial({"a": 1})
+    if not (ip("rule", "add", "pref", "10", "lookup", "local")
+            and ip("rule", "add", "pref", "1", "ipproto", "tcp", "dport", str(server.port), "blackhole")
+            and ip("rule", "del", "pref", "0", "lookup", "local")):
+        sys.exit(77)
+    began = time.monotonic()
+    try:
+        with storage_errors(storage):
+            study.enqueue_trial({"a": 2})
+    except StorageError as error:
+        print(f"{time.monotonic() - began:.1f} {error}")
+    ip("rule", "del", "pref", "1")
+"""
+
+
+def test_a_wire_that_is_cut_in_the_middle_is_noticed(postgres):
+    """`postgres` is not used, but says whether there is one to be started."""
+    if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("ip"):
+        pytest.skip("a network of one's own takes root, unshare and ip (Debian: apt-get install iproute2)")
+    if subprocess.run(["unshare", "-n", "ip", "link", "set", "lo", "up"], capture_output=True).returncode:
+        pytest.skip("no network of one's own may be made here")
+    script = f"ip link set lo up && exec {shlex.quote(sys.executable)} -W ignore -c {shlex.quote(DEAD_WIRE)}"
+    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        ["unshare", "-n", "bash", "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    if done.returncode == 77:
+        pytest.skip("the kernel has no rules that drop packets")
+    assert done.returncode == 0, done.stderr
+    seconds, message = done.stdout.split(" ", 1)
+    assert "cannot be read or written any more" in message
+    # Not the quarter of an hour that the system takes; the rest is the new connection that is tried once, 10 s.
+    assert 3 <= float(seconds) < 60
+
+
 def test_two_workers_may_find_an_empty_database_at_once(postgres, tmp_path):
     from concurrent.futures import ThreadPoolExecutor
 
@@ -235,20 +308,21 @@ def test_the_default_file_may_lie_in_any_folder(tmp_path):
         assert (folder / "study.db.lock").is_file()
 
 
-def test_a_line_of_a_journal_that_was_cut_is_taken_back_by_the_next_writer(tmp_path):
+@pytest.mark.filterwarnings("ignore::lr_dist.errors.TornRecordWarning")
+def test_a_study_on_a_journal_goes_on_after_a_line_that_was_cut(tmp_path):
     file = tmp_path / "study.log"
     study = optuna.create_study(storage=open_storage(f"journal:{file}"), study_name="study", direction="maximize")
     drain(study, lr_of, PLAN)
-    whole = file.read_bytes()
-    file.write_bytes(whole + b'{"op_code":8,"worker_id":"x","trial_id":0,"user_a')
+    cut = file.read_bytes() + b'{"op_code":8,"worker_id":"x","trial_id":0,"user_a'
+    file.write_bytes(cut)
     again = optuna.load_study(storage=open_storage(f"journal:{file}"), study_name="study")
     assert len(again.trials) == 3
     drain(again, lr_of, PLAN * 2)
     assert len(optuna.load_study(storage=open_storage(f"journal:{file}"), study_name="study").trials) == 6
-    assert file.read_bytes().startswith(whole)
-    assert all("op_code" in json.loads(line) for line in file.read_text().splitlines())
+    assert file.read_bytes().startswith(cut + b"\n")
 
 
+@pytest.mark.filterwarnings("ignore::lr_dist.errors.TornRecordWarning")
 def test_a_journal_whose_first_line_was_cut_begins_again(tmp_path):
     file = tmp_path / "study.log"
     file.write_bytes(b'{"op_code":0,"worker')
@@ -264,6 +338,6 @@ def test_a_journal_that_was_damaged_in_the_middle_is_named(tmp_path):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:3], b"damage\n", *lines[4:]]))
     before = fingerprint(file)
-    with pytest.raises(StorageError, match="has a line that is no record"):
+    with pytest.raises(StorageError, match=r"Line 4 of the journal .* is no record of Optuna"):
         optuna.load_study(storage=open_storage(f"journal:{file}"), study_name="study")
     assert fingerprint(file) == before

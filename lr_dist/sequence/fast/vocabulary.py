@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from lr_dist.errors import ModelLoadError
 from lr_dist.tasks import TokenizedTask, TokenSplit
 from lr_dist.tasks.token_cache import FlatRows
 
@@ -28,6 +29,9 @@ def shrink_vocabulary(
 
     Only `splits` may be read afterwards. The backbone given is left as it is. A model whose input embedding is not a
     plain `nn.Embedding` that is used once is returned unchanged.
+
+    Raises:
+        ModelLoadError: tokens that the model has no embedding for.
     """
     pad = tokens[0].pad_token_id
     embedding = _plain_embedding(backbone)
@@ -35,6 +39,11 @@ def shrink_vocabulary(
         return backbone, list(tokens), pad
     ids = [getattr(task, split).rows.features["input_ids"] for task in tokens for split in splits]
     used = np.unique(np.concatenate([[pad], *(np.unique(part) for part in ids)]))
+    if used[0] < 0 or used[-1] >= embedding.num_embeddings:
+        raise ModelLoadError(
+            f"The tokenizer gives tokens from {used[0]} to {used[-1]}, and the model has embeddings for 0 to "
+            f"{embedding.num_embeddings - 1}: they do not belong together. Save both from one model."
+        )
     number = np.full(embedding.num_embeddings, -1, dtype=np.int32)
     number[used] = np.arange(len(used), dtype=np.int32)
 

@@ -1,0 +1,89 @@
+"""Schedulers that nobody hands to the Trainer: a module keeps them and steps them in a hook of its own (pure torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.optim import Optimizer
+
+from lr_dist.group_values import is_scheduler, nested_schedulers
+
+# A scheduler sits in an attribute, in a list or map there, or in an attribute of a plain helper object.
+_DEPTH = 4
+# Longer containers hold data.
+_LONGEST = 256
+_BUILTIN = (str, bytes, int, float, complex, bool, type(None), type, torch.Tensor, torch.dtype, torch.device)
+
+
+def kept_schedulers(owners: Iterable[Any], optimizer: Optimizer, known: Iterable[Any] = ()) -> list[Any]:
+    """The schedulers of `optimizer` in the attributes of `owners`, of the modules within these, and of what they hold.
+
+    Args:
+        owners: modules, callbacks, a Trainer's subclass; whoever may step a scheduler.
+        optimizer: whose schedulers are looked for.
+        known: schedulers that are left out, with those nested in them.
+
+    Returns:
+        Each scheduler once, in the order of the attributes; those nested in another one are left out.
+    """
+    seen: set[int] = set()
+    found: list[Any] = []
+    for owner in owners:
+        parts = owner.modules() if isinstance(owner, torch.nn.Module) else [owner]
+        for part in parts:
+            for value in vars(part).values():
+                _search(value, optimizer, _DEPTH, seen, found)
+    inside = {id(inner) for scheduler in [*known, *found] for inner in _all_within(scheduler)}
+    inside |= {id(scheduler) for scheduler in known}
+    return [scheduler for scheduler in found if id(scheduler) not in inside]
+
+
+def _all_within(scheduler: Any) -> Iterator[Any]:
+    for inner in nested_schedulers(scheduler):
+        yield inner
+        yield from _all_within(inner)
+
+
+def _search(value: Any, optimizer: Optimizer, depth: int, seen: set[int], found: list[Any]) -> None:
+    if isinstance(value, _BUILTIN) or id(value) in seen:
+        return
+    seen.add(id(value))
+    if is_scheduler(value, optimizer):
+        found.append(value)
+    elif depth:
+        for part in _parts(value):
+            _search(part, optimizer, depth - 1, seen, found)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values() if len(value) <= _LONGEST else ()
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return value if len(value) <= _LONGEST else ()
+    # Not into models, optimizers, or what belongs to a library, which may be large or answer to reading with work.
+    kind = type(value)
+    if isinstance(value, (torch.nn.Module, Optimizer)) or kind.__module__.split(".")[0] in _LIBRARIES:
+        return ()
+    own = getattr(value, "__dict__", None)
+    return list(own.values()) if type(own) is dict and not callable(value) else ()
+
+
+_LIBRARIES = (
+    "accelerate",
+    "builtins",
+    "collections",
+    "datasets",
+    "lightning",
+    "lightning_fabric",
+    "logging",
+    "lr_dist",
+    "numpy",
+    "pandas",
+    "pytorch_lightning",
+    "tokenizers",
+    "torch",
+    "torchmetrics",
+    "transformers",
+)
