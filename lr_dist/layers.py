@@ -23,6 +23,7 @@ from lr_dist._layers.stacks import (
     clean_name,
     common_prefix,
     find_stacks,
+    layer_beside,
     receives,
     side_of,
     stages_around,
@@ -35,6 +36,7 @@ __all__ = ["LayerMap", "Overrides", "assign_layers", "clean_name", "group_names"
 Overrides = Mapping[str, str] | Sequence[tuple[str, str]]
 
 _MAX_NAMED = 10
+_IN_DOUBT = -1
 # Names that mean one thing in every model that we know. `norm` and `layer_norm` are not among them.
 _EMBEDDING_NAME = re.compile(
     r"embed(?!_out)|(^|_)(wte|wpe|emb|shared|(cls|dist|mask|register)_tokens?|pos_enc\w*)$"
@@ -44,8 +46,6 @@ _HEAD_NAME = re.compile(
     r"^(lm_head|classifier|score|pooler|heads?|qa_outputs|cls|fc_norm|ln_f|norm_f|ln_post|vocab_\w+|logit_scale"
     r"|final_(layer_?)?norm|post_layernorm|embed_out|lm_loss|\w+_head)$"
 )
-# What the source calls between two layers, by class and attribute: it takes part in the first layer's output.
-_IN_FIRST_LAYER = {("DebertaV2Encoder", "conv")}
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None) -> Layer
     rules = _compile(overrides)
     tree = Tree(model)
     stacks, ignored = find_stacks(tree, lambda parameter: _overriding(parameter, rules) is not None)
-    num_layers = sum(len(stack.keys) for stack in stacks)
+    num_layers = sum(stack.depth for stack in stacks)
     names = group_names(num_layers)
     targets = [_resolve(group, num_layers, pattern.pattern) for pattern, group in rules]
     _check_all_match(tree, rules)
@@ -136,17 +136,17 @@ def _nearness(name: str, stacks: list[Stack]) -> int:
 
 
 def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
-    head = 1 + sum(len(stack.keys) for stack in stacks)
+    head = 1 + sum(stack.depth for stack in stacks)
     parts = name.split(".")
     last, shared = 0, -1
     nearest: list[_Near] = []
     for position, stack in enumerate(stacks):
-        first, last = last + 1, last + len(stack.keys)
+        first, last = last + 1, last + stack.depth
         for path in stack.paths:
             stack_parts = path.split(".") if path else []
             prefix = common_prefix(parts, stack_parts)
             if prefix == len(stack_parts) and parts[prefix] in stack.keys:
-                return first + stack.keys.index(parts[prefix])
+                return first + stack.layer(parts[prefix])
             if prefix > shared:
                 nearest, shared = [], prefix
             if prefix == shared and position not in [near.position for near in nearest]:
@@ -154,7 +154,7 @@ def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
 
     alternating = _alternating(tree, parts, nearest, head)
     if alternating is not None:
-        return alternating
+        return alternating if alternating != _IN_DOUBT else None
     if len(nearest) > 1:
         return _beside_several(tree, name, shared, nearest, head)
     (near,) = nearest
@@ -175,11 +175,16 @@ def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
             # An output projection that is the embedding matrix, a position added again; anything else is in doubt.
             return 0 if _by_name(tree, name, shared, head) == 0 else None
         case "between":
-            owner = tree.modules[".".join(parts[:shared])]
-            return near.first if (type(owner).__name__, parts[shared]) in _IN_FIRST_LAYER else None
+            return _beside_layer(tree, name, near)
         case None:
             return _by_name(tree, name, shared, head)
     return None
+
+
+def _beside_layer(tree: Tree, name: str, near: _Near) -> int | None:
+    """The depth of what is called among the layers of a stack, by a loop over them; None if that is not known."""
+    where = layer_beside(tree, name, near.path)
+    return near.first + where if isinstance(where, int) and near.first + where <= near.last else None
 
 
 class _Near(NamedTuple):
@@ -221,7 +226,11 @@ def _is_step(tree: Tree, parts: list[str], shared: int, first: str, second: str)
 
 
 def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) -> int | None:
-    """The depth of an entry of a list that alternates with layers (XLM's norms) or with stages (PVT's patches)."""
+    """The depth of an entry of a list that alternates with layers (XLM's norms) or with stages (PVT's patches, Twins').
+
+    Returns:
+        None: it is no such entry. _IN_DOUBT: it acts among the layers of a stage, it is not known where.
+    """
     for at, key in enumerate(parts):
         entries = tree.modules.get(".".join(parts[:at]))
         if at == 0 or not isinstance(entries, nn.ModuleList | nn.ParameterList) or not key.isdigit():
@@ -235,6 +244,9 @@ def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) 
                 continue
             if len(partner) == len(near.path.split(".")):
                 return near.first + int(key)
+            stage = next((other for other in nearest if other.path.split(".")[at] == key), None)
+            if stage is not None and layer_beside(tree, ".".join(parts), stage.path) is not None:
+                return _beside_layer(tree, ".".join(parts), stage) or _IN_DOUBT
             # Of a stage: what comes before it belongs to the layer before it, what comes after it to its last one.
             stages = {int(other.path.split(".")[at]): other for other in nearest}
             reached = [other.last for stage, other in stages.items() if stage < int(key) + (near.side == "between")]

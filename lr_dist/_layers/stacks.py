@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
-from lr_dist._layers.dataflow import flows_of
+from lr_dist._layers.dataflow import IN_TURN, MODULE_MARK, PARAMETER_MARK, flows_of, returns_data
 from lr_dist.errors import LayersNotFoundError
 
 _WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
@@ -48,15 +48,31 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Stack:
-    """One list of layers: where it is (several paths if registered twice) and how many layers it has."""
+    """One list of layers: where it is (several paths if registered twice) and how many layers it has.
+
+    Attributes:
+        period: Entries of the list that make up a layer: 2 where attention and feed-forward sublayers alternate.
+        sublayers: Whether the entries are known to be sublayers.
+    """
 
     paths: tuple[str, ...]
     module: nn.Module
     keys: tuple[str, ...]
+    period: int = 1
+    sublayers: bool = False
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return len(self.keys) // self.period
+
+    def layer(self, key: str) -> int:
+        """The layer that an entry of the list belongs to, from 0."""
+        return self.keys.index(key) // self.period
 
     def __str__(self) -> str:
         kinds = sorted({type(unwrap(layer)).__name__ for layer in self.module.children()})
-        return f"`{self.paths[0] or '(the model itself)'}` ({len(self.keys)} x {'/'.join(kinds)})"
+        return f"`{self.paths[0] or '(the model itself)'}` ({self.depth} x {'/'.join(kinds)})"
 
 
 class Tree:
@@ -162,7 +178,10 @@ def _candidates(tree: Tree, needs_attention: bool) -> list[Stack]:
     for paths in by_module.values():
         module = tree.modules[paths[0]]
         stack = Stack(tuple(paths), module, tuple(module._modules))
-        if _is_stack(tree, stack, needs_attention):
+        period = _period(tree, stack) if needs_attention and not _matches_config(tree, stack) else 0
+        if period:
+            stacks.append(replace(stack, period=period, sublayers=True))
+        elif _is_stack(tree, stack, needs_attention):
             stacks.append(stack)
     return stacks
 
@@ -180,7 +199,28 @@ def _is_stack(tree: Tree, stack: Stack, needs_attention: bool) -> bool:
 
 def _is_layered(tree: Tree, stack: Stack) -> bool:
     """Whether the list is a stack of layers: as long as the config says, or alike, with attention, and chained."""
-    return _matches_config(tree, stack) or (_is_alike(stack) and _is_chained(tree, stack) is not False)
+    return (
+        _matches_config(tree, stack) or stack.sublayers or (_is_alike(stack) and _is_chained(tree, stack) is not False)
+    )
+
+
+def _period(tree: Tree, stack: Stack) -> int:
+    """After how many entries a list of sublayers repeats: 2 for attention, feed-forward, attention, feed-forward, ...
+
+    Where attention and feed-forward sublayers follow each other without such a rhythm (x-transformers' sandwich), each
+    is a layer of its own: depth is relative. 0 where the list is something else.
+    """
+    entries = [unwrap(entry) for entry in stack.module.children()]
+    kinds = [tuple((name, type(module)) for name, module in entry.named_modules()) for entry in entries]
+    attention = [_has_attention(entry) for entry in entries]
+    if sum(attention) < 2 or all(attention) or _is_chained(tree, stack) is False:
+        return 0
+    if any(isinstance(unwrap(entry), nn.Embedding) for entry in entries):
+        return 0
+    for period in range(2, len(kinds) // 2 + 1):
+        if len(kinds) % period == 0 and all(kind == kinds[at % period] for at, kind in enumerate(kinds)):
+            return period
+    return 1 if all(kinds.count(kind) > 1 for kind in kinds) else 0
 
 
 def _is_alike(stack: Stack) -> bool:
@@ -241,7 +281,7 @@ def _read(config: object, key: str) -> object:
 
 def _is_chained(tree: Tree, stack: Stack) -> bool | None:
     """Whether one layer's output enters the next; None if the source does not say."""
-    if type(stack.module).forward is nn.Sequential.forward:
+    if runs_in_turn(stack.module):
         return True
     used = False
     for path in stack.paths:
@@ -367,7 +407,7 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
     for end in range(shared, -1, -1):
         parent = ".".join(parts[:end])
         module, rest, stack_rest = tree.modules[parent], parts[end:], stack_parts[end:]
-        if type(module).forward is nn.Sequential.forward:
+        if runs_in_turn(module) and rest[0] in module._modules:
             if rest[0] != stack_rest[0]:
                 keys = list(module._modules)
                 return "before" if keys.index(rest[0]) < keys.index(stack_rest[0]) else "after"
@@ -394,6 +434,35 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
             return "before" if before >= 0 else "after"
         unrelated = unrelated or {"path", "stack"} <= set(kinds.values())
     return "unrelated" if unrelated else None
+
+
+def runs_in_turn(module: nn.Module) -> bool:
+    """Whether a module applies its children one after the other, as nn.Sequential does."""
+    forward = type(module).forward
+    return forward is nn.Sequential.forward or (IN_TURN, IN_TURN) in flows_of(type(module)).edges
+
+
+def layer_beside(tree: Tree, path: str, stack: str) -> int | str | None:
+    """Inside a loop over a stack's layers, beside which of them a module is called.
+
+    Args:
+        tree: The model.
+        path: Clean name of the module or parameter, outside the stack.
+        stack: Clean name of the stack.
+
+    Returns:
+        The layer's number, `each` of them, or `some` that the source does not tell; None if it is not called there.
+    """
+    parts, stack_parts = path.split("."), stack.split(".")
+    shared = common_prefix(parts, stack_parts)
+    for end in range(shared, -1, -1):
+        parent = ".".join(parts[:end])
+        for (source, loop), where in flows_of(type(tree.modules[parent])).inside.items():
+            if _kind(tree, parent, source, parts[end:], stack_parts[end:]) != "path":
+                continue
+            if _kind(tree, parent, loop, parts[end:], stack_parts[end:]) == "stack":
+                return where
+    return None
 
 
 def receives(tree: Tree, path: str, stack: str) -> bool | None:
@@ -428,10 +497,10 @@ def _enters(tree: Tree, parent: str, sources: set[str], rest: list[str]) -> bool
     """Whether one of these sources of a module's flows reaches the path `rest` below it."""
     flows = flows_of(type(tree.modules[parent]))
     for (source, target), labels in flows.entries.items():
-        steps = target.split(".")
-        if source not in sources or common_prefix(steps, rest) < min(len(steps), len(rest)):
+        steps = _resolved(tree, parent, target) if source in sources else None
+        if steps is None or common_prefix(steps, rest) < min(len(steps), len(rest)):
             continue
-        below = ".".join([parent, *steps] if parent else steps)
+        below = _joined(parent, steps)
         if len(steps) >= len(rest) or not _own_flows(tree, below):
             return True
         if _enters(tree, below, _arguments(tree.modules[below], labels), rest[len(steps) :]):
@@ -455,21 +524,38 @@ def _arguments(module: nn.Module, labels: set[int | str]) -> set[str]:
 
 def _kind(tree: Tree, parent: str, token: str, rest: list[str], stack_rest: list[str]) -> str | None:
     """Whether a child path that the source names leads to the parameter or to the stack, and not to both."""
-    parts = token.split(".")
-    known = len(parts)
-    while known and ".".join([parent, *parts[:known]] if parent else parts[:known]) not in tree.paths:
-        known -= 1
-    if known == 0:
+    parts = _resolved(tree, parent, token)
+    if parts is None:
         return None
-    owner = tree.modules.get(".".join([parent, *parts[:known]] if parent else parts[:known]))
-    if owner is not None and known < len(parts) and not hasattr(type(owner), parts[known]):
-        return None  # a setting that it keeps (`self.bert.num_labels`), no data that went through it
-    parts = parts[:known]
     to_path = common_prefix(parts, rest) == min(len(parts), len(rest))
     to_stack = common_prefix(parts, stack_rest) == min(len(parts), len(stack_rest))
     if to_path == to_stack:
         return None
     return "path" if to_path else "stack"
+
+
+def _resolved(tree: Tree, parent: str, token: str) -> list[str] | None:
+    """The parts of a child path in flows that lead to a module or parameter; None if it holds no data of theirs."""
+    parts = token.removesuffix(PARAMETER_MARK).removesuffix(MODULE_MARK).split(".")
+    known = len(parts)
+    while known and _joined(parent, parts[:known]) not in tree.paths:
+        known -= 1
+    if known == 0:
+        return None
+    owner = tree.modules.get(_joined(parent, parts[:known]))
+    if token.endswith(PARAMETER_MARK) and owner is not None or token.endswith(MODULE_MARK) and owner is None:
+        return None
+    if owner is not None and known < len(parts):
+        member = inspect.getattr_static(type(owner), parts[known], None)
+        if member is None:
+            return None  # a setting that it keeps (`self.bert.num_labels`), no data that went through it
+        if not isinstance(owner, nn.ModuleList | nn.Sequential) and not returns_data(type(owner), parts[known]):
+            return None  # a question (`self.blocks.get_cast_dtype()`)
+    return parts[:known]
+
+
+def _joined(parent: str, parts: list[str]) -> str:
+    return ".".join([parent, *parts] if parent else parts)
 
 
 def common_prefix(first: list[str], second: list[str]) -> int:
