@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lr_dist.errors import MissingExtraError, ModelLoadError
+from lr_dist.errors import MissingExtraError, MissingLibraryError, ModelLoadError
 from lr_dist.extras import require_extras
 
 if TYPE_CHECKING:
@@ -55,13 +55,23 @@ def load_backbone(name: str) -> nn.Module:
     return model.train()
 
 
-def load_skeleton(name: str) -> nn.Module:
-    """The model's structure without its weights (meta device), for looking at layers; only the config is read."""
+def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """The model's structure without its weights (meta device), for looking at layers; only the config is read.
+
+    Args:
+        name: `minilm`, a hub name, or a path.
+        trust_remote_code: whether code that stands beside the config may run.
+
+    Raises:
+        ModelLoadError: no such model, no network, files that cannot be read, or code that may not run.
+        MissingLibraryError: the model needs a library that is not installed.
+    """
     transformers = _transformers()
     with _quiet(transformers), _load_errors(name):
-        config = transformers.AutoConfig.from_pretrained(resolve_model(name))
+        path = resolve_model(name)
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
-            return transformers.AutoModel.from_config(config)
+            return transformers.AutoModel.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -94,6 +104,11 @@ def _transformers() -> Any:
 def _load_errors(name: str) -> Iterator[None]:
     try:
         yield
+    except MissingExtraError:
+        raise
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise MissingLibraryError(f"The model {name!r} needs a library that is not installed: {reason}") from error
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelLoadError(

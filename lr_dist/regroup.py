@@ -22,6 +22,7 @@ from lr_dist.errors import (
 )
 from lr_dist.groups import NO_DECAY
 from lr_dist.layers import LayerMap
+from lr_dist.names import is_layer
 from lr_dist.schedulers import Split, anchor_rates, check_schedulers, rewrite_schedulers, scaled_group_keys
 
 _MAX_NAMES = 5
@@ -35,11 +36,13 @@ class Placement:
         layer: `id(parameter)` -> group name.
         name: `id(parameter)` -> the parameter's name.
         order: the group names in the order of depth.
+        layer_map: what they were made from.
     """
 
     layer: dict[int, str]
     name: dict[int, str]
     order: tuple[str, ...]
+    layer_map: LayerMap
 
     @classmethod
     def of(cls, module: nn.Module, layer_map: LayerMap) -> Placement:
@@ -48,7 +51,7 @@ class Placement:
         names = [(name, id(p)) for name, p in module.named_parameters(remove_duplicate=False)]
         layer_of = layer_map.group_of
         layer = {key: layer_of[name] for name, key in names if name in layer_of}
-        return cls(layer, {key: name for name, key in reversed(names)}, tuple(layer_map.groups))
+        return cls(layer, {key: name for name, key in reversed(names)}, tuple(layer_map.groups), layer_map)
 
 
 def layer_optimizer(optimizers: Sequence[Optimizer], placement: Placement) -> Optimizer:
@@ -65,7 +68,7 @@ def layer_optimizer(optimizers: Sequence[Optimizer], placement: Placement) -> Op
             "The module has no optimizer (`configure_optimizers` returned None), so no layer can get a rate. Return an "
             "optimizer, or remove the LayerwiseLR callback."
         )
-    holders = [o for o in optimizers if any(_is_layer(placement.layer.get(id(p), "")) for p in _parameters(o))]
+    holders = [o for o in optimizers if any(is_layer(placement.layer.get(id(p), "")) for p in _parameters(o))]
     holders = holders or [o for o in optimizers if any(id(p) in placement.layer for p in _parameters(o))]
     if len(holders) == 1:
         return holders[0]
@@ -90,7 +93,7 @@ def uncovered(optimizers: Sequence[Optimizer], placement: Placement, module: nn.
         for name, p in module.named_parameters()
         if p.requires_grad and id(p) not in held and id(p) in placement.layer
     ]
-    return [n for n, layer in free if _is_layer(layer)], [n for n, layer in free if not _is_layer(layer)]
+    return [n for n, layer in free if is_layer(layer)], [n for n, layer in free if not is_layer(layer)]
 
 
 def regroup(
@@ -140,7 +143,7 @@ def regroup(
                 "`max_lr` of its cycle). A rate is a finite number of 0 or more."
             )
     users = [_user_rate(group, anchor) for group, anchor in zip(optimizer.param_groups, anchors, strict=True)]
-    rates = distribution.rates(len(placement.order) - 2)
+    rates = placement.layer_map.rates(distribution.rates)
     if distribution.relative and 0 in users:
         raise ZeroRateError(
             f"The distribution {distribution} is relative, and the optimizer's own rate, which it multiplies, is 0 in "
@@ -208,7 +211,7 @@ def regroup_added(
             f"that was added to {type(optimizer).__name__}. Add the group with a rate above 0."
         )
     parents, new = _split_groups(added, placement)
-    layer_rates = distribution.rates(len(placement.order) - 2)
+    layer_rates = placement.layer_map.rates(distribution.rates)
     own_users = [users[parent] if distribution.relative else float(old[like]["user_lr"]) for parent in parents]
     own_rates = [
         layer_rates[group["layer"]] * (user if distribution.relative else 1.0)
@@ -346,7 +349,3 @@ def _group_names(groups: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[s
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _is_layer(group: str) -> bool:
-    return group.startswith("layers.")

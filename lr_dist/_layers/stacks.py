@@ -105,22 +105,36 @@ def unwrap(module: nn.Module) -> nn.Module:
 # Stacks --------------------------------------------------------------------------------------------------
 
 
-def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple[list[Stack], list[Stack]]:
+class SeveralStacksError(LayersNotFoundError):
+    """Stacks of layers whose order in depth is not known."""
+
+    def __init__(self, stacks: list[Stack]) -> None:
+        super().__init__(f"{len(stacks)} stacks of layers: {', '.join(map(str, stacks))}")
+        self.stacks = stacks
+
+
+def find_stacks(
+    tree: Tree, is_overridden: Callable[[Parameter], bool], root: str = ""
+) -> tuple[list[Stack], list[Stack]]:
     """The model's stack of layers, or its encoder's and its decoder's, or those of its stages.
 
     Args:
         tree: The model.
         is_overridden: Whether an override places this parameter; a stack of nothing else is no stack.
+        root: Path of the submodule in which to look.
 
     Returns:
         One stack, or several that follow each other, in the order of depth; and the frozen ones that were passed over
         (a teacher, a frozen image tower), whose parameters have no depth here.
 
     Raises:
-        LayersNotFoundError: There is none, or several whose order in depth is not known.
+        LayersNotFoundError: There is none.
+        SeveralStacksError: There are several, and their order in depth is not known.
     """
-    found = _drop_nested(tree, _candidates(tree, needs_attention=True))
-    found = found or _drop_nested(tree, [s for s in _candidates(tree, needs_attention=False) if _is_of_whole(tree, s)])
+    found = _drop_nested(tree, _candidates(tree, root, needs_attention=True))
+    found = found or _drop_nested(
+        tree, [s for s in _candidates(tree, root, needs_attention=False) if _is_of_whole(tree, s, root)]
+    )
     stacks = [s for s in found if not all(is_overridden(p) for p in tree.below(s.paths[0]))]
     ignored = _bystanders(tree, stacks)
     stacks = [s for s in stacks if s not in ignored]
@@ -129,9 +143,9 @@ def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple
     if len(stacks) < 2:
         beside = [s for s in found if s not in stacks]
         raise LayersNotFoundError(
-            f"no stack of transformer layers found in {type(tree.modules['']).__name__}: there is no nn.ModuleList or "
-            "nn.Sequential, applied layer after layer, of layers of one class that hold attention, nor one as long "
-            "as its config's depth"
+            f"no stack of transformer layers found in {type(tree.modules[root]).__name__}: there is no nn.ModuleList "
+            "or nn.Sequential, applied layer after layer, of layers of one class that hold attention, or of sublayers "
+            "that alternate, nor one as long as its config's depth"
             + (f"; {stacks[0]} is a list of other modules" if stacks else "")
             + (f" (beside the overridden {', '.join(map(str, beside))})" if beside else "")
             + ". Pass the transformer itself."
@@ -139,7 +153,7 @@ def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple
     ordered = sorted(stacks, key=lambda stack: sum(_follows(tree, other, stack) for other in stacks))
     if all(_follows(tree, first, then) for k, first in enumerate(ordered) for then in ordered[k + 1 :]):
         return ordered, ignored
-    raise LayersNotFoundError(_several(stacks))
+    raise SeveralStacksError(stacks)
 
 
 def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
@@ -155,24 +169,10 @@ def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
     return [s for s in stacks if trained and s not in trained and all(stands_by(s, other) for other in trained)]
 
 
-def _several(stacks: list[Stack]) -> str:
-    listed = ", ".join(map(str, stacks[:8])) + (f" and {len(stacks) - 8} more" if len(stacks) > 8 else "")
-    parts = [stack.paths[0].split(".") for stack in stacks]
-    shared = min(common_prefix(parts[0], other) for other in parts[1:])
-    branches = list(dict.fromkeys(".".join(path[: shared + 1]) for path in parts))
-    rules = ", ".join(f'r"^{re.escape(branch)}\\.": "embeddings"' for branch in branches[1:4])
-    submodule = f'pass the submodule whose depth counts, such as model.get_submodule("{branches[0]}"), or '
-    return (
-        f"{len(stacks)} stacks of layers, and no known order of depth between them: {listed}. Please "
-        f"{submodule if any(len(path) > shared + 1 for path in parts) else ''}say where the others belong, "
-        f"before the layers (embeddings) or after them (head): overrides={{{rules}}}"
-    )
-
-
-def _candidates(tree: Tree, needs_attention: bool) -> list[Stack]:
+def _candidates(tree: Tree, root: str, needs_attention: bool) -> list[Stack]:
     by_module: dict[int, list[str]] = {}
     for path, module in tree.modules.items():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
+        if isinstance(module, nn.ModuleList | nn.Sequential) and is_below(path, root):
             by_module.setdefault(id(module), []).append(path)
     stacks = []
     for paths in by_module.values():
@@ -246,9 +246,14 @@ def _matches_config(tree: Tree, stack: Stack) -> bool:
     return False
 
 
-def _is_of_whole(tree: Tree, stack: Stack) -> bool:
+def is_below(path: str, root: str) -> bool:
+    """Whether a dotted path is `root` or leads into it."""
+    return not root or path == root or path.startswith(root + ".")
+
+
+def _is_of_whole(tree: Tree, stack: Stack, root: str) -> bool:
     """Whether the config that names a stack's length is that of the whole model, not that of a backbone in it."""
-    configs = (getattr(module, "config", None) for module in tree.modules.values())
+    configs = (getattr(module, "config", None) for path, module in tree.modules.items() if is_below(path, root))
     outermost = next((config for config in configs if _depths(config) or _depths_of_stages(config)), None)
     return _config_around(tree, stack.paths[0]) is outermost
 
@@ -386,6 +391,21 @@ def _is_encoder_decoder(tree: Tree, encoder: Stack, decoder: Stack) -> bool:
 # Sides ---------------------------------------------------------------------------------------------------
 
 
+def joins_after(tree: Tree, path: str, stack: str) -> bool:
+    """Whether the output of a module or parameter only meets that of a stack: what takes the one takes the other."""
+    parts, stack_parts = path.split("."), stack.split(".") if stack else []
+    shared = common_prefix(parts, stack_parts)
+    if shared == len(stack_parts):
+        return False
+    parent = ".".join(parts[:shared])
+    edges = flows_of(type(tree.modules[parent])).edges
+    kinds = {
+        token: _kind(tree, parent, token, parts[shared:], stack_parts[shared:]) for edge in edges for token in edge
+    }
+    taken = {target for source, target in edges if kinds[source] == "path" and kinds[target] is None}
+    return bool(taken) and taken <= {target for source, target in edges if kinds[source] == "stack"}
+
+
 def side_of(tree: Tree, path: str, stack: str) -> Side | None:
     """On which side of a stack a module or parameter acts, after the order of nn.Sequential and the data flow.
 
@@ -416,7 +436,8 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
             keys = list(module._modules)
             return "before" if keys.index(rest[0]) < keys.index(stack_rest[0]) else "after"
         flows = flows_of(type(module))
-        kinds = {token: _kind(tree, parent, token, rest, stack_rest) for token in flows.used}
+        tokens = flows.used.union(*flows.edges)
+        kinds = {token: _kind(tree, parent, token, rest, stack_rest) for token in tokens}
         if "stack" not in kinds.values() and "*" in kinds:
             # `getattr(self, self.base_model_prefix)`: the backbone, under whatever name.
             kinds["*"] = "stack"
@@ -543,7 +564,7 @@ def _resolved(tree: Tree, parent: str, token: str) -> list[str] | None:
     if known == 0:
         return None
     owner = tree.modules.get(_joined(parent, parts[:known]))
-    if token.endswith(PARAMETER_MARK) and owner is not None or token.endswith(MODULE_MARK) and owner is None:
+    if token.endswith(MODULE_MARK if owner is None else PARAMETER_MARK):
         return None
     if owner is not None and known < len(parts):
         member = inspect.getattr_static(type(owner), parts[known], None)
