@@ -25,6 +25,7 @@ from lr_dist._layers.stacks import (
     clean_name,
     find_stacks,
     is_below,
+    side_of,
 )
 from lr_dist.errors import (
     InvalidOverrideError,
@@ -209,7 +210,12 @@ def _guess(tree: Tree, name: str, towers: list[_Tower]) -> str | None:
             # Between two towers: behind the one that it follows.
             it = Parameter(name, (name,), nn.Parameter())
             after = [tower for tower in towers if depth_of(tree, it, tower.stacks, []) == tower.depth + 1]
-            return after[0].groups[-1] if len(after) == 1 else None
+            paths = {tower.name: tower.stacks[0].paths[0] for tower in after}
+            for tower in after:
+                earlier = [paths[other.name] for other in after if other is not tower]
+                if all(side_of(tree, path, paths[tower.name]) == "before" for path in earlier):
+                    return tower.groups[-1]
+            return None
         towers = inside
     depth = guess(tree, name, towers[0].stacks)
     return None if depth is None else towers[0].groups[depth]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from lr_dist._layers.stacks import Stack, Tree, common_prefix, side_of
+from lr_dist._layers.stacks import Stack, Tree, common_prefix, follows, side_of
 
 Rules = Sequence[tuple[str, str]]
 
 _MAX_NAMED = 10
 # Towers that serve another model as its input, if one of two has to be one.
-_SENSES = re.compile(r"vision|visual|image|img|audio|speech|video|pixel|acoustic|encoder|teacher", re.IGNORECASE)
+_SENSES = re.compile(
+    r"vision|visual|image|img|audio|speech|video|pixel|acoustic|perceiver|resampler|connector|qformer|projector|teacher",
+    re.IGNORECASE,
+)
 
 
 def unplaced(
@@ -96,11 +99,13 @@ def _sides(tree: Tree, stacks: list[Stack]) -> tuple[Stack | None, list[tuple[st
     for kept in stacks:
         rules: dict[str, str] = {}
         for other in stacks:
+            if other is kept or follows(tree, other, kept) or follows(tree, kept, other):
+                continue
             side = side_of(tree, other.paths[0], kept.paths[0])
             group = {"before": "embeddings", "after": "head"}.get(side or "")
             parts = other.paths[0].split(".")
             branch = ".".join(parts[: common_prefix(parts, kept.paths[0].split(".")) + 1])
-            if other is not kept and (group is None or rules.setdefault(rf"^{re.escape(branch)}\.", group) != group):
+            if group is None or rules.setdefault(rf"^{re.escape(branch)}\.", group) != group:
                 break
         else:
             size = sum(parameter.value.numel() for parameter in tree.below(kept.paths[0]))

@@ -473,7 +473,8 @@ class _Interpreter:
             for target in function.direct:
                 self._flow(source, target + mark)
         taint = function.taint | (_union(given).taint if method in _SHAPING else data.taint)
-        return _Value(taint, _computed(function.direct) if not data.taint else frozenset())
+        pure = method in _SHAPING or all(value.is_pure() for value in given)
+        return _Value(taint, _computed(function.direct) if pure else frozenset())
 
     def _note_loops(self, function: _Value) -> None:
         """Notes what is called inside a loop over the children of something else."""

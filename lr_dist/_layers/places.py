@@ -135,9 +135,7 @@ def _is_step(tree: Tree, parts: list[str], shared: int, first: str, second: str)
     """
     if stages_around(tree, first, second) is not None:
         return True
-    module = tree.modules.get(".".join(parts[: shared + 1]))
-    inside = module.modules() if module is not None else ()
-    return not any(isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1 for m in inside)
+    return _is_small(tree, parts[: shared + 1])
 
 
 def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) -> int | None:
@@ -187,18 +185,29 @@ def guess(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
     A guess is shown to the user, never used.
     """
     parts = name.split(".")
+    near = nearness(name, stacks)
     last = 0
     sides: list[Side | None] = []
     for stack in stacks:
         last += stack.depth
         side = side_of(tree, name, stack.paths[0])
-        if side == "after" and nearness(name, [stack]) == nearness(name, stacks) and stack is not stacks[-1]:
+        if side == "after" and nearness(name, [stack]) == near and stack is not stacks[-1]:
             return last  # between an encoder and a decoder
         sides.append(side)
     if "reused" in sides:
-        return 0  # used on both sides, like a tied weight: the shallowest of its places
-    if all(joins_after(tree, name, stack.paths[0]) for stack in stacks):
-        return last + 1
+        # Used on both sides, like a tied weight: the shallowest of its places.
+        return 0 if (sides[0] == "reused" and near > 0) or len(stacks) == 1 else None
+    if "between" in sides:
+        return None
     table = isinstance(tree.modules.get(".".join(parts[:-1])), nn.Embedding)
-    table = table or any(_TABLE_NAME.search(part) for part in parts[nearness(name, stacks) :])
-    return 0 if table and not {"after", "between"} & set(sides) else None
+    if all(joins_after(tree, name, stack.paths[0]) for stack in stacks):
+        return last + 1 if not table and _is_small(tree, parts[: near + 1]) else None
+    table = table or any(_TABLE_NAME.search(part) for part in parts[near:])
+    return 0 if table and "after" not in sides else None
+
+
+def _is_small(tree: Tree, path: list[str]) -> bool:
+    """Whether a module holds no network of several layers, which would have a depth of its own."""
+    module = tree.modules.get(".".join(path))
+    inside = module.modules() if module is not None else ()
+    return not any(isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1 for m in inside)

@@ -150,8 +150,8 @@ def find_stacks(
             + (f" (beside the overridden {', '.join(map(str, beside))})" if beside else "")
             + ". Pass the transformer itself."
         )
-    ordered = sorted(stacks, key=lambda stack: sum(_follows(tree, other, stack) for other in stacks))
-    if all(_follows(tree, first, then) for k, first in enumerate(ordered) for then in ordered[k + 1 :]):
+    ordered = sorted(stacks, key=lambda stack: sum(follows(tree, other, stack) for other in stacks))
+    if all(follows(tree, first, then) for k, first in enumerate(ordered) for then in ordered[k + 1 :]):
         return ordered, ignored
     raise SeveralStacksError(stacks)
 
@@ -161,7 +161,7 @@ def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
     trained = [s for s in stacks if any(p.value.requires_grad for p in tree.below(s.paths[0]))]
 
     def stands_by(frozen: Stack, learner: Stack) -> bool:
-        if _follows(tree, frozen, learner) or _follows(tree, learner, frozen):
+        if follows(tree, frozen, learner) or follows(tree, learner, frozen):
             return False
         # Idefics' frozen layers alternate with its trained ones, and then they are its depth too.
         return side_of(tree, frozen.paths[0], learner.paths[0]) in ("before", "unrelated", None)
@@ -344,7 +344,7 @@ def _has_equals_with_attention(stack: Stack) -> bool:
     return len(kinds) > len(set(kinds))
 
 
-def _follows(tree: Tree, first: Stack, then: Stack) -> bool:
+def follows(tree: Tree, first: Stack, then: Stack) -> bool:
     """Whether two stacks are known to be one after the other in depth."""
     if _is_encoder_decoder(tree, first, then):
         return True
