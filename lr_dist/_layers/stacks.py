@@ -288,6 +288,8 @@ def _is_chained(tree: Tree, stack: Stack) -> bool | None:
     """Whether one layer's output enters the next; None if the source does not say."""
     if runs_in_turn(stack.module):
         return True
+    if IN_TURN in flows_of(type(stack.module)).used:
+        return False
     used = False
     for path in stack.paths:
         parts = path.split(".")
@@ -564,7 +566,7 @@ def _resolved(tree: Tree, parent: str, token: str) -> list[str] | None:
     if known == 0:
         return None
     owner = tree.modules.get(_joined(parent, parts[:known]))
-    if token.endswith(MODULE_MARK if owner is None else PARAMETER_MARK):
+    if token.endswith(MODULE_MARK if owner is None or _holds_parameters(owner) else PARAMETER_MARK):
         return None
     if owner is not None and known < len(parts):
         member = inspect.getattr_static(type(owner), parts[known], None)
@@ -573,6 +575,10 @@ def _resolved(tree: Tree, parent: str, token: str) -> list[str] | None:
         if not isinstance(owner, nn.ModuleList | nn.Sequential) and not returns_data(type(owner), parts[known]):
             return None  # a question (`self.blocks.get_cast_dtype()`)
     return parts[:known]
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    return isinstance(module, nn.ParameterList | nn.ParameterDict)
 
 
 def _joined(parent: str, parts: list[str]) -> str:
