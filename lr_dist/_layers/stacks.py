@@ -288,7 +288,7 @@ def _is_chained(tree: Tree, stack: Stack) -> bool | None:
     """Whether one layer's output enters the next; None if the source does not say."""
     if runs_in_turn(stack.module):
         return True
-    if IN_TURN in flows_of(type(stack.module)).used:
+    if _runs_itself(stack.module) and IN_TURN in flows_of(type(stack.module)).used:
         return False
     used = False
     for path in stack.paths:
@@ -461,8 +461,14 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
 
 def runs_in_turn(module: nn.Module) -> bool:
     """Whether a module applies its children one after the other, as nn.Sequential does."""
-    forward = type(module).forward
-    return forward is nn.Sequential.forward or (IN_TURN, IN_TURN) in flows_of(type(module)).edges
+    if type(module).forward is nn.Sequential.forward:
+        return True
+    return _runs_itself(module) and (IN_TURN, IN_TURN) in flows_of(type(module)).edges
+
+
+def _runs_itself(module: nn.Module) -> bool:
+    # nn.ModuleList has no forward; its other methods go through its entries too.
+    return type(module).forward is not nn.Module.forward
 
 
 def layer_beside(tree: Tree, path: str, stack: str) -> int | str | None:
