@@ -35,6 +35,8 @@ def unplaced(
     unknown: list[str] = []
     for branch, members in branches.items():
         groups = {guesses[name] for name in members}
+        if len(groups) > 1 and len(members) > _MAX_NAMED:
+            groups = {None}  # a network of its own
         parts = [(branch, groups.pop())] if len(groups) == 1 else [(name, guesses[name]) for name in members]
         for path, group in parts:
             pattern = f"^{re.escape(path)}{'$' if path in names else chr(92) + '.'}"
