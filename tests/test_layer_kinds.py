@@ -25,6 +25,7 @@ from lr_dist.errors import (
 )
 from lr_dist.groups import param_groups
 from lr_dist.layers import assign_layers
+from lr_dist.names import layer_of
 
 SIZE = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 
@@ -482,3 +483,8 @@ def test_a_library_that_a_model_needs_is_named(tmp_path: Any, capsys: pytest.Cap
     hf.TimmWrapperConfig(architecture="resnet18").save_pretrained(tmp_path)
     assert main(["layers", "--model", str(tmp_path)]) == 2
     assert re.search("MissingLibraryError: .*timm", capsys.readouterr().err)
+
+
+def test_the_layer_of_a_group_keeps_the_towers_name() -> None:
+    for layer in ("a/layers.3", "layers.3", "a.b/head", "head"):
+        assert {layer_of(layer + half) for half in ("", "/no_decay", "/2", "/no_decay/2")} == {layer}
