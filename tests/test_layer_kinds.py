@@ -240,7 +240,7 @@ class Tower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words, self.run = nn.Embedding(20, 8), self.Layers()
-        for name in ("a", "b", "c", "d", "e"):
+        for name in ("a", "b", "c", "d", "e", "f"):
             self.register_parameter(name, nn.Parameter(torch.zeros(1, 5, 8)))
         self.s, self.t, self.u = (nn.Parameter(torch.zeros(1)) for _ in range(3))
         self.mix = nn.Parameter(torch.zeros(2))
@@ -249,6 +249,7 @@ class Tower(nn.Module):
         kind = self.run.compute_type()
         x = self.words(ids).to(kind)
         x = x + self.a.view(1, -1, 8)[:, : x.size(1)].to(kind) + self.b.expand(len(x), -1, -1).type_as(x)
+        x = x + self.f * torch.ones(1, dtype=kind)
         x = torch.cat([self.c.repeat(x.shape[0], 1, 1), x, self.d.unsqueeze(0).squeeze(0)], 1)
         x = x + nn.functional.interpolate(self.e.permute(0, 2, 1), size=x.shape[1]).mT
         y = self.run(x)
@@ -259,7 +260,7 @@ class Tower(nn.Module):
 
 def test_a_parameter_is_followed_through_methods_and_functions() -> None:
     group_of = assign_layers(Tower()).group_of
-    assert {name: group_of[name] for name in "abcde"} == dict.fromkeys("abcde", "embeddings")
+    assert {name: group_of[name] for name in "abcdef"} == dict.fromkeys("abcdef", "embeddings")
     assert {name: group_of[name] for name in "stu"} == dict.fromkeys("stu", "head")
     assert group_of["words.weight"] == "embeddings"
 
