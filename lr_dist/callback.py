@@ -49,6 +49,7 @@ from lr_dist._lightning import Callback, L, give_back, kept, part_of, rank_zero_
 from lr_dist.coverage import Coverage
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import (
+    InvalidScheduleError,
     NothingToTrainError,
     OptimizerCoverageError,
     OwnRatiosWarning,
@@ -59,7 +60,7 @@ from lr_dist.errors import (
 from lr_dist.groups import freeze_layers
 from lr_dist.kept_schedulers import kept_schedulers
 from lr_dist.layer_schedule import LayerSchedule
-from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
+from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
 from lr_dist.regroup import (
     Placement,
@@ -95,6 +96,8 @@ class LayerwiseLR(Callback):
     Args:
         distribution: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
         overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
+        stacks: submodules that have a depth of their own each, as `("model.vision_model", "model.text_model")` or, with
+            names, `{"vision": "model.vision_model", ...}` (see `assign_layers`). Groups are called `vision/layers.0`.
         allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate from
             `base_lrs` or from the group's own `lr`.
         verbose: whether to print the table of layers and rates once, on rank 0.
@@ -118,6 +121,7 @@ class LayerwiseLR(Callback):
         distribution: str | Path | Mapping[str, Any] | LRDistribution,
         *,
         overrides: Overrides | None = None,
+        stacks: Stacks | None = None,
         allow_schedulers: Sequence[type] = (),
         verbose: bool = True,
         exact_resume: bool = True,
@@ -128,6 +132,12 @@ class LayerwiseLR(Callback):
         self.distribution = resolve_distribution(distribution)
         self.schedule = LayerSchedule(unfreeze_every_n_epochs, unfreeze_every_n_steps, layer_warmup_steps)
         self.overrides = overrides
+        self.stacks = stacks
+        if stacks is not None and self.schedule:
+            raise InvalidScheduleError(
+                "With stacks=..., each submodule has a depth of its own, and there is no order in which to unfreeze or "
+                "warm up the layers of several. Leave out the unfreezing and warm-up options, or stacks."
+            )
         self.allow_schedulers = tuple(allow_schedulers)
         self.verbose = verbose
         self.exact_resume = exact_resume
@@ -284,8 +294,8 @@ class LayerwiseLR(Callback):
         self._sizes = {clean_name(name): parameter.numel() for name, parameter in pl_module.named_parameters()}
 
     def _freeze(self, pl_module: L.LightningModule) -> LayerMap:
-        layer_map = assign_layers(pl_module, self.overrides)
-        rates = self.distribution.rates(layer_map.num_layers)
+        layer_map = assign_layers(pl_module, self.overrides, self.stacks)
+        rates = layer_map.rates(self.distribution.rates)
         check_trains(self.distribution, rates)
         freeze_layers(pl_module, layer_map, rates)
         return layer_map

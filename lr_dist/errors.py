@@ -73,6 +73,10 @@ class InvalidOverrideError(LRDistError, ValueError):
     """An override (regex -> group) that is malformed, names no group of the model, or matches nothing."""
 
 
+class InvalidStacksError(LRDistError, ValueError):
+    """Towers that are to have a depth of their own: malformed, no submodules, or one inside another."""
+
+
 class UnsupportedWeightsError(LRDistError, TypeError):
     """Weights whose numbers cannot be read: on the meta device, quantised, sharded, or NaN."""
 
@@ -95,6 +99,10 @@ class InvalidLossError(LRDistError, ValueError):
 
 class InvalidNoDecayError(LRDistError, ValueError):
     """A no_decay regex that is malformed or matches no parameter."""
+
+
+class InvalidGroupPrefixError(LRDistError, ValueError):
+    """A prefix of groups' names that is empty or has a slash."""
 
 
 class NothingToTrainError(LRDistError, ValueError):
@@ -177,6 +185,10 @@ class UnknownTaskError(LRDistError, LookupError):
 
 class TaskDataError(LRDistError, ValueError):
     """A task's data that cannot be used: wrong columns, empty texts, one class only, unseen labels."""
+
+
+class MissingLibraryError(LRDistError, ImportError):
+    """A library that a model needs and that is not installed; the message names it."""
 
 
 class ModelLoadError(LRDistError, ValueError):

@@ -15,8 +15,8 @@ from torch import nn
 
 from lr_dist._distribution.sanity import rate_doubts
 from lr_dist.distribution import LRDistribution, allow_distributions_in_checkpoints
-from lr_dist.errors import InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
-from lr_dist.layers import LayerMap, Overrides, assign_layers, clean_name
+from lr_dist.errors import InvalidGroupPrefixError, InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
+from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
 
 NO_DECAY = "/no_decay"
@@ -33,6 +33,8 @@ def param_groups(
     weight_decay: float = 0.0,
     no_decay: Sequence[str] | None = None,
     overrides: Overrides | None = None,
+    stacks: Stacks | None = None,
+    prefix: str | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups for any torch optimizer, one for each layer, in the order of depth.
 
@@ -50,6 +52,9 @@ def param_groups(
         no_decay: regexes (`re.search` on the parameter's name, without prefixes of wrappers) of the parameters that
             are not decayed. By default those with fewer than two dimensions: biases and the weights of norms.
         overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
+        stacks: submodules that have a depth of their own each (see `assign_layers`); groups are called
+            `vision_model/layers.0`, and each submodule gets the distribution for its own number of layers.
+        prefix: put before the names, as `vision` in `vision/layers.0`: for an optimizer of several calls' groups.
 
     Returns:
         Dicts with `name` (`embeddings`, `layers.0`, ..., `head`), `params`, `lr` and `weight_decay`.
@@ -60,6 +65,7 @@ def param_groups(
 
     Raises:
         InvalidRateError: a relative distribution without `lr`, or a rate or weight decay that is no number >= 0.
+        InvalidGroupPrefixError: a `prefix` that is empty or has a slash, or stands beside `stacks`.
         InvalidNoDecayError: a `no_decay` regex that is malformed or matches no parameter.
         NothingToTrainError: no trainable parameter is left.
         LRDistError: what `assign_layers` and `resolve_distribution` raise.
@@ -73,8 +79,13 @@ def param_groups(
                 "param_groups(model, distribution, lr=...)."
             )
         resolved = resolved.absolute(_check_number("lr", lr))
-    layer_map = assign_layers(model, overrides)
-    rates = resolved.rates(layer_map.num_layers)
+    if prefix is not None and (not isinstance(prefix, str) or not prefix or "/" in prefix or stacks is not None):
+        raise InvalidGroupPrefixError(
+            f"prefix is a text without a slash, such as 'vision', not {shown(prefix)}; with `stacks` there is none, "
+            "because the towers have names: stacks={'vision': 'vision_model', ...}."
+        )
+    layer_map = assign_layers(model, overrides, stacks)
+    rates = layer_map.rates(resolved.rates)
     parameters = dict(model.named_parameters())
     undecayed = _undecayed(parameters, no_decay)
 
@@ -88,6 +99,7 @@ def param_groups(
         for title, members, decay in ((layer, decayed, weight_decay), (layer + NO_DECAY, rest, 0.0)):
             if members:
                 params = [parameters[name] for name in members]
+                title = f"{prefix}/{title}" if prefix else title
                 groups.append({"name": title, "params": params, "lr": rates[layer], "weight_decay": decay})
     if not groups:
         raise NothingToTrainError(

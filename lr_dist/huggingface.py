@@ -42,7 +42,8 @@ from lr_dist.errors import (
     listed,
 )
 from lr_dist.groups import freeze_layers
-from lr_dist.layers import LayerMap, Overrides, assign_layers
+from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers
+from lr_dist.names import layer_of
 from lr_dist.presets import resolve_distribution
 from lr_dist.rate_check import RateCheck
 from lr_dist.regroup import Placement, check_replaced, describe_unread, regroup, uncovered, unread_scales
@@ -81,6 +82,8 @@ class LayerwiseTrainerMixin(_Trainer):
     Args:
         layerwise_lr: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
         layerwise_overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
+        layerwise_stacks: submodules that have a depth of their own each, as the two encoders of a Router (see
+            `assign_layers`).
         layerwise_allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate
             from `base_lrs` or from the group's own `lr`.
         layerwise_verbose: whether to print the table of groups and rates once, on the first process.
@@ -97,6 +100,7 @@ class LayerwiseTrainerMixin(_Trainer):
         *args: Any,
         layerwise_lr: str | Path | Mapping[str, Any] | LRDistribution,
         layerwise_overrides: Overrides | None = None,
+        layerwise_stacks: Stacks | None = None,
         layerwise_allow_schedulers: Sequence[type] = (),
         layerwise_verbose: bool = True,
         **kwargs: Any,
@@ -108,6 +112,7 @@ class LayerwiseTrainerMixin(_Trainer):
             )
         self._layerwise_distribution = resolve_distribution(layerwise_lr)
         self._layerwise_overrides = layerwise_overrides
+        self._layerwise_stacks = layerwise_stacks
         self._layerwise_allow_schedulers = tuple(layerwise_allow_schedulers)
         self._layerwise_verbose = layerwise_verbose
         self._layerwise_module: nn.Module | None = None
@@ -219,8 +224,8 @@ class LayerwiseTrainerMixin(_Trainer):
         return losses if in_model <= in_losses else nn.ModuleDict({"model": model, "loss": losses})
 
     def _freeze(self, module: nn.Module) -> LayerMap:
-        layer_map = assign_layers(module, self._layerwise_overrides)
-        freeze_layers(module, layer_map, self._layerwise_distribution.rates(layer_map.num_layers))
+        layer_map = assign_layers(module, self._layerwise_overrides, self._layerwise_stacks)
+        freeze_layers(module, layer_map, layer_map.rates(self._layerwise_distribution.rates))
         if not any(p.requires_grad for p in module.parameters()):
             raise NothingToTrainError(
                 f"No parameter of {type(module).__name__} is left to train: the distribution "
@@ -358,7 +363,7 @@ class LayerwiseRates(TrainerCallback, ExportableState):
         """Keep the step's rates: the Trainer logs only after the schedule has moved on."""
         by_layer: dict[str, dict[str, float]] = {}
         for group in kwargs["optimizer"].param_groups:
-            by_layer.setdefault(group["name"].partition("/")[0], {})[group["name"]] = float(group["lr"])
+            by_layer.setdefault(layer_of(group["name"]), {})[group["name"]] = float(group["lr"])
         self.rates = {}
         for layer, rates in by_layer.items():
             self.rates |= {layer: next(iter(rates.values()))} if len(set(rates.values())) == 1 else rates

@@ -9,43 +9,41 @@ stays in doubt is an error that shows the override.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import nn
 
+from lr_dist._layers import advice
+from lr_dist._layers.places import depth_of, guess, nearness
 from lr_dist._layers.stacks import (
     Parameter,
-    Side,
+    SeveralStacksError,
     Stack,
     Tree,
     clean_name,
-    common_prefix,
     find_stacks,
-    receives,
+    is_below,
     side_of,
-    stages_around,
 )
-from lr_dist.errors import InvalidOverrideError, LayersNotFoundError, UnplacedParametersError, shown
+from lr_dist.errors import (
+    InvalidOverrideError,
+    InvalidStacksError,
+    LayersNotFoundError,
+    LRDistError,
+    UnplacedParametersError,
+    shown,
+)
 from lr_dist.names import group_names
 
-__all__ = ["LayerMap", "Overrides", "assign_layers", "clean_name", "group_names"]
+__all__ = ["LayerMap", "Overrides", "Stacks", "assign_layers", "clean_name", "group_names"]
 
 Overrides = Mapping[str, str] | Sequence[tuple[str, str]]
+# Towers with a depth of their own: paths of submodules, or a name for each.
+Stacks = Sequence[str] | Mapping[str, str]
 
-_MAX_NAMED = 10
-# Names that mean one thing in every model that we know. `norm` and `layer_norm` are not among them.
-_EMBEDDING_NAME = re.compile(
-    r"embed(?!_out)|(^|_)(wte|wpe|emb|shared|(cls|dist|mask|register)_tokens?|pos_enc\w*)$"
-    r"|^(relative_attention_bias|prompt_encoder|feature_extractor|feature_projection)$"
-)
-_HEAD_NAME = re.compile(
-    r"^(lm_head|classifier|score|pooler|heads?|qa_outputs|cls|fc_norm|ln_f|norm_f|ln_post|vocab_\w+|logit_scale"
-    r"|final_(layer_?)?norm|post_layernorm|embed_out|lm_loss|\w+_head)$"
-)
-# What the source calls between two layers, by class and attribute: it takes part in the first layer's output.
-_IN_FIRST_LAYER = {("DebertaV2Encoder", "conv")}
+_Rules = list[tuple[re.Pattern[str], str]]
 
 
 @dataclass(frozen=True)
@@ -53,21 +51,43 @@ class LayerMap:
     """The parameters of a model by depth.
 
     Attributes:
-        num_layers: N; an encoder-decoder counts its encoder's layers, then its decoder's.
+        num_layers: N; an encoder-decoder counts its encoder's layers, then its decoder's. Of several towers, the sum.
         groups: All N+2 groups from the input to the output -> names as in `model.named_parameters()`. A tied
-            weight is in the shallowest of its places, once. A group may be empty.
+            weight is in the shallowest of its places, once. A group may be empty. Of several towers, each has its own
+            N+2 groups (`vision/embeddings`, `vision/layers.0`, ...), and the last group, `head`, is common to them.
+        towers: Name of a tower -> its number of layers; empty where the model has one depth.
     """
 
     num_layers: int
     groups: dict[str, tuple[str, ...]]
+    towers: dict[str, int] = field(default_factory=dict)
 
     @property
     def group_of(self) -> dict[str, str]:
         """Name of a parameter -> its group."""
         return {name: group for group, names in self.groups.items() for name in names}
 
+    @property
+    def deepest(self) -> int:
+        """The number of layers on the longest way through the model."""
+        return max(self.towers.values(), default=self.num_layers)
 
-def assign_layers(model: nn.Module, overrides: Overrides | None = None) -> LayerMap:
+    def rates(self, rates_of: Callable[[int], Mapping[str, float]]) -> dict[str, float]:
+        """The rate of every group, each tower's by its own number of layers.
+
+        Args:
+            rates_of: `LRDistribution.rates`: a number of layers -> the rate of each group.
+        """
+        if not self.towers:
+            return dict(rates_of(self.num_layers))
+        rates = {
+            f"{tower}/{group}": rate for tower, depth in self.towers.items() for group, rate in rates_of(depth).items()
+        }
+        # The head stands at the same relative depth in every tower.
+        return rates | {"head": rates_of(next(iter(self.towers.values())))["head"]}
+
+
+def assign_layers(model: nn.Module, overrides: Overrides | None = None, stacks: Stacks | None = None) -> LayerMap:
     """Finds the depth of every parameter of a transformer.
 
     Works for any module that holds one stack of layers, or an encoder's and a decoder's, wherever it is: bare, with
@@ -78,6 +98,9 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None) -> Layer
         overrides: Ordered map of regular expression -> group (`embeddings`, `layers.K`, `head`; a negative K counts
             from the last layer). Searched in the clean names (`clean_name`); the first that matches decides, before
             everything else. A stack of layers that overrides cover is no longer one.
+        stacks: Submodules that have a depth of their own each (CLIP's towers, the two encoders of DPR): their paths,
+            as `("vision_model", "text_model")`, or names for them, as `{"vision": "vision_model", ...}`. Groups are
+            then called `vision_model/layers.0`; what comes after several of them is in `head`.
 
     Returns:
         The map. Every trainable parameter is in exactly one group; a frozen one that cannot be placed is left out.
@@ -86,6 +109,7 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None) -> Layer
         LayersNotFoundError: No stack of layers, or several that do not follow each other (CLIP's two towers).
         UnplacedParametersError: Trainable parameters whose depth is in doubt.
         InvalidOverrideError: An override that is malformed, names no group of the model, or matches nothing.
+        InvalidStacksError: `stacks` names no submodule, one inside another, or is malformed.
 
     Example:
         >>> layers = assign_layers(BertForSequenceClassification(config))
@@ -96,184 +120,140 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None) -> Layer
         raise LayersNotFoundError(f"expected a torch.nn.Module, got {type(model).__name__}: {model!r:.80}")
     rules = _compile(overrides)
     tree = Tree(model)
-    stacks, ignored = find_stacks(tree, lambda parameter: _overriding(parameter, rules) is not None)
-    num_layers = sum(len(stack.keys) for stack in stacks)
-    names = group_names(num_layers)
-    targets = [_resolve(group, num_layers, pattern.pattern) for pattern, group in rules]
-    _check_all_match(tree, rules)
+    roots = _roots(tree, stacks)
+    given = [(pattern.pattern, group) for pattern, group in rules]
 
-    groups: dict[str, list[str]] = {name: [] for name in names}
+    def is_right(other_rules: advice.Rules, paths: Sequence[str] | None) -> bool:
+        try:
+            _assign(tree, _compile(other_rules), _roots(tree, paths))
+        except UnplacedParametersError:
+            return True  # of which the next error tells
+        except LRDistError:
+            return False
+        return True
+
+    try:
+        return _assign(tree, rules, roots)
+    except SeveralStacksError as error:
+        message = advice.several(tree, error.stacks, given, is_right)
+        raise LayersNotFoundError(message) from None
+
+
+class _Tower(NamedTuple):
+    """A part of the model with a depth of its own; the whole model, with an empty name, where there is one."""
+
+    name: str
+    root: str
+    stacks: list[Stack]
+    ignored: list[Stack]
+
+    @property
+    def depth(self) -> int:
+        return sum(stack.depth for stack in self.stacks)
+
+    @property
+    def groups(self) -> list[str]:
+        return group_names(self.depth, self.name)
+
+
+def _assign(tree: Tree, rules: _Rules, roots: Mapping[str, str]) -> LayerMap:
+    towers = [
+        _Tower(name, root, *find_stacks(tree, lambda parameter: _overriding(parameter, rules) is not None, root))
+        for name, root in roots.items()
+    ]
+    groups: dict[str, list[str]] = {group: [] for tower in towers for group in tower.groups}
+    groups.setdefault("head", [])
+    targets = [_resolve(group, towers, pattern.pattern) for pattern, group in rules]
+    _check_all_match(tree, rules)
     unplaced = []
     for parameter in tree.parameters:
         rule = _overriding(parameter, rules)
-        depth = targets[rule] if rule is not None else _depth(tree, parameter, stacks, ignored)
-        if depth is not None:
-            groups[names[depth]].append(parameter.name)
+        place = targets[rule] if rule is not None else _group(tree, parameter, towers)
+        if place is not None:
+            groups[place].append(parameter.name)
         elif parameter.value.requires_grad:
-            unplaced.append(parameter)
+            unplaced.append(clean_name(parameter.name))
     if unplaced:
-        raise UnplacedParametersError(_unplaced(unplaced, stacks))
-    return LayerMap(num_layers, {name: tuple(members) for name, members in groups.items()})
+        paths = [stack for tower in towers for stack in tower.stacks]
+        raise UnplacedParametersError(
+            advice.unplaced(
+                unplaced,
+                {name: _guess(tree, name, towers) for name in unplaced},
+                lambda name: nearness(name, paths),
+                [(pattern.pattern, group) for pattern, group in rules],
+            )
+        )
+    depths = {tower.name: tower.depth for tower in towers if tower.name}
+    return LayerMap(sum(tower.depth for tower in towers), {k: tuple(v) for k, v in groups.items()}, depths)
 
 
-# Places --------------------------------------------------------------------------------------------------
+def _group(tree: Tree, parameter: Parameter, towers: list[_Tower]) -> str | None:
+    """The group of a parameter; None if it is in doubt."""
+    if len(towers) == 1:
+        (tower,) = towers
+        depth = depth_of(tree, parameter, tower.stacks, tower.ignored)
+        return None if depth is None else tower.groups[depth]
+    inside = [tower for tower in towers if any(is_below(alias, tower.root) for alias in parameter.aliases)]
+    depths = [(tower, depth_of(tree, parameter, tower.stacks, tower.ignored)) for tower in inside or towers]
+    known = [(tower, depth) for tower, depth in depths if depth is not None]
+    if inside or len(known) == 1:
+        # Of a weight that towers share, the first.
+        return known[0][0].groups[known[0][1]] if known else None
+    return "head" if known and all(depth == tower.depth + 1 for tower, depth in known) else None
 
 
-def _depth(tree: Tree, parameter: Parameter, stacks: list[Stack], ignored: list[Stack]) -> int | None:
-    """The shallowest of the depths of a parameter's names; None if all are in doubt."""
-    depths = [
-        _depth_of_name(tree, alias, stacks)
-        for alias in parameter.aliases
-        if _nearness(alias, ignored) <= _nearness(alias, stacks)
-    ]
-    return min((depth for depth in depths if depth is not None), default=None)
+def _guess(tree: Tree, name: str, towers: list[_Tower]) -> str | None:
+    """The group that the printed override gives to a name in doubt."""
+    if len(towers) > 1:
+        inside = [tower for tower in towers if is_below(name, tower.root)]
+        if not inside:
+            # Between two towers: behind the one that it follows.
+            it = Parameter(name, (name,), nn.Parameter())
+            after = [tower for tower in towers if depth_of(tree, it, tower.stacks, []) == tower.depth + 1]
+            paths = {tower.name: tower.stacks[0].paths[0] for tower in after}
+            for tower in after:
+                earlier = [paths[other.name] for other in after if other is not tower]
+                if all(side_of(tree, path, paths[tower.name]) == "before" for path in earlier):
+                    return tower.groups[-1]
+            return None
+        towers = inside
+    depth = guess(tree, name, towers[0].stacks)
+    return None if depth is None else towers[0].groups[depth]
 
 
-def _nearness(name: str, stacks: list[Stack]) -> int:
-    """How many leading parts a name shares with the nearest of the stacks."""
-    paths = [path for stack in stacks for path in stack.paths]
-    return max((common_prefix(name.split("."), path.split(".")) for path in paths), default=0)
-
-
-def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
-    head = 1 + sum(len(stack.keys) for stack in stacks)
-    parts = name.split(".")
-    last, shared = 0, -1
-    nearest: list[_Near] = []
-    for position, stack in enumerate(stacks):
-        first, last = last + 1, last + len(stack.keys)
-        for path in stack.paths:
-            stack_parts = path.split(".") if path else []
-            prefix = common_prefix(parts, stack_parts)
-            if prefix == len(stack_parts) and parts[prefix] in stack.keys:
-                return first + stack.keys.index(parts[prefix])
-            if prefix > shared:
-                nearest, shared = [], prefix
-            if prefix == shared and position not in [near.position for near in nearest]:
-                nearest.append(_Near(position, path, side_of(tree, name, path), first, last))
-
-    alternating = _alternating(tree, parts, nearest, head)
-    if alternating is not None:
-        return alternating
-    if len(nearest) > 1:
-        return _beside_several(tree, name, shared, nearest, head)
-    (near,) = nearest
-    match near.side:
-        case "before":
-            previous = stacks[near.position - 1].paths[0] if near.position else None
-            if previous is None or not receives(tree, name, previous):
-                return 0
-            return near.first - 1 if _is_step(tree, parts, shared, previous, near.path) else None
-        case "after" if near.last == head - 1:
-            return head
-        case "after":
-            # That the next stack gets it is not known (it does not get an encoder's pooler), except of a norm.
-            following = stacks[near.position + 1].paths[0]
-            closes = len(parts) == shared + 2 or stages_around(tree, near.path, following) is not None
-            return near.last if closes else None
-        case "reused":
-            # An output projection that is the embedding matrix, a position added again; anything else is in doubt.
-            return 0 if _by_name(tree, name, shared, head) == 0 else None
-        case "between":
-            owner = tree.modules[".".join(parts[:shared])]
-            return near.first if (type(owner).__name__, parts[shared]) in _IN_FIRST_LAYER else None
-        case None:
-            return _by_name(tree, name, shared, head)
-    return None
-
-
-class _Near(NamedTuple):
-    """A stack that shares the most leading parts with a name: which one, its path, and the name's side of it."""
-
-    position: int
-    path: str
-    side: Side | None
-    first: int
-    last: int
-
-
-def _beside_several(tree: Tree, name: str, shared: int, nearest: list[_Near], head: int) -> int | None:
-    """The depth of what stands beside an encoder and a decoder, or beside stages."""
-    sides = [near.side for near in nearest]
-    if sides[0] == "before":
-        return 0
-    if sides[-1] == "after" or (sides[-1] == "unrelated" and "after" in sides and "before" not in sides):
-        return head
-    if sides[0] in (None, "unrelated") and "before" in sides and "after" not in sides:
-        return 0
-    passed = sides.count("after")
-    if sides == ["after"] * passed + ["before"] * (len(sides) - passed):
-        closed, following = nearest[passed - 1 : passed + 1]
-        return closed.last if _is_step(tree, name.split("."), shared, closed.path, following.path) else None
-    return _by_name(tree, name, shared, head) if set(sides) == {None} else None
-
-
-def _is_step(tree: Tree, parts: list[str], shared: int, first: str, second: str) -> bool:
-    """Whether what comes between two stacks is a mere step, which belongs to the last layer of the first.
-
-    A whole network there (FastSpeech's duration predictors) has a depth of its own, unless it lies between two stages.
-    """
-    if stages_around(tree, first, second) is not None:
-        return True
-    module = tree.modules.get(".".join(parts[: shared + 1]))
-    inside = module.modules() if module is not None else ()
-    return not any(isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1 for m in inside)
-
-
-def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) -> int | None:
-    """The depth of an entry of a list that alternates with layers (XLM's norms) or with stages (PVT's patches)."""
-    for at, key in enumerate(parts):
-        entries = tree.modules.get(".".join(parts[:at]))
-        if at == 0 or not isinstance(entries, nn.ModuleList | nn.ParameterList) or not key.isdigit():
-            continue
-        for near in nearest:
-            partner = near.path.split(".")[:at]
-            layers = tree.modules.get(".".join(partner))
-            same = partner[:-1] == parts[: at - 1] and partner != parts[:at] and isinstance(layers, nn.ModuleList)
-            missing = len(layers) - len(entries) if same and isinstance(layers, nn.ModuleList) else None
-            if (missing, near.side) not in ((0, "reused"), (0, "between"), (1, "between")):
-                continue
-            if len(partner) == len(near.path.split(".")):
-                return near.first + int(key)
-            # Of a stage: what comes before it belongs to the layer before it, what comes after it to its last one.
-            stages = {int(other.path.split(".")[at]): other for other in nearest}
-            reached = [other.last for stage, other in stages.items() if stage < int(key) + (near.side == "between")]
-            depth = max(reached, default=0)
-            return head if depth == head - 1 else depth
-    return None
-
-
-def _by_name(tree: Tree, name: str, shared: int, head: int) -> int | None:
-    """What the name says, from the outermost part on that is not shared with the stack."""
-    parts = name.split(".")
-    for part in parts[shared:]:
-        if _EMBEDDING_NAME.search(part):
-            return 0
-        if _HEAD_NAME.search(part):
-            return head
-    return 0 if isinstance(tree.modules[".".join(parts[:-1])], nn.Embedding) else None
-
-
-def _unplaced(parameters: list[Parameter], stacks: list[Stack]) -> str:
-    names = [clean_name(parameter.name) for parameter in parameters]
-    listed = ", ".join(names[:_MAX_NAMED])
-    if len(names) > _MAX_NAMED:
-        listed += f" and {len(names) - _MAX_NAMED} more"
-    rules: dict[str, None] = {}
-    for name in names:
-        path = ".".join(name.split(".")[: _nearness(name, stacks) + 1])
-        rules[f"^{re.escape(path)}{'$' if path == name else chr(92) + '.'}"] = None
-    shown = ", ".join(f'r"{rule}": "head"' for rule in list(rules)[:_MAX_NAMED])
-    return (
-        f"no depth is known for {len(names)} trainable parameter(s): {listed}. Say where they belong "
-        f'("embeddings", "layers.K" or "head"), for example overrides={{{shown}}}'
-    )
+def _roots(tree: Tree, stacks: Stacks | None) -> dict[str, str]:
+    """Name of each tower -> its path; one without a name if there are no towers."""
+    if stacks is None:
+        return {"": ""}
+    if isinstance(stacks, str) or not isinstance(stacks, Mapping | Sequence) or len(stacks) < 2:
+        raise InvalidStacksError(
+            f"stacks names at least two submodules with a depth of their own, got {shown(stacks)}; "
+            'for example stacks=("vision_model", "text_model"). For one, pass that submodule'
+        )
+    roots = dict(stacks) if isinstance(stacks, Mapping) else {path: path for path in stacks}
+    for name, path in roots.items():
+        if not isinstance(path, str) or path not in tree.modules or not path:
+            children = [child for child in tree.modules if child and child.count(".") == str(path).count(".")]
+            raise InvalidStacksError(
+                f"stacks names {shown(path)}, which is no submodule of {type(tree.modules['']).__name__}; "
+                f"there are {', '.join(children[:10])}"
+            )
+        if not isinstance(name, str) or not name or "/" in name:
+            raise InvalidStacksError(f"a tower's name is a text without a slash, not {shown(name)}")
+    for path in roots.values():
+        if inner := [other for other in roots.values() if other.startswith(path + ".")]:
+            raise InvalidStacksError(
+                f"stacks names {path!r} and, inside it, {inner[0]!r}; name towers beside each other"
+            )
+    if len(set(roots.values())) < len(roots) or len(roots) < len(stacks):
+        raise InvalidStacksError(f"stacks names a submodule twice: {shown(stacks)}")
+    return roots
 
 
 # Overrides -----------------------------------------------------------------------------------------------
 
 
-def _compile(overrides: Overrides | None) -> list[tuple[re.Pattern[str], str]]:
+def _compile(overrides: Overrides | None) -> _Rules:
     if overrides is None:
         return []
     if isinstance(overrides, str) or not isinstance(overrides, Mapping | Sequence):
@@ -289,27 +269,36 @@ def _compile(overrides: Overrides | None) -> list[tuple[re.Pattern[str], str]]:
     return rules
 
 
-def _overriding(parameter: Parameter, rules: list[tuple[re.Pattern[str], str]]) -> int | None:
+def _overriding(parameter: Parameter, rules: _Rules) -> int | None:
     for index, (pattern, _) in enumerate(rules):
         if any(pattern.search(alias) for alias in parameter.aliases):
             return index
     return None
 
 
-def _resolve(group: str, num_layers: int, pattern: str) -> int:
-    """Depth of a group's name: 0 for embeddings, 1 + K for `layers.K`, N + 1 for the head."""
-    if group in ("embeddings", "head"):
-        return 0 if group == "embeddings" else num_layers + 1
-    match = re.fullmatch(r"layers\.(-?\d{1,9})", group, re.ASCII)
-    if match is not None and -num_layers <= int(match[1]) < num_layers:
-        return 1 + int(match[1]) % num_layers
+def _resolve(group: str, towers: list[_Tower], pattern: str) -> str:
+    """The group that a name means: `layers.-1` is the last layer."""
+    if group == "head":
+        return group
+    for tower in towers:
+        prefix = f"{tower.name}/" if tower.name else ""
+        if not group.startswith(prefix):
+            continue
+        name = group.removeprefix(prefix)
+        if name in ("embeddings", "head"):
+            return group
+        match = re.fullmatch(r"layers\.(-?\d{1,9})", name, re.ASCII)
+        if match is not None and -tower.depth <= int(match[1]) < tower.depth:
+            return tower.groups[1 + int(match[1]) % tower.depth]
+    first = towers[0].groups
     raise InvalidOverrideError(
-        f"override {shown(pattern)} names the group {shown(group)}; this model has embeddings, layers.0 to "
-        f"layers.{num_layers - 1} (layers.-1 is the last) and head"
+        f"override {shown(pattern)} names the group {shown(group)}; this model has {first[0]}, {first[1]} to "
+        f"{first[-2]} (layers.-1 is the last) and {first[-1]}"
+        + (f", the same of {', '.join(tower.name for tower in towers[1:])}, and head" if len(towers) > 1 else "")
     )
 
 
-def _check_all_match(tree: Tree, rules: list[tuple[re.Pattern[str], str]]) -> None:
+def _check_all_match(tree: Tree, rules: _Rules) -> None:
     aliases = [alias for parameter in tree.parameters for alias in parameter.aliases]
     for pattern, _ in rules:
         if not any(pattern.search(alias) for alias in aliases):

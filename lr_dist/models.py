@@ -15,7 +15,15 @@ from torch import nn
 
 from lr_dist._models.files import check_folder, check_memory, check_sizes
 from lr_dist._models.loaded import check_loaded
-from lr_dist.errors import PATH, LRDistError, MissingExtraError, MissingWeightsError, ModelLoadError, shown
+from lr_dist.errors import (
+    PATH,
+    LRDistError,
+    MissingExtraError,
+    MissingLibraryError,
+    MissingWeightsError,
+    ModelLoadError,
+    shown,
+)
 from lr_dist.extras import require_libraries
 from lr_dist.reading import expanded
 
@@ -136,6 +144,11 @@ def _load_errors(name: str) -> Iterator[None]:
         yield
     except (MissingExtraError, MissingWeightsError, KeyboardInterrupt, SystemExit):
         raise
+    except ImportError as error:
+        reason = " ".join(str(error).split())
+        raise MissingLibraryError(
+            f"The model {shown(name, PATH)} needs a library that is not installed: {reason}"
+        ) from error
     # transformers, tokenizers and safetensors raise whatever a damaged file leads them to, so every kind is expected; a
     # panic in Rust is no Exception.
     except BaseException as error:

@@ -23,6 +23,7 @@ from lr_dist.errors import (
 )
 from lr_dist.groups import NO_DECAY
 from lr_dist.layers import LayerMap
+from lr_dist.names import is_layer
 from lr_dist.schedulers import (
     Split,
     anchor_rates,
@@ -47,11 +48,13 @@ class Placement:
         layer: `id(parameter)` -> group name.
         name: `id(parameter)` -> the parameter's name.
         order: the group names in the order of depth.
+        layer_map: what they were made from.
     """
 
     layer: dict[int, str]
     name: dict[int, str]
     order: tuple[str, ...]
+    layer_map: LayerMap
 
     @classmethod
     def of(cls, module: nn.Module, layer_map: LayerMap) -> Placement:
@@ -60,7 +63,7 @@ class Placement:
         names = [(name, id(p)) for name, p in module.named_parameters(remove_duplicate=False)]
         layer_of = layer_map.group_of
         layer = {key: layer_of[name] for name, key in names if name in layer_of}
-        return cls(layer, {key: name for name, key in reversed(names)}, tuple(layer_map.groups))
+        return cls(layer, {key: name for name, key in reversed(names)}, tuple(layer_map.groups), layer_map)
 
 
 @dataclass(frozen=True)
@@ -107,14 +110,14 @@ class OwnRatios:
                 for layer in {placement.layer[id(p)] for p in group["params"] if id(p) in placement.layer}:
                     rates.setdefault(layer, set()).add(user)
         several = {layer: found for layer, found in rates.items() if len(found) > 1}
-        within = [found for layer, found in several.items() if _is_layer(layer)]
+        within = [found for layer, found in several.items() if is_layer(layer)]
         common = {min(found & defaults or found) for found in within}
         # A layer all of whose weights are under Muon, where others have some under AdamW.
         beside = {rate for found in within for rate in found} - common
         alone = {layer: found for layer, found in rates.items() if len(found) == 1 and found <= beside}
         reference = {}
         for layer, found in several.items():
-            known = found & defaults or found if _is_layer(layer) else found & common
+            known = found & defaults or found if is_layer(layer) else found & common
             reference[layer] = min(known) if known else max(found)
         reference |= dict.fromkeys(alone, min(common, default=math.nan))
         several |= alone
@@ -125,7 +128,7 @@ class OwnRatios:
         """In a sentence, what the rates stand for; empty without such groups."""
         if not self.others:
             return ""
-        layer = next((layer for layer in self.others if _is_layer(layer)), next(iter(self.others)))
+        layer = next((layer for layer in self.others if is_layer(layer)), next(iter(self.others)))
         reference = self.reference[layer]
         kept = ", ".join(f"{rate:.3g} ({rate / reference:.3g} times)" for rate in self.others[layer])
         layers = f"{layer} and {len(self.others) - 1} more layer(s)" if len(self.others) > 1 else layer
@@ -172,7 +175,7 @@ def layer_optimizers(optimizers: Sequence[Optimizer], placement: Placement) -> l
             "The module has no optimizer (`configure_optimizers` returned None), so no layer can get a rate. Return an "
             "optimizer, or remove the LayerwiseLR callback."
         )
-    holders = [o for o in optimizers if any(_is_layer(placement.layer.get(id(p), "")) for p in _parameters(o))]
+    holders = [o for o in optimizers if any(is_layer(placement.layer.get(id(p), "")) for p in _parameters(o))]
     if not holders:
         holders = [o for o in optimizers if any(id(p) in placement.layer for p in _parameters(o))]
         if len(holders) > 1:
@@ -260,7 +263,7 @@ def uncovered(optimizers: Sequence[Optimizer], placement: Placement, module: nn.
         for name, p in module.named_parameters()
         if p.requires_grad and id(p) not in held and id(p) in placement.layer
     ]
-    return [n for n, layer in free if _is_layer(layer)], [n for n, layer in free if not _is_layer(layer)]
+    return [n for n, layer in free if is_layer(layer)], [n for n, layer in free if not is_layer(layer)]
 
 
 def regroup(
@@ -317,7 +320,7 @@ def regroup(
                 "`max_lr` of its cycle). A rate is a finite number of 0 or more."
             )
     users = [_user_rate(group, anchor) for group, anchor in zip(optimizer.param_groups, anchors, strict=True)]
-    rates = distribution.rates(len(placement.order) - 2)
+    rates = placement.layer_map.rates(distribution.rates)
     if distribution.relative and 0 in users:
         raise ZeroRateError(
             f"The distribution {distribution} is relative, and the optimizer's own rate, which it multiplies, is 0 in "
@@ -417,7 +420,7 @@ def regroup_added(
             f"that was added to {type(optimizer).__name__}. Add the group with a rate above 0."
         )
     parents, new = _split_groups(added, placement)
-    layer_rates = distribution.rates(len(placement.order) - 2)
+    layer_rates = placement.layer_map.rates(distribution.rates)
     own_users = [users[parent] if distribution.relative else float(old[like]["user_lr"]) for parent in parents]
     own_rates = [
         layer_rates[group["layer"]] * (user if distribution.relative else 1.0)
@@ -576,7 +579,3 @@ def _group_names(groups: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[s
 
 def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _is_layer(group: str) -> bool:
-    return group.startswith("layers.")

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from lr_dist._distribution.rates import check_rate
 from lr_dist.errors import UnsupportedOptimizerError
+from lr_dist.names import layer_of
 
 # An attribute of the optimizer. Copies and pickles do not have it: torch's optimizers hand on their state and their
 # groups only, as they do with hooks.
@@ -254,7 +255,7 @@ def _ignoring_self(step: Any) -> Any:
 def _factor(factors: Factors, name: str) -> float:
     if not isinstance(factors, Mapping):
         return factors
-    return factors.get(name, factors.get(name.split("/")[0], 1.0))
+    return factors.get(name, factors.get(layer_of(name), 1.0))
 
 
 def _unshare_rates(optimizer: Optimizer) -> None:

@@ -575,7 +575,7 @@ def test_an_unused_parameter_is_in_doubt_unless_it_is_frozen() -> None:
     model.register_parameter("mystery", nn.Parameter(torch.zeros(1)))
     with pytest.raises(UnplacedParametersError, match="mystery") as caught:
         assign_layers(model)
-    assert shown_overrides(caught.value) == {"^mystery$": "head"}
+    assert "overrides={" not in str(caught.value)
     model.mystery.requires_grad_(False)
     assert "mystery" not in assign_layers(model).group_of
 
@@ -587,7 +587,7 @@ def test_a_network_between_encoder_and_decoder_is_in_doubt() -> None:
     model = hf.EncoderDecoderModel(config)
     with pytest.raises(UnplacedParametersError, match=r"encoder\.pooler\.dense\.weight") as caught:
         assign_layers(model)
-    assert shown_overrides(caught.value) == {r"^encoder\.pooler\.": "head"}
+    assert shown_overrides(caught.value) == {r"^encoder\.pooler\.": "layers.2"}
     layers = assign_layers(model, {r"^encoder\.pooler\.": "layers.2"})
     assert layers.num_layers == 6
     assert layers.group_of["decoder.bert.encoder.layer.0.crossattention.self.key.weight"] == "layers.3"
@@ -657,7 +657,7 @@ def clip() -> nn.Module:
     return hf.CLIPModel(hf.CLIPConfig(text_config=text.to_dict(), vision_config=image.to_dict(), projection_dim=8))
 
 
-def test_two_parallel_towers_are_refused_and_the_submodule_or_overrides_help() -> None:
+def test_two_parallel_towers_are_refused_and_the_submodule_or_stacks_or_overrides_help() -> None:
     model = clip()
     with pytest.raises(
         LayersNotFoundError, match=r"text_model\.encoder\.layers.*vision_model\.encoder\.layers"
@@ -665,7 +665,8 @@ def test_two_parallel_towers_are_refused_and_the_submodule_or_overrides_help() -
         assign_layers(model)
     assert 'model.get_submodule("text_model")' in str(caught.value)
     assert assign_layers(model.get_submodule("text_model")).num_layers == 3
-    overrides = shown_overrides(caught.value) | {"^(visual_projection|logit_scale)": "head"}
+    assert "stacks=('text_model', 'vision_model')" in str(caught.value)
+    overrides = {r"^(vision_model|visual_projection)\b": "embeddings", "^logit_scale": "head"}
     layers = assign_layers(model, overrides)
     check_complete(model, layers)
     assert layers.num_layers == 3

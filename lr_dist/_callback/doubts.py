@@ -11,6 +11,7 @@ from lr_dist._callback.precision import STEPS_OF_THE_RATE, local, unchanged
 from lr_dist._distribution.sanity import HIGHEST, LOWEST, brief, named, rate_doubts
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import StuckLayersWarning
+from lr_dist.names import layer_of
 
 # A step of SGD is rate x gradient: 0.1 is usual, and more than 1 is.
 _HIGHEST_OF_SGD = 10.0
@@ -29,7 +30,7 @@ def optimizer_doubts(optimizer: Optimizer, distribution: LRDistribution) -> list
     rates: dict[str, float] = {}
     users: dict[str, float] = {}
     for group in optimizer.param_groups:
-        layer, rate = group["name"].partition("/")[0], float(group["layer_lr"])
+        layer, rate = layer_of(group["name"]), float(group["layer_lr"])
         if rate >= rates.get(layer, -1.0):
             rates[layer], users[layer] = rate, float(group["user_lr"])
     moving = {layer: rate for layer, rate in rates.items() if rate}
@@ -72,7 +73,7 @@ def _rounded_away(optimizer: Optimizer, rates: dict[str, float]) -> list[UserWar
         return []
     same, total = dict.fromkeys(rates, 0), dict.fromkeys(rates, 0)
     for group in optimizer.param_groups:
-        layer, rate = group["name"].partition("/")[0], float(group["layer_lr"])
+        layer, rate = layer_of(group["name"]), float(group["layer_lr"])
         for parameter in group["params"] if rate >= LOWEST else ():
             if parameter.requires_grad and parameter.dtype in _MANY_DIGITS:
                 sample = _sample(parameter)

@@ -23,6 +23,7 @@ from lr_dist._lightning import (
 )
 from lr_dist.errors import UnsupportedOptimizerError, UnsupportedStrategyError
 from lr_dist.layer_schedule import LayerSchedule, layer_factor
+from lr_dist.names import layer_of
 from lr_dist.step_factors import StepFactors
 
 _NAME = "LayerwiseLR"
@@ -290,7 +291,7 @@ def _leave(trainer: Any) -> None:
 
 
 def _layer(group: Mapping[str, Any]) -> str:
-    return group["name"].split("/")[0]
+    return layer_of(group["name"])
 
 
 def _is_compiled(module: nn.Module) -> bool:

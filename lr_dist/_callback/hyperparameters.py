@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lr_dist._lightning import rank_zero_warn
 from lr_dist.distribution import LRDistribution
+from lr_dist.names import layer_of
 
 # Not a name that a module's own `save_hyperparameters` is likely to hold: the loggers keep one mapping for all.
 KEY = "LayerwiseLR"
@@ -89,8 +90,8 @@ def described(
     if optimizer is not None:
         rates = {group["name"]: float(group["layer_lr"]) for group in optimizer.param_groups}
         # One entry a layer, unless its groups differ.
-        layers = {name: rate for name, rate in rates.items() if "/" not in name}
-        rates = {**layers, **{n: r for n, r in rates.items() if layers.get(n.partition("/")[0]) != r}}
+        layers = {name: rate for name, rate in rates.items() if layer_of(name) == name}
+        rates = {**layers, **{n: r for n, r in rates.items() if layers.get(layer_of(n)) != r}}
     elif num_layers is not None and not distribution.relative:
         rates = distribution.rates(num_layers)
     return {"distribution": str(distribution), **({"rates": dict(rates)} if rates else {})}

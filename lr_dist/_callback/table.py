@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lr_dist._distribution.sanity import brief
 from lr_dist._distribution.table import LayerRow, print_layers
 from lr_dist.distribution import LRDistribution
+from lr_dist.names import layer_of
 
 
 def print_table(
@@ -25,7 +26,7 @@ def print_table(
     """
     layers: dict[str, list[dict[str, Any]]] = {}
     for group in optimizer.param_groups:
-        layers.setdefault(group["name"].partition("/")[0], []).append(group)
+        layers.setdefault(layer_of(group["name"]), []).append(group)
     rows = [
         LayerRow(
             layer,

@@ -169,7 +169,7 @@ def _far_below(
     in_multiples: bool = False,
 ) -> list[UserWarning]:
     # Without the head: it is new as a rule, and a rate far above the others' is meant.
-    layers = {group: rate for group, rate in rates.items() if rate and group != "head"}
+    layers = {group: rate for group, rate in rates.items() if rate and group.rpartition("/")[2] != "head"}
     if not layers:
         return []
     fastest = max(layers, key=lambda group: layers[group])

@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import nn
 
-from lr_dist._layers.dataflow import flows_of
+from lr_dist._layers.dataflow import IN_TURN, MODULE_MARK, PARAMETER_MARK, flows_of, returns_data
 from lr_dist.errors import LayersNotFoundError
 
 _WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
@@ -48,15 +48,31 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Stack:
-    """One list of layers: where it is (several paths if registered twice) and how many layers it has."""
+    """One list of layers: where it is (several paths if registered twice) and how many layers it has.
+
+    Attributes:
+        period: Entries of the list that make up a layer: 2 where attention and feed-forward sublayers alternate.
+        sublayers: Whether the entries are known to be sublayers.
+    """
 
     paths: tuple[str, ...]
     module: nn.Module
     keys: tuple[str, ...]
+    period: int = 1
+    sublayers: bool = False
+
+    @property
+    def depth(self) -> int:
+        """The number of layers."""
+        return len(self.keys) // self.period
+
+    def layer(self, key: str) -> int:
+        """The layer that an entry of the list belongs to, from 0."""
+        return self.keys.index(key) // self.period
 
     def __str__(self) -> str:
         kinds = sorted({type(unwrap(layer)).__name__ for layer in self.module.children()})
-        return f"`{self.paths[0] or '(the model itself)'}` ({len(self.keys)} x {'/'.join(kinds)})"
+        return f"`{self.paths[0] or '(the model itself)'}` ({self.depth} x {'/'.join(kinds)})"
 
 
 class Tree:
@@ -89,22 +105,36 @@ def unwrap(module: nn.Module) -> nn.Module:
 # Stacks --------------------------------------------------------------------------------------------------
 
 
-def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple[list[Stack], list[Stack]]:
+class SeveralStacksError(LayersNotFoundError):
+    """Stacks of layers whose order in depth is not known."""
+
+    def __init__(self, stacks: list[Stack]) -> None:
+        super().__init__(f"{len(stacks)} stacks of layers: {', '.join(map(str, stacks))}")
+        self.stacks = stacks
+
+
+def find_stacks(
+    tree: Tree, is_overridden: Callable[[Parameter], bool], root: str = ""
+) -> tuple[list[Stack], list[Stack]]:
     """The model's stack of layers, or its encoder's and its decoder's, or those of its stages.
 
     Args:
         tree: The model.
         is_overridden: Whether an override places this parameter; a stack of nothing else is no stack.
+        root: Path of the submodule in which to look.
 
     Returns:
         One stack, or several that follow each other, in the order of depth; and the frozen ones that were passed over
         (a teacher, a frozen image tower), whose parameters have no depth here.
 
     Raises:
-        LayersNotFoundError: There is none, or several whose order in depth is not known.
+        LayersNotFoundError: There is none.
+        SeveralStacksError: There are several, and their order in depth is not known.
     """
-    found = _drop_nested(tree, _candidates(tree, needs_attention=True))
-    found = found or _drop_nested(tree, [s for s in _candidates(tree, needs_attention=False) if _is_of_whole(tree, s)])
+    found = _drop_nested(tree, _candidates(tree, root, needs_attention=True))
+    found = found or _drop_nested(
+        tree, [s for s in _candidates(tree, root, needs_attention=False) if _is_of_whole(tree, s, root)]
+    )
     stacks = [s for s in found if not all(is_overridden(p) for p in tree.below(s.paths[0]))]
     ignored = _bystanders(tree, stacks)
     stacks = [s for s in stacks if s not in ignored]
@@ -113,17 +143,17 @@ def find_stacks(tree: Tree, is_overridden: Callable[[Parameter], bool]) -> tuple
     if len(stacks) < 2:
         beside = [s for s in found if s not in stacks]
         raise LayersNotFoundError(
-            f"no stack of transformer layers found in {type(tree.modules['']).__name__}: there is no nn.ModuleList or "
-            "nn.Sequential, applied layer after layer, of layers of one class that hold attention, nor one as long "
-            "as its config's depth"
+            f"no stack of transformer layers found in {type(tree.modules[root]).__name__}: there is no nn.ModuleList "
+            "or nn.Sequential, applied layer after layer, of layers of one class that hold attention, or of sublayers "
+            "that alternate, nor one as long as its config's depth"
             + (f"; {stacks[0]} is a list of other modules" if stacks else "")
             + (f" (beside the overridden {', '.join(map(str, beside))})" if beside else "")
             + ". Pass the transformer itself."
         )
-    ordered = sorted(stacks, key=lambda stack: sum(_follows(tree, other, stack) for other in stacks))
-    if all(_follows(tree, first, then) for k, first in enumerate(ordered) for then in ordered[k + 1 :]):
+    ordered = sorted(stacks, key=lambda stack: sum(follows(tree, other, stack) for other in stacks))
+    if all(follows(tree, first, then) for k, first in enumerate(ordered) for then in ordered[k + 1 :]):
         return ordered, ignored
-    raise LayersNotFoundError(_several(stacks))
+    raise SeveralStacksError(stacks)
 
 
 def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
@@ -131,7 +161,7 @@ def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
     trained = [s for s in stacks if any(p.value.requires_grad for p in tree.below(s.paths[0]))]
 
     def stands_by(frozen: Stack, learner: Stack) -> bool:
-        if _follows(tree, frozen, learner) or _follows(tree, learner, frozen):
+        if follows(tree, frozen, learner) or follows(tree, learner, frozen):
             return False
         # Idefics' frozen layers alternate with its trained ones, and then they are its depth too.
         return side_of(tree, frozen.paths[0], learner.paths[0]) in ("before", "unrelated", None)
@@ -139,30 +169,19 @@ def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
     return [s for s in stacks if trained and s not in trained and all(stands_by(s, other) for other in trained)]
 
 
-def _several(stacks: list[Stack]) -> str:
-    listed = ", ".join(map(str, stacks[:8])) + (f" and {len(stacks) - 8} more" if len(stacks) > 8 else "")
-    parts = [stack.paths[0].split(".") for stack in stacks]
-    shared = min(common_prefix(parts[0], other) for other in parts[1:])
-    branches = list(dict.fromkeys(".".join(path[: shared + 1]) for path in parts))
-    rules = ", ".join(f'r"^{re.escape(branch)}\\.": "embeddings"' for branch in branches[1:4])
-    submodule = f'pass the submodule whose depth counts, such as model.get_submodule("{branches[0]}"), or '
-    return (
-        f"{len(stacks)} stacks of layers, and no known order of depth between them: {listed}. Please "
-        f"{submodule if any(len(path) > shared + 1 for path in parts) else ''}say where the others belong, "
-        f"before the layers (embeddings) or after them (head): overrides={{{rules}}}"
-    )
-
-
-def _candidates(tree: Tree, needs_attention: bool) -> list[Stack]:
+def _candidates(tree: Tree, root: str, needs_attention: bool) -> list[Stack]:
     by_module: dict[int, list[str]] = {}
     for path, module in tree.modules.items():
-        if isinstance(module, nn.ModuleList | nn.Sequential):
+        if isinstance(module, nn.ModuleList | nn.Sequential) and is_below(path, root):
             by_module.setdefault(id(module), []).append(path)
     stacks = []
     for paths in by_module.values():
         module = tree.modules[paths[0]]
         stack = Stack(tuple(paths), module, tuple(module._modules))
-        if _is_stack(tree, stack, needs_attention):
+        period = _period(tree, stack) if needs_attention and not _matches_config(tree, stack) else 0
+        if period:
+            stacks.append(replace(stack, period=period, sublayers=True))
+        elif _is_stack(tree, stack, needs_attention):
             stacks.append(stack)
     return stacks
 
@@ -180,7 +199,28 @@ def _is_stack(tree: Tree, stack: Stack, needs_attention: bool) -> bool:
 
 def _is_layered(tree: Tree, stack: Stack) -> bool:
     """Whether the list is a stack of layers: as long as the config says, or alike, with attention, and chained."""
-    return _matches_config(tree, stack) or (_is_alike(stack) and _is_chained(tree, stack) is not False)
+    return (
+        _matches_config(tree, stack) or stack.sublayers or (_is_alike(stack) and _is_chained(tree, stack) is not False)
+    )
+
+
+def _period(tree: Tree, stack: Stack) -> int:
+    """After how many entries a list of sublayers repeats: 2 for attention, feed-forward, attention, feed-forward, ...
+
+    Where attention and feed-forward sublayers follow each other without such a rhythm (x-transformers' sandwich), each
+    is a layer of its own: depth is relative. 0 where the list is something else.
+    """
+    entries = [unwrap(entry) for entry in stack.module.children()]
+    kinds = [tuple((name, type(module)) for name, module in entry.named_modules()) for entry in entries]
+    attention = [_has_attention(entry) for entry in entries]
+    if sum(attention) < 2 or all(attention) or _is_chained(tree, stack) is False:
+        return 0
+    if any(isinstance(unwrap(entry), nn.Embedding) for entry in entries):
+        return 0
+    for period in range(2, len(kinds) // 2 + 1):
+        if len(kinds) % period == 0 and all(kind == kinds[at % period] for at, kind in enumerate(kinds)):
+            return period
+    return 1 if all(kinds.count(kind) > 1 for kind in kinds) else 0
 
 
 def _is_alike(stack: Stack) -> bool:
@@ -206,9 +246,14 @@ def _matches_config(tree: Tree, stack: Stack) -> bool:
     return False
 
 
-def _is_of_whole(tree: Tree, stack: Stack) -> bool:
+def is_below(path: str, root: str) -> bool:
+    """Whether a dotted path is `root` or leads into it."""
+    return not root or path == root or path.startswith(root + ".")
+
+
+def _is_of_whole(tree: Tree, stack: Stack, root: str) -> bool:
     """Whether the config that names a stack's length is that of the whole model, not that of a backbone in it."""
-    configs = (getattr(module, "config", None) for module in tree.modules.values())
+    configs = (getattr(module, "config", None) for path, module in tree.modules.items() if is_below(path, root))
     outermost = next((config for config in configs if _depths(config) or _depths_of_stages(config)), None)
     return _config_around(tree, stack.paths[0]) is outermost
 
@@ -241,8 +286,10 @@ def _read(config: object, key: str) -> object:
 
 def _is_chained(tree: Tree, stack: Stack) -> bool | None:
     """Whether one layer's output enters the next; None if the source does not say."""
-    if type(stack.module).forward is nn.Sequential.forward:
+    if runs_in_turn(stack.module):
         return True
+    if _runs_itself(stack.module) and IN_TURN in flows_of(type(stack.module)).used:
+        return False
     used = False
     for path in stack.paths:
         parts = path.split(".")
@@ -299,7 +346,7 @@ def _has_equals_with_attention(stack: Stack) -> bool:
     return len(kinds) > len(set(kinds))
 
 
-def _follows(tree: Tree, first: Stack, then: Stack) -> bool:
+def follows(tree: Tree, first: Stack, then: Stack) -> bool:
     """Whether two stacks are known to be one after the other in depth."""
     if _is_encoder_decoder(tree, first, then):
         return True
@@ -346,6 +393,21 @@ def _is_encoder_decoder(tree: Tree, encoder: Stack, decoder: Stack) -> bool:
 # Sides ---------------------------------------------------------------------------------------------------
 
 
+def joins_after(tree: Tree, path: str, stack: str) -> bool:
+    """Whether the output of a module or parameter only meets that of a stack: what takes the one takes the other."""
+    parts, stack_parts = path.split("."), stack.split(".") if stack else []
+    shared = common_prefix(parts, stack_parts)
+    if shared == len(stack_parts):
+        return False
+    parent = ".".join(parts[:shared])
+    edges = flows_of(type(tree.modules[parent])).edges
+    kinds = {
+        token: _kind(tree, parent, token, parts[shared:], stack_parts[shared:]) for edge in edges for token in edge
+    }
+    taken = {target for source, target in edges if kinds[source] == "path" and kinds[target] is None}
+    return bool(taken) and taken <= {target for source, target in edges if kinds[source] == "stack"}
+
+
 def side_of(tree: Tree, path: str, stack: str) -> Side | None:
     """On which side of a stack a module or parameter acts, after the order of nn.Sequential and the data flow.
 
@@ -367,7 +429,7 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
     for end in range(shared, -1, -1):
         parent = ".".join(parts[:end])
         module, rest, stack_rest = tree.modules[parent], parts[end:], stack_parts[end:]
-        if type(module).forward is nn.Sequential.forward:
+        if runs_in_turn(module) and rest[0] in module._modules:
             if rest[0] != stack_rest[0]:
                 keys = list(module._modules)
                 return "before" if keys.index(rest[0]) < keys.index(stack_rest[0]) else "after"
@@ -376,7 +438,8 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
             keys = list(module._modules)
             return "before" if keys.index(rest[0]) < keys.index(stack_rest[0]) else "after"
         flows = flows_of(type(module))
-        kinds = {token: _kind(tree, parent, token, rest, stack_rest) for token in flows.used}
+        tokens = flows.used.union(*flows.edges)
+        kinds = {token: _kind(tree, parent, token, rest, stack_rest) for token in tokens}
         if "stack" not in kinds.values() and "*" in kinds:
             # `getattr(self, self.base_model_prefix)`: the backbone, under whatever name.
             kinds["*"] = "stack"
@@ -394,6 +457,41 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
             return "before" if before >= 0 else "after"
         unrelated = unrelated or {"path", "stack"} <= set(kinds.values())
     return "unrelated" if unrelated else None
+
+
+def runs_in_turn(module: nn.Module) -> bool:
+    """Whether a module applies its children one after the other, as nn.Sequential does."""
+    if type(module).forward is nn.Sequential.forward:
+        return True
+    return _runs_itself(module) and (IN_TURN, IN_TURN) in flows_of(type(module)).edges
+
+
+def _runs_itself(module: nn.Module) -> bool:
+    # nn.ModuleList has no forward; its other methods go through its entries too.
+    return type(module).forward is not nn.Module.forward
+
+
+def layer_beside(tree: Tree, path: str, stack: str) -> int | str | None:
+    """Inside a loop over a stack's layers, beside which of them a module is called.
+
+    Args:
+        tree: The model.
+        path: Clean name of the module or parameter, outside the stack.
+        stack: Clean name of the stack.
+
+    Returns:
+        The layer's number, `each` of them, or `some` that the source does not tell; None if it is not called there.
+    """
+    parts, stack_parts = path.split("."), stack.split(".")
+    shared = common_prefix(parts, stack_parts)
+    for end in range(shared, -1, -1):
+        parent = ".".join(parts[:end])
+        for (source, loop), where in flows_of(type(tree.modules[parent])).inside.items():
+            if _kind(tree, parent, source, parts[end:], stack_parts[end:]) != "path":
+                continue
+            if _kind(tree, parent, loop, parts[end:], stack_parts[end:]) == "stack":
+                return where
+    return None
 
 
 def receives(tree: Tree, path: str, stack: str) -> bool | None:
@@ -428,10 +526,10 @@ def _enters(tree: Tree, parent: str, sources: set[str], rest: list[str]) -> bool
     """Whether one of these sources of a module's flows reaches the path `rest` below it."""
     flows = flows_of(type(tree.modules[parent]))
     for (source, target), labels in flows.entries.items():
-        steps = target.split(".")
-        if source not in sources or common_prefix(steps, rest) < min(len(steps), len(rest)):
+        steps = _resolved(tree, parent, target) if source in sources else None
+        if steps is None or common_prefix(steps, rest) < min(len(steps), len(rest)):
             continue
-        below = ".".join([parent, *steps] if parent else steps)
+        below = _joined(parent, steps)
         if len(steps) >= len(rest) or not _own_flows(tree, below):
             return True
         if _enters(tree, below, _arguments(tree.modules[below], labels), rest[len(steps) :]):
@@ -455,21 +553,42 @@ def _arguments(module: nn.Module, labels: set[int | str]) -> set[str]:
 
 def _kind(tree: Tree, parent: str, token: str, rest: list[str], stack_rest: list[str]) -> str | None:
     """Whether a child path that the source names leads to the parameter or to the stack, and not to both."""
-    parts = token.split(".")
-    known = len(parts)
-    while known and ".".join([parent, *parts[:known]] if parent else parts[:known]) not in tree.paths:
-        known -= 1
-    if known == 0:
+    parts = _resolved(tree, parent, token)
+    if parts is None:
         return None
-    owner = tree.modules.get(".".join([parent, *parts[:known]] if parent else parts[:known]))
-    if owner is not None and known < len(parts) and not hasattr(type(owner), parts[known]):
-        return None  # a setting that it keeps (`self.bert.num_labels`), no data that went through it
-    parts = parts[:known]
     to_path = common_prefix(parts, rest) == min(len(parts), len(rest))
     to_stack = common_prefix(parts, stack_rest) == min(len(parts), len(stack_rest))
     if to_path == to_stack:
         return None
     return "path" if to_path else "stack"
+
+
+def _resolved(tree: Tree, parent: str, token: str) -> list[str] | None:
+    """The parts of a child path in flows that lead to a module or parameter; None if it holds no data of theirs."""
+    parts = token.removesuffix(PARAMETER_MARK).removesuffix(MODULE_MARK).split(".")
+    known = len(parts)
+    while known and _joined(parent, parts[:known]) not in tree.paths:
+        known -= 1
+    if known == 0:
+        return None
+    owner = tree.modules.get(_joined(parent, parts[:known]))
+    if token.endswith(MODULE_MARK if owner is None or _holds_parameters(owner) else PARAMETER_MARK):
+        return None
+    if owner is not None and known < len(parts):
+        member = inspect.getattr_static(type(owner), parts[known], None)
+        if member is None:
+            return None  # a setting that it keeps (`self.bert.num_labels`), no data that went through it
+        if not isinstance(owner, nn.ModuleList | nn.Sequential) and not returns_data(type(owner), parts[known]):
+            return None  # a question (`self.blocks.get_cast_dtype()`)
+    return parts[:known]
+
+
+def _holds_parameters(module: nn.Module) -> bool:
+    return isinstance(module, nn.ParameterList | nn.ParameterDict)
+
+
+def _joined(parent: str, parts: list[str]) -> str:
+    return ".".join([parent, *parts] if parent else parts)
 
 
 def common_prefix(first: list[str], second: list[str]) -> int:

@@ -12,6 +12,20 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(description="Show a model's groups by depth, their parameters, and their learning rates.")
     p.add_argument("--model", type=str, default="minilm", help="minilm, a hub name, or a path")
     p.add_argument("--distribution", type=str | None, help="also show each group's rate")
+    p.add_argument(
+        "--overrides", type=dict[str, str] | None, help="""regex -> group, as '{"^my_adapter": "layers.-1"}'"""
+    )
+    p.add_argument(
+        "--stacks",
+        type=list[str] | dict[str, str] | None,
+        help="""submodules with a depth of their own each, as '[vision_model, text_model]'""",
+    )
+    p.add_argument(
+        "--trust-remote-code",
+        type=bool,
+        default=False,
+        help="let a model from the hub run code of its own (true or false)",
+    )
     p.add_argument("--names", type=bool, default=False, help="list every parameter (true or false)")
     return p
 
@@ -27,11 +41,11 @@ def run(settings: Namespace) -> int:
     from lr_dist.presets import resolve_distribution
 
     distribution = None if settings.distribution is None else resolve_distribution(settings.distribution)
-    model = load_skeleton(settings.model)
-    layers = assign_layers(model)
-    rates = None if distribution is None else distribution.rates(layers.num_layers)
+    model = load_skeleton(settings.model, trust_remote_code=settings.trust_remote_code)
+    layers = assign_layers(model, settings.overrides, settings.stacks)
+    rates = None if distribution is None else layers.rates(distribution.rates)
     if distribution is not None:
-        warn_of_rates(distribution, layers.num_layers, None, None)
+        warn_of_rates(distribution, layers.deepest, None, None)
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
 
     rows = [
