@@ -92,9 +92,8 @@ def run_sequence(
     _collect_earlier_runs()
     watching: tuple[Observer, ...] = (matrix, *observers)
     methods = arm.build_methods()
-    view = bench.view(
-        functools.reduce(operator.or_, [*(each.needs for each in watching), *(each.needs for each in methods)])
-    )
+    needs = [*(observer.needs for observer in watching), *(method.needs for method in methods)]
+    view = bench.view(functools.reduce(operator.or_, needs))
     # After the view: making one, which the first run does, draws random numbers.
     set_seed(seed, "heads")
     module = SequenceClassifier(
