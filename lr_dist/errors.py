@@ -187,12 +187,12 @@ class TaskDataError(LRDistError, ValueError):
     """A task's data that cannot be used: wrong columns, empty texts, one class only, unseen labels."""
 
 
-class MissingLibraryError(LRDistError, ImportError):
-    """A library that a model needs and that is not installed; the message names it."""
-
-
 class ModelLoadError(LRDistError, ValueError):
     """A model that cannot be loaded by the given name or path."""
+
+
+class MissingLibraryError(ModelLoadError, ImportError):
+    """A library that a model needs and that is not installed; the message names it."""
 
 
 class MissingWeightsError(ModelLoadError):

@@ -104,7 +104,10 @@ class Crew:
         victim = self.rng.choice(able)
         time.sleep(self.rng.uniform(0.0, 0.15))
         if kind == "stop":
-            os.kill(victim.pid, signal.SIGSTOP)
+            try:
+                os.kill(victim.pid, signal.SIGSTOP)
+            except ProcessLookupError:  # it has ended by itself meanwhile
+                return
             self.stopped[victim.pid] = time.monotonic() + GRACE_S + self.rng.uniform(1, 3)
         elif kind == "kill":
             victim.kill()

@@ -155,7 +155,7 @@ def test_what_all_layers_share_is_in_the_first_of_them() -> None:
 
 def test_a_network_beside_the_layers_is_refused_with_a_way_out() -> None:
     model = bert_with(peft.ShadowConfig)
-    with pytest.raises(LayersNotFoundError, match=r"shadow_backbone.*overrides"):
+    with pytest.raises(LayersNotFoundError, match=r"stacks=.*shadow_backbone"):
         assign_layers(model)
     placed = assign_layers(model, {r"\.shadow_": "embeddings"})
     assert placed.num_layers == 3

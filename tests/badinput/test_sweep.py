@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import bad_inputs
 import pytest
-import sweep
+from bad_inputs import RIGHT
 from kinds import KINDS, Case, Sources, drawn
-from sweep import RIGHT
 
 CASES = 120
 
@@ -23,8 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_bad_input_gets_an_answer_with_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
-    outcomes = sweep.sweep(CASES, 0, folder, 1, 0)
-    print(sweep.table(outcomes))
+    outcomes = bad_inputs.sweep(CASES, 0, folder, 1, 0)
+    print(bad_inputs.table(outcomes))
     assert len(outcomes) == CASES
     assert {outcome.kind for outcome in outcomes} == set(KINDS)
     assert [outcome for outcome in outcomes if outcome.outcome not in RIGHT] == []
@@ -36,7 +36,7 @@ def test_a_sweep_goes_on_where_it_was(folder: Path, capsys: pytest.CaptureFixtur
         json.dumps({"number": 0, "kind": "option", "outcome": "named", "said": "before", "seconds": 1.0})
         + '\n{"number": 1, "ki'
     )
-    outcomes = sweep.sweep(2, 9, folder, 1, 0)
+    outcomes = bad_inputs.sweep(2, 9, folder, 1, 0)
     assert [outcome.number for outcome in outcomes] == [0, 1]
     assert outcomes[0].said == "before"
     # The line that a kill had cut does not spoil the next one.
@@ -57,13 +57,13 @@ def test_what_is_wrong_is_counted_as_wrong(
     work: Any, outcome: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lr_dist.cli.main", work)
-    monkeypatch.setattr(sweep, "drawn", lambda *_: ("option", Case(["presets", "list"])))
-    assert sweep.run_case(0, 0, Sources(folder, folder, ()), folder).outcome == outcome
+    monkeypatch.setattr(bad_inputs, "drawn", lambda *_: ("option", Case(["presets", "list"])))
+    assert bad_inputs.run_case(0, 0, Sources(folder, folder, ()), folder).outcome == outcome
 
 
 def test_cases_are_the_same_each_time_and_leave_the_environment_as_it_was(folder: Path, tmp_path: Path) -> None:
     before = dict(os.environ)
-    sources = sweep.prepare(folder)
+    sources = bad_inputs.prepare(folder)
     for number in range(30):
         drawn_twice = []
         for turn in ("a", "b"):

@@ -75,6 +75,7 @@ def open_instant(url: str, name: str, trials: int) -> tuple[Study, SequenceObjec
     searched = config(trials)
     bench: Any = SimpleNamespace(
         settings=searched.settings,
+        choices=dict,
         baseline=list(BASELINE),
         tasks=[SimpleNamespace(name=task, dev=range(500), validation=range(500)) for task in TASKS],
     )

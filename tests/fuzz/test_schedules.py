@@ -27,7 +27,7 @@ from torch.optim import lr_scheduler
 
 from lr_dist import LRDistribution, assign_layers
 from lr_dist.errors import LRDistError, ZeroRateError
-from lr_dist.regroup import Placement, regroup
+from lr_dist.regroup import OwnRatios, Placement, Regrouped, regroup
 from lr_dist.schedulers import SUPPORTED_SCHEDULERS, check_schedulers
 
 # Relative rounding of the recursive formulas; the second, of the peak, where they cancel to next to nothing.
@@ -320,12 +320,14 @@ def parents_of(running: Running, flat: Running) -> list[int]:
     return [parent.pop() for parent in parents]
 
 
-def own_rates(running: Running, distribution: LRDistribution, anchors: list[float], parents: list[int]) -> list[float]:
-    """Each group's rate in the distribution."""
+def own_rates(
+    running: Running, distribution: LRDistribution, anchors: list[float], parents: list[int], ratios: OwnRatios
+) -> list[float]:
+    """Each group's rate in the distribution; groups of one layer keep the ratio that the user gave them."""
     rates = distribution.rates(tiny.LAYERS)
     layers = [group["name"].split("/")[0] for group in running.optimizer.param_groups]
     return [
-        rates[layer] * (anchors[parent] if distribution.relative else 1.0)
+        rates[layer] * (anchors[parent] if distribution.relative else ratios.ratio(layer, anchors[parent]))
         for layer, parent in zip(layers, parents, strict=True)
     ]
 
@@ -392,12 +394,12 @@ def test_every_layer_follows_the_schedule_at_its_own_rate(
     with silent():
         flat, split = started(setup)
         fit_for_training(distribution, setup.anchors)
-        regroup(split.optimizer, split.schedulers, placed()[1], distribution)
+        ratios = regroup(split.optimizer, split.schedulers, placed()[1], distribution).ratios
         held = [id(p) for group in split.optimizer.param_groups for p in group["params"]]
         assert sorted(held) == sorted(id(p) for p in placed()[0].parameters())
         names = [group["name"] for group in split.optimizer.param_groups]
         assert len(set(names)) == len(names)
-        own = own_rates(split, distribution, setup.anchors, parents_of(split, flat))
+        own = own_rates(split, distribution, setup.anchors, parents_of(split, flat), ratios)
         follow(split, flat, own, setup.anchors, steps)
 
 
@@ -410,21 +412,21 @@ def test_a_second_split_in_the_middle_has_the_second_rates_from_then_on(
         flat, split = started(setup)
         fit_for_training(first, setup.anchors)
         fit_for_training(second, setup.anchors)
-        regroup(split.optimizer, split.schedulers, placed()[1], first)
+        ratios = regroup(split.optimizer, split.schedulers, placed()[1], first).ratios
         for _ in range(between):
             assume(flat.step() is None and split.step() is None)
         assume(all(map(math.isfinite, flat.rates)))
         count = len(split.optimizer.param_groups)
         parents = parents_of(split, flat)
-        before = own_rates(split, first, setup.anchors, parents)
-        after = own_rates(split, second, setup.anchors, parents)
+        before = own_rates(split, first, setup.anchors, parents, ratios)
+        after = own_rates(split, second, setup.anchors, parents, ratios)
         outcome = ours(regroup, split.optimizer, split.schedulers, placed()[1], second)
         if any(new and not old for old, new in zip(before, after, strict=True)):
             assert isinstance(outcome, ZeroRateError)  # no factor turns 0 into a rate
             return
-        assert outcome is None
+        assert isinstance(outcome, Regrouped)
         assert len(split.optimizer.param_groups) == count
-        own = own_rates(split, second, setup.anchors, parents_of(split, flat))
+        own = own_rates(split, second, setup.anchors, parents_of(split, flat), outcome.ratios)
         follow(split, flat, own, setup.anchors, steps)
 
 
@@ -444,8 +446,8 @@ def test_a_new_schedule_on_a_split_optimizer_follows_its_own_factor(
             split.schedulers = [schedule.build(split.optimizer)]
         except Exception:
             assume(False)
-        regroup(split.optimizer, split.schedulers, placed()[1], second)
-        own = own_rates(split, second, anchors, parents_of(split, flat))
+        ratios = regroup(split.optimizer, split.schedulers, placed()[1], second).ratios
+        own = own_rates(split, second, anchors, parents_of(split, flat), ratios)
         follow(split, flat, own, anchors, steps)
 
 

@@ -183,9 +183,11 @@ def test_a_usage_error_about_a_storage_or_beside_one_does_not_show_it(
         ["search", "--trials", url],
         ["dashboard", "--port", url],
     ):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        assert end.value.code == 2
+        try:
+            status: object = main(arguments)
+        except SystemExit as end:
+            status = end.code
+        assert status == 2
     said = capfd.readouterr()
     assert "error:" in said.err
     assert CORE not in said.out + said.err

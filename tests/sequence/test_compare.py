@@ -157,7 +157,7 @@ def command_line(model: str, output: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "lr_dist.cli", "compare", "--model", model, "--tasks", *TASKS),
         *("--distributions", FLAT, FROZEN, "--seeds", "0", "1", "--limit", "96", "--epochs", "2"),
-        *("--batch-size", "16", "--output", str(output)),
+        *("--batch-size", "16", "--precision", "32-true", "--output", str(output)),
     ]
 
 

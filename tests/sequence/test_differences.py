@@ -18,9 +18,19 @@ METRICS = dict.fromkeys((*DIFFERENCES, "backward_transfer", "forward_transfer"),
 def result_of(real: ComparisonResult, name: str, p_o: dict[str, list[float | None]]) -> ComparisonResult:
     """A result whose runs have these p_o, seed by seed; None diverged."""
     runs = [
-        {"arm": label, "seed": seed, "status": "diverged"}
+        {"arm": label, "seed": seed, "status": "diverged", "reason": "too fast"}
         if score is None
-        else {"arm": label, "seed": seed, "status": "done", "metrics": {**METRICS, "p_o": score}}
+        else {
+            **{
+                "arm": label,
+                "seed": seed,
+                "status": "done",
+                "matrix": [[0.5, 0.5]] * 3,
+                "seconds": 1,
+                "train_seconds": 1,
+            },
+            **{"metrics": {**METRICS, "p_o": score}, "metrics_above_baseline": METRICS},
+        }
         for label, scores in p_o.items()
         for seed, score in enumerate(scores)
     ]

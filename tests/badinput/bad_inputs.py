@@ -1,6 +1,6 @@
 """Run generated bad inputs by the thousand: each one must be answered within a minute, with a name.
 
-    python tests/badinput/sweep.py --cases 10000
+    python tests/badinput/bad_inputs.py --cases 10000
 
 Every case is a real command line of `lr-dist` with the files that it names, run in this process's pool of workers. A
 worker that gives no answer within a minute is killed and counted. The output folder keeps a line a case in
