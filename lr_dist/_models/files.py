@@ -26,12 +26,15 @@ def check_folder(path: str) -> None:
     """Check the files of a local model folder; a hub name passes.
 
     Raises:
-        ModelLoadError: `path` is a file; the folder has no config.json; an entry is a pipe or a device, or is only
-            git-lfs's pointer to the file.
+        ModelLoadError: `path` is a file, or can only be a folder and is not there; the folder has no config.json; an
+            entry is a pipe or a device, or is only git-lfs's pointer to the file.
     """
     folder = Path(path)
     try:
         if not folder.exists():
+            # A name on the hub is NAME or OWNER/NAME.
+            if folder.is_absolute() or path.startswith(".") or len(folder.parts) > 2:
+                raise ModelLoadError("there is no such folder.")
             return
         if not folder.is_dir():
             raise ModelLoadError(f"{shown(path, PATH)} is a file, not a folder; give the folder that holds it.")

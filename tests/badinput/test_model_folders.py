@@ -216,3 +216,10 @@ def test_a_file_in_place_of_the_folder_is_said(folder: Path) -> None:
 def test_a_folder_of_the_home_is_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(folder.parent))
     assert load_skeleton("~/model").config.num_hidden_layers == 3
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./none", "~/none", "three/parts/name"])
+@pytest.mark.parametrize("load", [load_backbone, load_skeleton, load_tokenizer])
+def test_a_folder_that_is_not_there_is_named_so(load: Any, name: str) -> None:
+    with pytest.raises(ModelLoadError, match="no such folder"):
+        load(name)
