@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lr_dist.errors import ConfigurationError, shown
-from lr_dist.methods import build_method
 from lr_dist.search.space import Space
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks.registry import split_shift
@@ -113,8 +112,12 @@ class SearchConfig:
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
         if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds must be whole numbers from 0, at least one, not {shown(self.seeds)}.")
-        for method in self.methods:
-            build_method(method)
+        if self.methods:
+            # Methods are Lightning callbacks; looking at a study needs no Lightning.
+            from lr_dist.methods import build_method
+
+            for method in self.methods:
+                build_method(method)
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(f"seeds names a seed more than once: {shown(self.seeds)}.")
         if self.sampler_seed is not None and not (_is_whole(self.sampler_seed) and 0 <= self.sampler_seed < 2**32):
