@@ -17,16 +17,9 @@ from torch import nn
 
 from lr_dist._layers import advice
 from lr_dist._layers.places import depth_of, guess, nearness
-from lr_dist._layers.stacks import (
-    Parameter,
-    SeveralStacksError,
-    Stack,
-    Tree,
-    clean_name,
-    find_stacks,
-    is_below,
-    side_of,
-)
+from lr_dist._layers.sides import side_of
+from lr_dist._layers.stacks import SeveralStacksError, find_stacks
+from lr_dist._layers.tree import Parameter, Stack, Tree, clean_name, is_below
 from lr_dist.errors import (
     InvalidOverrideError,
     InvalidStacksError,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-from lr_dist._layers.stacks import Stack, Tree, common_prefix, follows, side_of
+from lr_dist._layers.sides import side_of
+from lr_dist._layers.stacks import follows
+from lr_dist._layers.tree import Stack, Tree, common_prefix
 
 Rules = Sequence[tuple[str, str]]
 

@@ -7,18 +7,9 @@ from typing import NamedTuple
 
 from torch import nn
 
-from lr_dist._layers.stacks import (
-    Parameter,
-    Side,
-    Stack,
-    Tree,
-    common_prefix,
-    joins_after,
-    layer_beside,
-    receives,
-    side_of,
-    stages_around,
-)
+from lr_dist._layers.chains import stages_around
+from lr_dist._layers.sides import Side, joins_after, layer_beside, receives, side_of
+from lr_dist._layers.tree import Parameter, Stack, Tree, common_prefix
 
 _IN_DOUBT = -1
 # Names that mean one thing in every model that we know. `norm` and `layer_norm` are not among them.
