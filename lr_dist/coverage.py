@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lr_dist._regroup.holders import check_replaced
+from lr_dist._regroup.placement import Placement
 from lr_dist.errors import UncoveredParametersWarning, listed
-from lr_dist.regroup import Placement, check_replaced
 
 
 class Coverage:

@@ -24,6 +24,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     (
         *("lr_dist.coverage", "lr_dist.rate_check", "lr_dist.regroup", "lr_dist.kept_schedulers", "lr_dist.schedulers"),
         *("lr_dist.group_values", "lr_dist.step_factors", "lr_dist.layer_schedule", "lr_dist.groups"),
+        "lr_dist._regroup",
     ),
     ("lr_dist.presets",),
     ("lr_dist.rate_plan",),

@@ -1,0 +1,40 @@
+"""Where each parameter of a module sits, and what an optimizer holds of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lr_dist.layers import LayerMap
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where each parameter object of a module sits.
+
+    Attributes:
+        layer: `id(parameter)` -> group name.
+        name: `id(parameter)` -> the parameter's name.
+        order: the group names in the order of depth.
+        layer_map: what they were made from.
+    """
+
+    layer: dict[int, str]
+    name: dict[int, str]
+    order: tuple[str, ...]
+    layer_map: LayerMap
+
+    @classmethod
+    def of(cls, module: nn.Module, layer_map: LayerMap) -> Placement:
+        """The placement of `module`'s parameters, `layer_map` being made from the same module."""
+        # Without removing duplicates: a tied weight has several names, and the map knows one of them.
+        names = [(name, id(p)) for name, p in module.named_parameters(remove_duplicate=False)]
+        layer_of = layer_map.group_of
+        layer = {key: layer_of[name] for name, key in names if name in layer_of}
+        return cls(layer, {key: name for name, key in reversed(names)}, tuple(layer_map.groups), layer_map)
+
+
+def parameters_of(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
