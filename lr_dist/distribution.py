@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lr_dist._distribution import text as text_form
+from lr_dist._distribution.depth import check_num_layers
 from lr_dist._distribution.edits import Edit, apply_edits
-from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, Family, weighted_mean
+from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, weighted_mean
+from lr_dist._distribution.keys import checked_numbers, completed, family_of
 from lr_dist._distribution.plain import allow_in_checkpoints, write_in_yaml
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
-from lr_dist.errors import (
-    InvalidDistributionError,
-    LayerCountError,
-    ZeroRateError,
-    listed,
-    shown,
-)
+from lr_dist.errors import InvalidDistributionError, ZeroRateError, shown
 from lr_dist.names import group_names
 
 if TYPE_CHECKING:
@@ -30,7 +26,6 @@ if TYPE_CHECKING:
 
     from lr_dist.layers import Overrides
 
-MAX_LAYERS = 10_000
 # Every level of means within means is two levels of YAML, of which `yaml_io` reads 32.
 MAX_NESTING = 10
 
@@ -59,13 +54,13 @@ class LRDistribution:
     edits: tuple[Edit, ...] = ()
 
     def __post_init__(self) -> None:
-        family = _family(self.family)
+        family_of(self.family)
         if not isinstance(self.relative, bool):
             raise InvalidDistributionError(f"relative must be true or false, not {shown(self.relative)}.")
         # A plain str: YAML has no form for its subclasses, such as NumPy's.
         object.__setattr__(self, "family", str.__str__(self.family))
         object.__setattr__(self, "edits", _checked_edits(self.edits))
-        object.__setattr__(self, "values", _checked(self.family, family, _pairs(self.values)))
+        object.__setattr__(self, "values", _checked(self.family, _pairs(self.values)))
         for part in dict(self.values).get("of", ()):
             if part.relative != self.relative:
                 raise InvalidDistributionError(
@@ -215,7 +210,7 @@ class LRDistribution:
                 f"A distribution is a mapping with the key `family` (one of {', '.join(FAMILIES)}), not {shown(data)}."
             )
         rest = {key: value for key, value in data.items() if key not in ("family", "relative", "edits")}
-        if _family(data["family"]) is FAMILIES["geometric_mean"] and isinstance(rest.get("of"), (list, tuple)):
+        if family_of(data["family"]) is FAMILIES["geometric_mean"] and isinstance(rest.get("of"), (list, tuple)):
             try:
                 rest["of"] = tuple(cls.from_dict(part) for part in rest["of"])
             except RecursionError:
@@ -358,25 +353,6 @@ class LRDistribution:
         return plot_rates(self.rates(num_layers), ax, label or str(self), self.relative)
 
 
-def check_num_layers(num_layers: int) -> None:
-    """Raise LayerCountError unless `num_layers` is a whole number from 1 to 10,000."""
-    whole = isinstance(num_layers, int) and not isinstance(num_layers, bool)
-    if not whole or not 1 <= num_layers <= MAX_LAYERS:
-        raise LayerCountError(
-            f"num_layers must be a whole number from 1 to {MAX_LAYERS}, not {shown(num_layers)}. "
-            "`lr-dist layers --model NAME` shows how many layers a model has."
-        )
-
-
-def _family(name: Any) -> Family:
-    if not isinstance(name, str) or name not in FAMILIES:
-        raise InvalidDistributionError(
-            f"Unknown family {shown(name)}. The families are {', '.join(FAMILIES)}; "
-            "`lr-dist presets list` shows the presets."
-        )
-    return FAMILIES[name]
-
-
 def _pairs(values: Any) -> dict[Any, Any]:
     try:
         return dict(values)
@@ -392,37 +368,13 @@ def _checked_edits(edits: Any) -> tuple[Edit, ...]:
     return tuple(edits)
 
 
-def _checked(name: str, family: Family, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+def _checked(name: str, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The family's values, complete, checked, as floats and tuples, in the family's order."""
-    unknown = [key for key in given if key not in family.keys]
-    if unknown:
-        hint = " A ratio for any number of layers: decay:lr=4e-4,total=0.02." if "total" in unknown else ""
-        raise InvalidDistributionError(
-            f"{name} has no key {listed(unknown)}; its keys are {', '.join(family.keys)}.{hint}"
-        )
-    instead = {key: other for key, other in family.instead.items() if key in given}
-    for key, other in instead.items():
-        if other in given:
-            raise InvalidDistributionError(
-                f"{name} takes {other} or {key}, not both; it was given {other}={shown(given[other])} and "
-                f"{key}={shown(given[key])}."
-            )
-    given = {**(family.defaults or {}), **given}
-    missing = [key for key in family.rate_keys + family.factor_keys if key not in {*given, *instead.values()}]
-    if missing:
-        ways = {other: f"{other} or {key}" for key, other in family.instead.items()}
-        raise InvalidDistributionError(
-            f"{name} needs {', '.join(ways.get(key, key) for key in missing)}; it was given "
-            f"{', '.join(given) or 'nothing'}."
-        )
+    values = completed(name, given)
     if name == "geometric_mean":
-        parts, weights = _checked_parts(given["of"], given["weights"])
+        parts, weights = _checked_parts(values["of"], values["weights"])
         return ("of", parts), ("weights", weights)
-    checked: list[tuple[str, Any]] = []
-    for key in family.rate_keys:
-        checked.append((key, check_rates(key, given[key]) if key == "layers" else check_rate(key, given[key])))
-    checked += [(key, check_factor(key, given[key])) for key in (*family.factor_keys, *instead) if key in given]
-    return tuple(checked)
+    return checked_numbers(family_of(name), values)
 
 
 def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...], tuple[float, ...]]:
