@@ -17,6 +17,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lr_dist.checks import is_number
+
 _RATE = re.compile(r"(^|_)(lr|lrs|rate|rates)(_|$)|learning_?rate", re.IGNORECASE)
 _NO_RATE = re.compile(r"momentum|beta|gamma|factor|mult|decay|ratio|scale|fraction|power", re.IGNORECASE)
 _SCHEDULER = re.compile(r"sched|warm|anneal|lr(?![a-z])", re.IGNORECASE)
@@ -189,13 +191,13 @@ def _is_array(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> Iterator[float | int | None]:
-    """The numbers of an entry; None for what is none."""
+    """The numbers of an entry; None for what is not a number."""
     if isinstance(value, torch.Tensor):
         yield from value.reshape(-1).tolist()
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _numbers(item)
-    elif isinstance(value, (float, int)) and not isinstance(value, bool):
+    elif is_number(value):
         yield value
     else:
         yield None

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from lr_dist._distribution.sanity import rate_doubts
+from lr_dist.checks import check_finite
 from lr_dist.distribution import LRDistribution, allow_distributions_in_checkpoints
 from lr_dist.errors import InvalidGroupPrefixError, InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
 from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers, clean_name
+from lr_dist.names import NO_DECAY
 from lr_dist.presets import resolve_distribution
 
-NO_DECAY = "/no_decay"
 allow_distributions_in_checkpoints()
 
 _FROZEN_BY_US = "_lr_dist_frozen"
@@ -71,14 +69,14 @@ def param_groups(
         LRDistError: what `assign_layers` and `resolve_distribution` raise.
     """
     given = resolved = resolve_distribution(distribution)
-    weight_decay = _check_number("weight_decay", weight_decay)
+    weight_decay = check_finite("weight_decay", weight_decay, error=InvalidRateError)
     if resolved.relative:
         if lr is None:
             raise InvalidRateError(
                 f"The distribution {resolved} is relative, so it multiplies the optimizer's own rate: give that rate, "
                 "param_groups(model, distribution, lr=...)."
             )
-        resolved = resolved.absolute(_check_number("lr", lr))
+        resolved = resolved.absolute(check_finite("lr", lr, error=InvalidRateError))
     if prefix is not None and (not isinstance(prefix, str) or not prefix or "/" in prefix or stacks is not None):
         raise InvalidGroupPrefixError(
             f"prefix is a text without a slash, such as 'vision', not {shown(prefix)}; with `stacks` there is none, "
@@ -156,15 +154,3 @@ def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] |
             )
         found |= matches
     return found
-
-
-def _check_number(name: str, value: Any) -> float:
-    """`value` as a finite float >= 0."""
-    number = math.nan
-    # Real takes NumPy's scalars in too.
-    if isinstance(value, Real) and not isinstance(value, bool):
-        with contextlib.suppress(OverflowError):  # 10**400
-            number = float(value)
-    if not math.isfinite(number) or number < 0:
-        raise InvalidRateError(f"{name} must be a finite number of at least 0, not {shown(value)}.")
-    return number

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lr_dist.checks import check_whole, is_whole
 from lr_dist.errors import InvalidScheduleError, shown
-from lr_dist.names import group_names
-
-_LAYER = re.compile(r"embeddings|head|layers\.(0|-?[1-9][0-9]{0,5})")
+from lr_dist.names import group_depth, group_names, is_group_name
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,9 @@ class LayerSchedule:
 
     def __post_init__(self) -> None:
         for name, value in (("epochs", self.every_n_epochs), ("steps", self.every_n_steps)):
-            if value is not None and not _is_whole(value, least=1):
-                raise InvalidScheduleError(
-                    f"unfreeze_every_n_{name} must be a whole number of at least 1, not {shown(value)}; without it "
-                    "every layer trains from the start."
-                )
+            if value is not None:
+                hint = "Without it every layer trains from the start."
+                check_whole(f"unfreeze_every_n_{name}", value, 1, error=InvalidScheduleError, hint=hint)
         if self.every_n_epochs is not None and self.every_n_steps is not None:
             raise InvalidScheduleError(
                 f"unfreeze_every_n_epochs={self.every_n_epochs} and unfreeze_every_n_steps={self.every_n_steps} "
@@ -124,7 +120,7 @@ def layer_factor(started: Mapping[str, int], warmup: Mapping[str, int], layer: s
 
 
 def _checked_warmup(steps: Any) -> Any:
-    if steps is None or _is_whole(steps, least=0):
+    if steps is None or is_whole(steps, 0):
         return steps
     if not isinstance(steps, Mapping):
         raise InvalidScheduleError(
@@ -133,32 +129,24 @@ def _checked_warmup(steps: Any) -> Any:
     if not steps:
         raise InvalidScheduleError('layer_warmup_steps is an empty map; name a group, as in {"head": 100}.')
     for name, value in steps.items():
-        if not isinstance(name, str) or not _LAYER.fullmatch(name):
+        if not is_group_name(name):
             raise InvalidScheduleError(
                 f"layer_warmup_steps names {shown(name)}, which is no group. Use embeddings, head, or layers.K "
                 "(layers.-1 is the last)."
             )
-        if not _is_whole(value, least=0):
-            raise InvalidScheduleError(
-                f"layer_warmup_steps of {name} must be a whole number of steps, 0 for none, not {shown(value)}."
-            )
+        hint = "Give 0 for no warm-up."
+        check_whole(f"layer_warmup_steps of {name}", value, 0, error=InvalidScheduleError, hint=hint)
     return dict(steps)
 
 
-def _is_whole(value: Any, *, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
 def _depth(name: str, num_layers: int) -> int:
-    if name in ("embeddings", "head"):
-        return 0 if name == "embeddings" else num_layers + 1
-    layer = int(name.removeprefix("layers."))
-    if not -num_layers <= layer < num_layers:
+    depth = group_depth(name, num_layers)
+    if depth is None:
         raise InvalidScheduleError(
             f"layer_warmup_steps names {name}, but the model has {num_layers} layers (layers.0 to "
             f"layers.{num_layers - 1}). Use layers.-1 for the last."
         )
-    return 1 + layer % num_layers
+    return depth
 
 
 def _interpolated(known: Sequence[tuple[int, int]], depth: int) -> int:

@@ -28,7 +28,7 @@ from lr_dist.errors import (
     UnplacedParametersError,
     shown,
 )
-from lr_dist.names import group_names
+from lr_dist.names import group_depth, group_names
 
 __all__ = ["LayerMap", "Overrides", "Stacks", "assign_layers", "clean_name", "group_names"]
 
@@ -277,12 +277,9 @@ def _resolve(group: str, towers: list[_Tower], pattern: str) -> str:
         prefix = f"{tower.name}/" if tower.name else ""
         if not group.startswith(prefix):
             continue
-        name = group.removeprefix(prefix)
-        if name in ("embeddings", "head"):
-            return group
-        match = re.fullmatch(r"layers\.(-?\d{1,9})", name, re.ASCII)
-        if match is not None and -tower.depth <= int(match[1]) < tower.depth:
-            return tower.groups[1 + int(match[1]) % tower.depth]
+        depth = group_depth(group.removeprefix(prefix), tower.depth)
+        if depth is not None:
+            return tower.groups[depth]
     first = towers[0].groups
     raise InvalidOverrideError(
         f"override {shown(pattern)} names the group {shown(group)}; this model has {first[0]}, {first[1]} to "

@@ -13,9 +13,9 @@ from typing_extensions import override
 from lr_dist._callback.changes import unwrapped
 from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
 from lr_dist._callback.scaling import gradient_scaler, unscaled
-from lr_dist._distribution.rates import check_rate
 from lr_dist._lightning import Callback, L, give_back, kept
-from lr_dist.errors import DivergedError, InvalidLossError, InvalidScheduleError, ResumeMismatchError
+from lr_dist.checks import check_finite
+from lr_dist.errors import DivergedError, InvalidLossError, InvalidRateError, InvalidScheduleError, ResumeMismatchError
 from lr_dist.step_factors import StepFactors
 
 _NAME = "LossAdaptiveLR"
@@ -73,7 +73,7 @@ class LossAdaptiveLR(Callback):
         log: whether to log the factor as `lr_factor` (`lr_factor_1`, ... for further optimizers).
 
     Raises:
-        InvalidRateError: a momentum or bound that is negative or no number.
+        InvalidRateError: a momentum or bound that is negative or not a finite number.
         InvalidScheduleError: a momentum of 1 or more, or bounds that exclude each other.
         InvalidLossError: in training, a loss below 0, which has no root.
         DivergedError: in training, a loss that is NaN or infinite.
@@ -82,9 +82,9 @@ class LossAdaptiveLR(Callback):
     """
 
     def __init__(self, momentum: float = 0.99, f_min: float = 0.1, f_max: float = 2.0, *, log: bool = False) -> None:
-        self.momentum = check_rate("momentum", momentum)
-        self.f_min = check_rate("f_min", f_min)
-        self.f_max = check_rate("f_max", f_max)
+        self.momentum = check_finite("momentum", momentum, error=InvalidRateError)
+        self.f_min = check_finite("f_min", f_min, error=InvalidRateError)
+        self.f_max = check_finite("f_max", f_max, error=InvalidRateError)
         if self.momentum >= 1:
             raise InvalidScheduleError(f"momentum={momentum!r} must be below 1, or the mean would never move.")
         if not self.f_min <= self.f_max or self.f_max == 0:

@@ -15,6 +15,7 @@ from torch import nn
 
 from lr_dist._models.files import check_folder, check_memory, check_sizes
 from lr_dist._models.loaded import check_loaded
+from lr_dist.checks import is_number
 from lr_dist.errors import (
     PATH,
     LRDistError,
@@ -102,8 +103,8 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         check_folder(path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         longest = tokenizer.model_max_length
-        if isinstance(longest, bool) or not isinstance(longest, (int, float)) or not longest >= 1:
-            raise ModelLoadError(f"its tokenizer says model_max_length = {shown(longest)}; it must be a number from 1.")
+        if not is_number(longest) or not longest >= 1:
+            raise ModelLoadError(f"its tokenizer says model_max_length = {shown(longest)}, which must be at least 1.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
     return tokenizer

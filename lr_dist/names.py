@@ -1,11 +1,15 @@
-"""The names of the groups, in the order of depth."""
+"""The names of the groups in the order of depth: how they are made, and the only place where they are read."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
+_GROUP = re.compile(r"embeddings|head|layers\.(0|-?[1-9][0-9]{0,5})")
 # `vision/layers.0/no_decay`: a tower, where there are several; the layer; a part of it.
 _LAYER = re.compile(r"((?:[^/]+/)?(?:embeddings|layers\.\d+|head))(?:/|$)")
+# Ends the name of the part of a layer that has no weight decay, where another part of it has.
+NO_DECAY = "/no_decay"
 
 
 def group_names(num_layers: int, prefix: str = "") -> list[str]:
@@ -17,6 +21,29 @@ def group_names(num_layers: int, prefix: str = "") -> list[str]:
     """
     names = ["embeddings", *(f"layers.{i}" for i in range(num_layers)), "head"]
     return [f"{prefix}/{name}" for name in names] if prefix else names
+
+
+def is_group_name(name: Any) -> bool:
+    """Whether it can be a group of some model: `embeddings`, `layers.K`, `layers.-K` (from the last), `head`."""
+    return isinstance(name, str) and _GROUP.fullmatch(name) is not None
+
+
+def group_depth(name: str, num_layers: int) -> int | None:
+    """The position of a name that the user wrote among `group_names`: 0 for `embeddings`, N for `layers.-1`.
+
+    Args:
+        name: without a tower's name.
+        num_layers: N.
+
+    Returns:
+        None for a layer that the model lacks, and for what is not a group's name.
+    """
+    if not is_group_name(name):
+        return None
+    if name in ("embeddings", "head"):
+        return 0 if name == "embeddings" else num_layers + 1
+    layer = int(name.removeprefix("layers."))
+    return 1 + layer % num_layers if -num_layers <= layer < num_layers else None
 
 
 def layer_of(group: str) -> str:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
 from lr_dist._distribution.families import relative_depths
 from lr_dist._distribution.rates import check_rate
+from lr_dist.checks import is_number
 from lr_dist.errors import InvalidDistributionError, LayerCountError, shown
-
-GROUP_NAME = re.compile(r"embeddings|head|layers\.(0|-?[1-9][0-9]{0,5})")
+from lr_dist.names import group_depth, is_group_name
 
 
 @dataclass(frozen=True)
@@ -71,12 +69,10 @@ def apply_edits(rates: Mapping[str, float], edits: Sequence[Edit]) -> dict[str, 
 
 
 def _checked_end(end: Any) -> str | float:
-    if isinstance(end, str) and GROUP_NAME.fullmatch(end):
+    if is_group_name(end):
         return str.__str__(end)  # a plain str: YAML has no form for its subclasses
-    # Real takes NumPy's scalars in too; to mypy it has no order.
-    number: Any = end
-    if isinstance(end, Real) and not isinstance(end, bool) and 0 <= number <= 1:
-        return float(number) + 0.0  # -0.0 becomes 0.0
+    if is_number(end) and 0 <= end <= 1:
+        return float(end) + 0.0  # -0.0 becomes 0.0
     raise InvalidDistributionError(
         f"{shown(end)} names no depth. Use embeddings, head, layers.K (layers.-1 is the last), "
         "or a relative depth from 0 to 1."
@@ -96,14 +92,10 @@ def _index(end: str | float, names: list[str], *, upper: bool) -> int:
         if upper:
             return sum(depth <= end for depth in depths)
         return 1 + sum(depth < end for depth in depths)
-    if end == "embeddings":
-        return 0
-    if end == "head":
-        return len(names) - 1
-    layer = int(end.removeprefix("layers."))
-    if not -num_layers <= layer < num_layers:
+    depth = group_depth(end, num_layers)
+    if depth is None:
         raise LayerCountError(
             f"The distribution sets a rate for {end}, but the model has {num_layers} layers "
             f"(layers.0 to layers.{num_layers - 1}). Use a relative depth from 0 to 1, or layers.-1 for the last."
         )
-    return 1 + layer % num_layers
+    return depth

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any
 
+from lr_dist.checks import is_number
 from lr_dist.errors import InvalidRateError, shown
 
 MAX_RATES = 10_000
@@ -58,8 +58,7 @@ def scaled(what: str, value: Any, factor: float) -> Any:
 
 
 def _number(what: str, value: Any) -> float:
-    # Real takes NumPy's scalars in too.
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not is_number(value):
         raise InvalidRateError(f"{what}={shown(value)} is not a number; write it like 2e-5.")
     try:
         number = float(value)

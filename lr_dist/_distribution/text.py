@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from lr_dist._distribution.edits import GROUP_NAME, Edit
+from lr_dist._distribution.edits import Edit
 from lr_dist._distribution.families import FAMILIES
 from lr_dist.errors import InvalidDistributionError, InvalidRateError, shown
+from lr_dist.names import is_group_name
 
 # Each text matches in one way only: with \d+\.?\d* a long one would take quadratic time.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -54,7 +55,7 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
         elif key == "freeze":
             first, _, last = value.partition("..")
             edits.append(Edit(_end(first), _end(last or first), 0.0))
-        elif GROUP_NAME.fullmatch(key):
+        elif is_group_name(key):
             edits.append(Edit(key, key, _number(key, value)))
         elif ".." in key:
             first, _, last = key.partition("..")

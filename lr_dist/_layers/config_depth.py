@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lr_dist._layers.tree import Stack, Tree, is_below
+from lr_dist.checks import is_whole
 
 # What configurations call the depth. ALBERT's layers share the weights of `num_hidden_groups` groups.
 _DEPTH_KEYS = [
@@ -43,12 +44,12 @@ def config_around(tree: Tree, path: str) -> object | None:
 
 def _depths(config: object) -> set[int]:
     values = [_read(config, key) for key in _DEPTH_KEYS]
-    return {value for value in values if isinstance(value, int) and not isinstance(value, bool)}
+    return {value for value in values if is_whole(value)}
 
 
 def depths_of_stages(config: object) -> list[int]:
     values = _read(config, _DEPTHS_KEY)
-    return list(values) if isinstance(values, list | tuple) and all(type(value) is int for value in values) else []
+    return list(values) if isinstance(values, list | tuple) and all(map(is_whole, values)) else []
 
 
 def _read(config: object, key: str) -> object:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lr_dist.checks import is_number
 from lr_dist.errors import PATH, ModelLoadError, shown
 
 # The deepest published transformers have about a thousand layers; ImageNet-21k has 21,843 classes.
@@ -108,7 +109,7 @@ def _numbers(data: Any, key: str) -> Iterator[tuple[str, float]]:
             left += [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
         elif isinstance(value, (list, tuple)):
             left += [(key, item) for item in value]
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        elif is_number(value):
             yield key, value
 
 

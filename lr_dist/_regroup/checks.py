@@ -10,6 +10,7 @@ from torch.optim import LBFGS, Optimizer
 
 from lr_dist._regroup.holders import MAX_NAMES
 from lr_dist._regroup.placement import Placement, parameters_of
+from lr_dist.checks import as_float
 from lr_dist.errors import InvalidRateError, OptimizerCoverageError, UnsupportedOptimizerError, shown
 
 
@@ -61,12 +62,7 @@ def check_rates(group: Mapping[str, Any], keys: Sequence[str], owner: str) -> No
     """
     for key in keys:
         value = group.get(key, 0.0)
-        try:
-            # A tensor of several elements is no rate; neither is a text, though float reads it.
-            number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
-        except (TypeError, ValueError, OverflowError, RuntimeError):
-            number = math.nan
-        if not math.isfinite(number):
+        if not math.isfinite(as_float(value)):
             raise InvalidRateError(f"{owner} has {key}={shown(value)}. A rate is a finite number of 0 or more.")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lr_dist._regroup.placement import Placement
-from lr_dist.groups import NO_DECAY
+from lr_dist.names import NO_DECAY
 
 
 def split_groups(old_groups: Sequence[dict[str, Any]], placement: Placement) -> tuple[list[int], list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lr_dist._regroup.placement import Placement
+from lr_dist.checks import as_float
 from lr_dist.names import is_layer
 from lr_dist.schedulers import anchor_rates
 
@@ -88,11 +89,8 @@ class OwnRatios:
 
 
 def _digits(rate: Any) -> float:
-    """A rate with as many digits as a float32 tensor keeps; nan for what is none."""
-    try:
-        return float(f"{float(rate):.6g}")
-    except (TypeError, ValueError):
-        return math.nan
+    """A rate with as many digits as a float32 tensor keeps; nan for what is not a number."""
+    return float(f"{as_float(rate):.6g}")
 
 
 def user_rate(group: Mapping[str, Any], anchor: float) -> float:

@@ -5,8 +5,7 @@
 
 from __future__ import annotations
 
-import math
-
+from lr_dist.checks import check_finite
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.methods.base import Method, Needs
 from lr_dist.methods.l2_sp import L2SP
@@ -31,8 +30,7 @@ def build_method(text: str) -> Method:
             values[key] = float(value)
         except ValueError:
             raise ConfigurationError(f"{shown(item)} in the method {shown(text)} must read key=number.") from None
-        if not math.isfinite(values[key]) or values[key] < 0:
-            raise ConfigurationError(f"{shown(item)} in the method {shown(text)} must be finite and 0 or more.")
+        check_finite(f"{key} in the method {shown(text)}", values[key], error=ConfigurationError)
     try:
         return METHODS[name](**values)
     except TypeError as error:

@@ -10,9 +10,9 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lr_dist._callback.scaling import gradient_scale
-from lr_dist._distribution.rates import check_rate
 from lr_dist._lightning import L
-from lr_dist.errors import UnsupportedOptimizerError
+from lr_dist.checks import check_finite
+from lr_dist.errors import InvalidRateError, UnsupportedOptimizerError
 from lr_dist.layers import Overrides, assign_layers, clean_name
 from lr_dist.methods.anchor import Anchor
 from lr_dist.methods.base import Method
@@ -48,8 +48,8 @@ class L2SP(Method):
     name: ClassVar[str] = "l2-sp"
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.0, *, overrides: Overrides | None = None) -> None:
-        self.alpha = check_rate("alpha", alpha)
-        self.beta = check_rate("beta", beta)
+        self.alpha = check_finite("alpha", alpha, error=InvalidRateError)
+        self.beta = check_finite("beta", beta, error=InvalidRateError)
         self.overrides = overrides
         self._anchor = Anchor()
         self._names: dict[nn.Parameter, str] = {}

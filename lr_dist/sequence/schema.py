@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lr_dist.checks import is_number, is_whole
 from lr_dist.errors import InvalidResultError, shown
 from lr_dist.sequence.metrics import METRICS
 
@@ -115,13 +115,13 @@ class _Check:
         return value  # type: ignore[no-any-return]
 
     def number(self, value: Any, where: str, least: float = -_LARGEST) -> float:
-        # A whole number of thousands of digits cannot become a float.
-        if type(value) not in (int, float) or not least <= value <= _LARGEST or not math.isfinite(value):
+        # Neither NaN nor a whole number of thousands of digits, which cannot become a float, is in this range.
+        if not is_number(value) or not least <= value <= _LARGEST:
             self.refuse(where, f"{shown(value)}, and not a number of a possible size")
         return value  # type: ignore[no-any-return]
 
     def count(self, value: Any, where: str) -> int:
-        if type(value) is not int or not 0 <= value <= 2**63:
+        if not is_whole(value, 0, 2**63):
             self.refuse(where, f"{shown(value)}, and not a whole number from 0")
         return value  # type: ignore[no-any-return]
 

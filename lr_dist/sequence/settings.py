@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lr_dist.checks import check_finite, check_whole
 from lr_dist.errors import ConfigurationError
 from lr_dist.runs.precision import PRECISIONS
 
@@ -49,15 +49,10 @@ class SequenceSettings:
     evaluate_on: str = "validation"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        if self.max_length < 8:
-            raise ConfigurationError(f"max_length must be at least 8 tokens, not {self.max_length}.")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigurationError(f"lr must be finite and greater than 0, not {self.lr}.")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise ConfigurationError(f"weight_decay must be finite and 0 or more, not {self.weight_decay}.")
+        for name, least in (("epochs", 1), ("batch_size", 1), ("max_length", 8)):
+            check_whole(name, getattr(self, name), least, error=ConfigurationError)
+        check_finite("lr", self.lr, positive=True, error=ConfigurationError)
+        check_finite("weight_decay", self.weight_decay, error=ConfigurationError)
         if not 0 <= self.warmup < 1:
             raise ConfigurationError(f"warmup is a share of the steps from 0 to below 1, not {self.warmup}.")
         for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("evaluate_on", SPLITS)):

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from lr_dist.checks import check_whole
 from lr_dist.errors import ConfigurationError
 from lr_dist.tasks.tokens import TokenSplit
 
@@ -38,8 +39,7 @@ class BucketBatchSampler(Sampler[list[int]]):
     def __init__(
         self, lengths: Sequence[int] | np.ndarray, batch_size: int, seed: int = 0, shuffle: bool = True
     ) -> None:
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigurationError(f"batch_size is {batch_size!r}; give a whole number of at least 1")
+        check_whole("batch_size", batch_size, 1, error=ConfigurationError)
         self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed

@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from lr_dist.errors import ConfigurationError, TaskDataError
+from lr_dist.checks import check_whole, is_whole
+from lr_dist.errors import ConfigurationError, TaskDataError, shown
 from lr_dist.tasks.task import RawTask, Task, column_values, take_rows, text_keys
 
 if TYPE_CHECKING:
@@ -71,10 +72,10 @@ def dev_rows(rows: int, dev_size: int | float | None) -> int:
         return min(MAX_DEV_ROWS, -(-rows // round(1 / DEV_FRACTION)))
     if isinstance(dev_size, float) and 0 < dev_size < 1:
         return max(1, round(dev_size * rows))
-    if isinstance(dev_size, bool) or not isinstance(dev_size, int) or not 1 <= dev_size < rows:
+    if not is_whole(dev_size, 1, rows - 1):
         raise ConfigurationError(
-            f"dev_size is {dev_size!r}; give a number of rows from 1 to {rows - 1} (train has {rows}), or a share "
-            "of train between 0 and 1"
+            f"dev_size must be a whole number from 1 to {rows - 1} (train has {rows} rows), or a share of train "
+            f"between 0 and 1, not {shown(dev_size)}."
         )
     return dev_size
 
@@ -91,8 +92,7 @@ def draw_order(rows: int, key: str) -> list[int]:
 
 
 def _limited(raw: RawTask, train: Dataset, limit: int, seed: int) -> Dataset:
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 2:
-        raise ConfigurationError(f"limit is {limit!r}; give a number of train rows, at least 2, or leave it out")
+    check_whole("limit", limit, 2, error=ConfigurationError, hint="It counts train rows; leave it out for all of them.")
     if limit >= len(train):
         return train
     order = draw_order(len(train), f"limit {seed}")

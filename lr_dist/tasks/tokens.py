@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset as TorchDataset
 
+from lr_dist.checks import check_whole
 from lr_dist.errors import ConfigurationError
 from lr_dist.tasks.task import SPLITS, Task, column_values
 from lr_dist.tasks.token_cache import FlatRows, cache_folder, load_entry, save_entry
@@ -137,10 +138,10 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def _check_length(task: Task, tokenizer: Any, max_length: int) -> None:
     special = tokenizer.num_special_tokens_to_add(pair=task.num_texts == 2)
     least, most = special + task.num_texts, tokenizer.model_max_length
-    if isinstance(max_length, bool) or not isinstance(max_length, int) or not least <= max_length <= most:
-        # Tokenizers without a limit say so with a number like 1e30.
-        bounds = f"from {least} to {most}" if most < 10**9 else f"of at least {least}"
-        raise ConfigurationError(f"max_length is {max_length!r}; give a whole number {bounds} for this tokenizer")
+    # Tokenizers without a limit say so with a number like 1e30.
+    limit = int(most) if most < 10**9 else None
+    hint = "The limits are those of the tokenizer."
+    check_whole("max_length", max_length, least, limit, error=ConfigurationError, hint=hint)
 
 
 def _tokenize(split: Any, tokenizer: Any, max_length: int) -> FlatRows:

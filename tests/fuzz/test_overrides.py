@@ -19,9 +19,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 
 from lr_dist import LRDistribution, assign_layers, param_groups
 from lr_dist.errors import InvalidNoDecayError, InvalidOverrideError, LRDistError, UnplacedParametersError
-from lr_dist.groups import NO_DECAY
 from lr_dist.layers import LayerMap, clean_name
-from lr_dist.names import group_names
+from lr_dist.names import NO_DECAY, group_names
 
 
 class Wrapped(nn.Module):

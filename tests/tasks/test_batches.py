@@ -69,7 +69,7 @@ def test_batches_do_not_come_sorted_by_length():
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, True])
 def test_a_batch_size_below_one_is_refused(size):
-    with pytest.raises(ConfigurationError, match=f"batch_size is {size}"):
+    with pytest.raises(ConfigurationError, match=f"batch_size must be a whole number of at least 1, not {size}"):
         BucketBatchSampler(LENGTHS, size)
 
 

@@ -38,7 +38,7 @@ def test_dev_is_a_tenth_of_train_and_at_most_a_thousand():
 
 @pytest.mark.parametrize("size", [0, -3, 200, 1.5, 1.0, True])
 def test_a_dev_size_that_leaves_nothing_is_refused(size):
-    with pytest.raises(ConfigurationError, match=f"dev_size is {size}"):
+    with pytest.raises(ConfigurationError, match=f"dev_size must be a whole number from 1 to 199 .*, not {size}"):
         dev_rows(200, size)
 
 
@@ -98,7 +98,7 @@ def test_a_limit_below_the_number_of_classes_is_refused():
 
 @pytest.mark.parametrize("limit", [0, -1, True, 2.5])
 def test_a_limit_that_is_no_number_of_rows_is_refused(limit):
-    with pytest.raises(ConfigurationError, match=f"limit is {limit}"):
+    with pytest.raises(ConfigurationError, match=f"limit must be a whole number of at least 2, not {limit}"):
         draw(raw_task([0, 1] * 20), limit=limit)
 
 

@@ -192,7 +192,7 @@ def test_a_cache_that_cannot_be_written_names_the_variable(task, tmp_path):
 
 @pytest.mark.parametrize("length", [2, 513, 8.0, True])
 def test_a_length_that_does_not_fit_is_refused(task, tmp_path, length):
-    with pytest.raises(ConfigurationError, match=f"max_length is {length}.*from 3 to 512"):
+    with pytest.raises(ConfigurationError, match=f"max_length must be a whole number from 3 to 512, not {length}"):
         tokenize_task(task, tokenizer_of(model_max_length=512), length, tmp_path)
 
 
