@@ -47,7 +47,12 @@ def group_depth(name: str, num_layers: int) -> int | None:
 
 
 def layer_of(group: str) -> str:
-    """The layer that an optimizer's group belongs to: `vision/layers.0` of `vision/layers.0/no_decay`."""
+    """The layer that an optimizer's group belongs to: `vision/layers.0` of `vision/layers.0/no_decay`.
+
+    A group's name is in every checkpoint. A key of its own for the layer would be missing in the groups that a
+    checkpoint of an earlier version brings back, and torch.distributed.checkpoint refuses a flattened optimizer state
+    without a key that the group has.
+    """
     match = _LAYER.match(group)
     return match[1] if match else group.split("/")[0]
 

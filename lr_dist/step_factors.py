@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lr_dist._distribution.rates import check_rate
-from lr_dist.errors import UnsupportedOptimizerError
+from lr_dist.checks import check_finite
+from lr_dist.errors import InvalidRateError, UnsupportedOptimizerError
 from lr_dist.names import layer_of
 
 # An attribute of the optimizer. Copies and pickles do not have it: torch's optimizers hand on their state and their
@@ -83,9 +83,12 @@ class StepFactors:
             InvalidRateError: a factor that is negative, NaN, infinite or not a number.
         """
         if isinstance(factors, Mapping):
-            checked: Factors = {key: check_rate(f"the factor of {key}", value) for key, value in factors.items()}
+            checked: Factors = {
+                key: check_finite(f"the factor of {key}", value, error=InvalidRateError)
+                for key, value in factors.items()
+            }
         else:
-            checked = check_rate(f"the factor {name}", factors)
+            checked = check_finite(f"the factor {name}", factors, error=InvalidRateError)
         self._factors[name] = checked
         self._update()
 

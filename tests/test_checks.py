@@ -76,6 +76,12 @@ def settings(**values: Any) -> object:
     return SequenceSettings(**values)
 
 
+def comparison(**values: Any) -> object:
+    from lr_dist.sequence.compare_config import CompareConfig
+
+    return CompareConfig(**{"model": "m", "tasks": ("a", "b"), "distributions": ("flat:lr=1e-5",), **values})
+
+
 def schedule(**values: Any) -> object:
     from lr_dist.layer_schedule import LayerSchedule
 
@@ -102,6 +108,7 @@ def loss_adaptive(**values: Any) -> object:
         (settings, "max_length", "whole"),
         (settings, "lr", "finite"),
         (settings, "weight_decay", "finite"),
+        (comparison, "limit", "whole"),
         (schedule, "every_n_epochs", "whole"),
         (schedule, "every_n_steps", "whole"),
         (method, "alpha", "finite"),
@@ -114,8 +121,14 @@ def loss_adaptive(**values: Any) -> object:
 def test_every_setting_refuses_the_same_values_in_the_same_words(
     make: Callable[..., object], name: str, kind: str, value: Any
 ) -> None:
-    with pytest.raises(LRDistError, match=rf"{name} must be a {kind} number (of at least \d|greater than 0), not "):
+    with pytest.raises(LRDistError, match=rf"{name} must be a {kind} number (of at least \d+|greater than 0), not "):
         make(**{name: value})
+
+
+@pytest.mark.parametrize("seeds", [(), (0, 0), (True,), ("0",), (-1,), (0.5,), ([1],)], ids=repr)
+def test_seeds_are_distinct_whole_numbers(seeds: Any) -> None:
+    with pytest.raises(ConfigurationError, match="seeds must be distinct whole numbers from 0, at least one, not "):
+        comparison(seeds=seeds)
 
 
 def test_settings_with_numbers_are_as_before() -> None:

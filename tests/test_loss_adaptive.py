@@ -325,9 +325,9 @@ def test_a_loss_without_a_root_is_refused_before_it_is_used(value: float, kind: 
     ("options", "kind", "match"),
     [
         ({"momentum": 1.0}, InvalidScheduleError, r"momentum=1\.0 must be below 1"),
-        ({"momentum": -0.1}, InvalidRateError, r"momentum=-0\.1"),
-        ({"momentum": "0.9"}, InvalidRateError, r"momentum='0\.9'"),
-        ({"f_min": math.nan}, InvalidRateError, "f_min=nan"),
+        ({"momentum": -0.1}, InvalidRateError, r"momentum must be a finite number of at least 0, not -0\.1"),
+        ({"momentum": "0.9"}, InvalidRateError, r"momentum must be a finite number .*, not '0\.9'"),
+        ({"f_min": math.nan}, InvalidRateError, "f_min must be a finite number .*, not nan"),
         ({"f_min": 3.0}, InvalidScheduleError, r"f_min=3\.0 and f_max=2\.0"),
         ({"f_min": 0, "f_max": 0}, InvalidScheduleError, "f_max above 0"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lr_dist.checks import check_whole, is_whole
 from lr_dist.errors import ConfigurationError
 from lr_dist.sequence.settings import SequenceSettings
 
@@ -45,12 +46,14 @@ class CompareConfig:
             )
         if not self.all_arms:
             raise ConfigurationError("Nothing to compare: give distributions or arms, e.g. flat:lr=2e-5 kenneweg2022.")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+        valid = all(is_whole(seed, 0) for seed in self.seeds)
+        if not self.seeds or not valid or len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(
                 f"seeds must be distinct whole numbers from 0, at least one, not {list(self.seeds)}."
             )
-        if self.limit is not None and self.limit < 16:
-            raise ConfigurationError(f"limit={self.limit} leaves almost nothing to learn from; use 100 or more.")
+        if self.limit is not None:
+            hint = "It counts rows to learn from: use 100 or more."
+            check_whole("limit", self.limit, 16, error=ConfigurationError, hint=hint)
 
     @property
     def all_arms(self) -> tuple[str | Mapping[str, Any], ...]:
