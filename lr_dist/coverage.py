@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lr_dist._regroup.holders import check_replaced
-from lr_dist._regroup.placement import Placement
+from lr_dist._regroup.placement import Placement, parameters_of
 from lr_dist.errors import UncoveredParametersWarning, listed
 
 
@@ -39,7 +39,7 @@ class Coverage:
         Raises:
             OptimizerCoverageError: before the first step, a part of the model was replaced.
         """
-        held = {id(p) for o in self._optimizers for group in o.param_groups for p in group["params"]}
+        held = {id(p) for o in self._optimizers for p in parameters_of(o)}
         present = {id(p): p for p in self._module.parameters()}
         fresh = [p for key, p in present.items() if p.requires_grad and key not in held and key not in self._known]
         gone = held - present.keys() - self._lost
