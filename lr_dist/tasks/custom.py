@@ -34,10 +34,10 @@ _LABELS = ("label", "labels", "target", "class", "score")
 
 @dataclass(frozen=True)
 class CustomSpec:
-    """Where a user's task lies and which columns it has.
+    """The location and the columns of a user's task.
 
     Attributes:
-        name: What the task is called.
+        name: Name of the task.
         path: A folder with train.* and validation.*, or the id of a hub data set.
         text: One or two text columns; empty: found by their usual names.
         label: The label's column; empty: found by its usual names.
@@ -93,7 +93,7 @@ def parse_custom(spec: str | Mapping[str, Any]) -> CustomSpec:
 def load_custom(spec: CustomSpec) -> RawTask:
     """Loads a user's task.
 
-    Classes are those of train: in the order of their numbers, or of the alphabet.
+    The classes are those in train, in numerical or alphabetical order.
 
     Raises:
         TaskDataError: No such folder or split, columns that are missing or cannot be guessed, labels that are
