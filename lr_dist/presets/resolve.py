@@ -42,7 +42,7 @@ def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) 
     if isinstance(spec, Path):
         return _from_file(spec)
     if not isinstance(spec, str):
-        raise InvalidDistributionError(f"{shown(spec)} is no distribution. {_WAYS}")
+        raise InvalidDistributionError(f"{shown(spec)} is not a distribution. {_WAYS}")
     text = spec.strip()
     # The suffix first: a Windows path `C:\\mine.yaml` looks like the text form of a family `C`.
     if text.lower().endswith((".yaml", ".yml")):

@@ -82,7 +82,7 @@ def differences(results: Sequence[ComparisonResult], control: str, level: float 
     _check(results, control)
     labels = dict.fromkeys(entry["label"] for result in results for entry in result.arms)
     if len(labels) == 1:
-        raise InvalidResultError(f"The results hold nothing but {control}, so there is no difference to show.")
+        raise InvalidResultError(f"The only arm of the results is {control}, so there is no difference to show.")
     rows = []
     for label in labels:
         if label == control:

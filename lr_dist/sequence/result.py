@@ -65,7 +65,7 @@ class ComparisonResult:
         """
         data = read_json(Path(path))
         if not isinstance(data, dict) or data.get("kind") != "compare":
-            raise InvalidResultError(f"{path} is no result file of `lr-dist compare`.")
+            raise InvalidResultError(f"{path} is not a result file of `lr-dist compare`.")
         if data.get("schema_version") == 1:
             data = _from_schema_1(data, path)
         if data.get("schema_version") != SCHEMA_VERSION:

@@ -50,11 +50,11 @@ def check_result(data: Mapping[str, Any], source: str | Path) -> None:
     for i, run in enumerate(check.listed(data["runs"], "runs")):
         check_run(run, len(names), source, f"runs[{i}]")
         if run["arm"] not in labels:
-            check.refuse(f"runs[{i}].arm", f"{shown(run['arm'])}, which is none of `arms`")
+            check.refuse(f"runs[{i}].arm", f"{shown(run['arm'])}, which is not in `arms`")
     for i, summary in enumerate(check.listed(data["summary"], "summary")):
         check.summary(summary, f"summary[{i}]", len(names))
         if summary["arm"] not in labels:
-            check.refuse(f"summary[{i}].arm", f"{shown(summary['arm'])}, which is none of `arms`")
+            check.refuse(f"summary[{i}].arm", f"{shown(summary['arm'])}, which is not in `arms`")
     check.count(data["planned_runs"], "planned_runs")
 
 

@@ -141,8 +141,8 @@ def _read(spec: CustomSpec) -> dict[str, pa.Table]:
         return {split: read_table(folder, split) for split in ("train", "validation")}
     if is_file(folder) or not _HUB_ID.fullmatch(spec.path):
         raise TaskDataError(
-            f"task {spec.name!r}: {shown(spec.path, PATH)} is no folder; give one that holds train and validation as "
-            f"{', '.join(SUFFIXES)}, or the id of a hub data set (OWNER/NAME)"
+            f"task {spec.name!r}: {shown(spec.path, PATH)} is not a folder; give one that holds train and validation "
+            f"as {', '.join(SUFFIXES)}, or the id of a hub data set (OWNER/NAME)"
         )
     return _read_hub(spec)
 

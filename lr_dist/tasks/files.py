@@ -136,7 +136,7 @@ def _table(path: Path, columns: dict[str, list[Any]]) -> pa.Table:
             column.encode("utf-8")
         except UnicodeEncodeError as error:
             raise TaskDataError(
-                f"{path}: column {shown(column)} holds half a character (\\ud800 to \\udfff alone), which is no text"
+                f"{path}: column {shown(column)} holds a lone surrogate (\\ud800 to \\udfff), which is not valid text"
             ) from error
         except (pa.ArrowException, TypeError, OverflowError, ValueError, RecursionError) as error:
             raise TaskDataError(
@@ -145,7 +145,7 @@ def _table(path: Path, columns: dict[str, list[Any]]) -> pa.Table:
     try:
         return pa.table(arrays)
     except (pa.ArrowException, ValueError) as error:
-        raise TaskDataError(f"{path}: is no table: {shown(str(error), 300)}") from error
+        raise TaskDataError(f"{path}: cannot be read as a table: {shown(str(error), 300)}") from error
 
 
 _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}

@@ -217,7 +217,7 @@ def test_a_missing_split_and_two_files_of_one_split_are_refused(tmp_path):
 
 
 def test_a_path_that_is_neither_folder_nor_hub_id_is_refused(tmp_path):
-    with pytest.raises(TaskDataError, match="is no folder; give one that holds train and validation"):
+    with pytest.raises(TaskDataError, match="is not a folder; give one that holds train and validation"):
         load(f"my={tmp_path / 'nowhere'}")
 
 
