@@ -70,8 +70,8 @@ class LayerwiseTrainerMixin(_Trainer):
         trainer = LayerwiseTrainer(model=model, args=args, train_dataset=data, layerwise_lr="decay:lr=4e-4,factor=0.7")
 
     The Trainer makes its optimizer and its schedule as usual, from the TrainingArguments or from its arguments. Then
-    the optimizer's groups are split by layer, in place. The distribution replaces (absolute) or multiplies (relative) the
-    learning rate of each group, usually `TrainingArguments.learning_rate`. At every step
+    the optimizer's groups are split by layer, in place. The distribution replaces (absolute) or multiplies (relative)
+    the learning rate of each group, usually `TrainingArguments.learning_rate`. At every step
 
         rate of a layer = its rate in the distribution x factor of the schedule.
 

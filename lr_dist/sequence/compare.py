@@ -102,9 +102,9 @@ class Comparison:
             if comparison is not self:
                 ours, first = self.bench.precision, comparison.bench.precision.chosen
                 warnings.warn(
-                    f"The comparison in {output} was begun in {first}; this machine would choose {ours.chosen} "
-                    f"({ours.reason}). It goes on in {first}, because runs in two precisions cannot be compared. Give "
-                    "another --output to compare in the other one.",
+                    f"The comparison in {output} was started in {first}; this machine would choose {ours.chosen} "
+                    f"({ours.reason}). It continues in {first}, because runs in two precisions cannot be compared. "
+                    "Give another --output to compare in the other one.",
                     MixedHardwareWarning,
                     stacklevel=3,
                 )
@@ -122,7 +122,7 @@ class Comparison:
         first = ComparisonResult.load(path).config.get("precision")
         if first == ours.chosen or first not in (FULL, MIXED):
             return self
-        kept = replace(ours, chosen=first, reason=f"as the comparison was begun; {ours.reason}")
+        kept = replace(ours, chosen=first, reason=f"as the comparison was started; {ours.reason}")
         bench = self.bench.in_precision(kept)
         return replace(self, config=replace(self.config, settings=bench.settings), bench=bench)
 
@@ -234,8 +234,8 @@ class Comparison:
             if before:
                 warnings.warn(
                     f"This comparison is continued on another machine: {key} {', '.join(sorted(before))} "
-                    f"in runs that are finished, {now[key]!r} now. Differences of the size of rounding are the "
-                    "machine's, and seconds cannot be compared.",
+                    f"in runs that are finished, {now[key]!r} now. The machines round differently, and their "
+                    "seconds cannot be compared.",
                     MixedHardwareWarning,
                     stacklevel=5,
                 )

@@ -57,7 +57,7 @@ def load_task(
     if isinstance(base, Mapping) or "=" in base:
         custom = parse_custom(base)
         if custom.name in task_names():
-            raise ConfigurationError(f"{custom.name!r} is the name of a task that exists; call yours otherwise")
+            raise ConfigurationError(f"{custom.name!r} is the name of an existing task; give yours another name")
         raw = load_custom(custom)
     elif base in DEMO_TASKS:
         raw = load_demo(base)
