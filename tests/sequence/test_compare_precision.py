@@ -57,7 +57,7 @@ def test_a_comparison_goes_on_in_the_precision_that_it_was_begun_in(tiny_model: 
             config_of(tiny_model, precision="auto", **{**SMALL, "seeds": (0, 1)}), tmp_path, listener=listener
         )
     assert listener.ran == [(FLAT, 1)]
-    assert listener.notes[0].startswith(f"precision: {first} (as the comparison was begun; ")
+    assert listener.notes[0].startswith(f"precision: {first} (as the comparison was started; ")
     assert result.config["precision"] == first
     (chosen,) = {run["environment"]["precision"]["chosen"] for run in result.runs}
     assert chosen == first
