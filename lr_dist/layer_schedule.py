@@ -17,7 +17,7 @@ _LAYER = re.compile(r"embeddings|head|layers\.(0|-?[1-9][0-9]{0,5})")
 
 @dataclass(frozen=True)
 class LayerSchedule:
-    """The factor of a layer's rate that depends on how long the layer has been training.
+    """The part of a layer's rate that depends on how long the layer has been training.
 
     Gradual unfreezing (ULMFiT, Howard & Ruder 2018, arXiv 1801.06146, section 3.3): the head starts alone, then one
     more layer every epoch, or every N steps, from the last layer down, the embeddings at the end. With a warm-up each
@@ -27,11 +27,11 @@ class LayerSchedule:
         every_n_epochs: epochs between two starts.
         every_n_steps: steps of the optimizer between two starts; not together with `every_n_epochs`. Without either,
             every layer starts at once.
-        warmup_steps: n for every layer; or a map group name -> n (0 for no warm-up). Between two named depths n is
-            interpolated linearly and rounded; beyond them the nearest one is used. `layers.-1` is the last layer.
+        warmup_steps: n for every layer; or group name -> n (0 for none), for the depths between two names
+            interpolated linearly and rounded, beyond them the nearest name's. `layers.-1` is the last layer.
 
     Raises:
-        InvalidScheduleError: both intervals, or an invalid number of epochs or steps.
+        InvalidScheduleError: both intervals, or a number of epochs or steps that is none.
     """
 
     every_n_epochs: int | None = None
@@ -58,14 +58,14 @@ class LayerSchedule:
         return self.every_n_epochs is not None or self.every_n_steps is not None
 
     def __bool__(self) -> bool:
-        """Whether the schedule does anything."""
+        """Whether there is anything that a plain run has not."""
         return self.unfreezes or self.warmup_steps is not None
 
     def starts(self, layers: Sequence[str]) -> dict[str, int]:
         """The 0-based epoch (`every_n_epochs`) or step (`every_n_steps`) in which each layer starts.
 
         Args:
-            layers: the groups that train at all, in the order of depth. Those with rate 0 are skipped.
+            layers: the groups that train at all, in the order of depth. Those with rate 0 take no turn.
         """
         interval = self.every_n_epochs or self.every_n_steps or 0
         return {layer: interval * (len(layers) - 1 - index) for index, layer in enumerate(layers)}
@@ -135,7 +135,7 @@ def _checked_warmup(steps: Any) -> Any:
     for name, value in steps.items():
         if not isinstance(name, str) or not _LAYER.fullmatch(name):
             raise InvalidScheduleError(
-                f"layer_warmup_steps names {shown(name)}, which is not a group. Use embeddings, head, or layers.K "
+                f"layer_warmup_steps names {shown(name)}, which is no group. Use embeddings, head, or layers.K "
                 "(layers.-1 is the last)."
             )
         if not _is_whole(value, least=0):

@@ -73,7 +73,7 @@ class LossAdaptiveLR(Callback):
         log: whether to log the factor as `lr_factor` (`lr_factor_1`, ... for further optimizers).
 
     Raises:
-        InvalidRateError: a momentum or bound that is negative or not a number.
+        InvalidRateError: a momentum or bound that is negative or not a finite number.
         InvalidScheduleError: a momentum of 1 or more, or bounds that exclude each other.
         InvalidLossError: in training, a loss below 0, which has no root.
         DivergedError: in training, a loss that is NaN or infinite.

@@ -138,7 +138,7 @@ def _check_length(task: Task, tokenizer: Any, max_length: int) -> None:
     special = tokenizer.num_special_tokens_to_add(pair=task.num_texts == 2)
     least, most = special + task.num_texts, tokenizer.model_max_length
     if isinstance(max_length, bool) or not isinstance(max_length, int) or not least <= max_length <= most:
-        # Tokenizers without a limit have a number like 1e30.
+        # Tokenizers without a limit say so with a number like 1e30.
         bounds = f"from {least} to {most}" if most < 10**9 else f"of at least {least}"
         raise ConfigurationError(f"max_length is {max_length!r}; give a whole number {bounds} for this tokenizer")
 
