@@ -240,7 +240,7 @@ def test_a_description_that_makes_no_sense_is_refused(spec, message):
 
 
 def test_the_name_of_a_task_that_exists_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="'sst2' is the name of a task that exists"):
+    with pytest.raises(ConfigurationError, match="'sst2' is the name of an existing task"):
         load_task(f"sst2={tmp_path}")
 
 
