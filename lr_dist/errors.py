@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Of a value; and of a path, whose end says most.
+# The longest text shown for a value; for a path it is longer, because its end matters most.
 SHORT, PATH = 80, 1000
 
 
@@ -19,7 +19,7 @@ def shown(value: object, limit: int = SHORT) -> str:
     except Exception:
         # Python refuses to write out whole numbers of more than 4,300 digits; a user's own repr may do anything.
         return f"<a {type(value).__name__} that cannot be shown>"
-    # Half a character, as in a file's name, could not be printed.
+    # Lone surrogates, as in some file names, could not be printed.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -43,11 +43,11 @@ class MissingExtraError(LRDistError, ImportError):
 
 
 class InvalidDistributionError(LRDistError, ValueError):
-    """A distribution that cannot be built: unknown family or key, missing value, malformed text."""
+    """An invalid distribution: unknown family or key, missing value, malformed text."""
 
 
 class InvalidRateError(InvalidDistributionError):
-    """A learning rate (or factor) that is negative, NaN, infinite or not a number."""
+    """An invalid learning rate or factor: negative, NaN, infinite or not a number."""
 
 
 class ZeroRateError(InvalidRateError):
@@ -55,18 +55,18 @@ class ZeroRateError(InvalidRateError):
 
 
 class LayerCountError(LRDistError, ValueError):
-    """A distribution asked for a number of layers that it cannot serve."""
+    """A number of layers for which a distribution cannot give rates."""
 
 
 # Layers and groups ---------------------------------------------------------------------------------------
 
 
 class LayersNotFoundError(LRDistError, ValueError):
-    """No stack of transformer layers was found in the model, or several that do not follow each other."""
+    """No stack of transformer layers was found in the model, or several that are not applied one after the other."""
 
 
 class UnplacedParametersError(LRDistError, ValueError):
-    """Parameters that belong to no depth; the message names them and shows the override."""
+    """Parameters that no rule places at a depth; the message names them and shows the override."""
 
 
 class InvalidOverrideError(LRDistError, ValueError):
@@ -74,7 +74,7 @@ class InvalidOverrideError(LRDistError, ValueError):
 
 
 class InvalidStacksError(LRDistError, ValueError):
-    """Towers that are to have a depth of their own: malformed, no submodules, or one inside another."""
+    """An invalid `stacks` argument: malformed, not names of submodules, or one submodule inside another."""
 
 
 class UnsupportedWeightsError(LRDistError, TypeError):
@@ -90,11 +90,11 @@ class UnsupportedSchedulerError(LRDistError, TypeError):
 
 
 class InvalidScheduleError(LRDistError, ValueError):
-    """Options of a schedule that cannot work: epochs or steps that are none, a group that is none, empty bounds."""
+    """Invalid options of a schedule: an invalid number of epochs or steps, an unknown group, empty bounds."""
 
 
 class InvalidLossError(LRDistError, ValueError):
-    """A loss of which a factor of the rate cannot be computed: below 0."""
+    """A loss below 0, from which no factor of the rate can be computed."""
 
 
 class InvalidNoDecayError(LRDistError, ValueError):
@@ -102,7 +102,7 @@ class InvalidNoDecayError(LRDistError, ValueError):
 
 
 class InvalidGroupPrefixError(LRDistError, ValueError):
-    """A prefix of groups' names that is empty or has a slash."""
+    """An invalid prefix for group names: empty, or with a slash."""
 
 
 class NothingToTrainError(LRDistError, ValueError):
@@ -110,15 +110,15 @@ class NothingToTrainError(LRDistError, ValueError):
 
 
 class OptimizerCoverageError(LRDistError, ValueError):
-    """Optimizers that do not hold the transformer's parameters as they have to: none, several, or strangers."""
+    """Parameters of the transformer that are in no optimizer or in several, or an optimizer with others than these."""
 
 
 class UnsupportedTrainerError(LRDistError, TypeError):
-    """A trainer that cannot carry the rates: neither Lightning's own nor transformers', or one that goes round them."""
+    """A trainer that cannot set the rates: neither Lightning's nor transformers', or one that bypasses them."""
 
 
 class UnsupportedStrategyError(LRDistError, ValueError):
-    """A strategy of Lightning or accelerate under which parameter groups cannot be rewritten."""
+    """A strategy of Lightning or accelerate under which parameter groups cannot be split."""
 
 
 class RankMismatchError(LRDistError, RuntimeError):
@@ -126,7 +126,7 @@ class RankMismatchError(LRDistError, RuntimeError):
 
 
 class UnsupportedCallbackError(LRDistError, ValueError):
-    """Another callback of the Trainer that would take the layers' rates away."""
+    """Another callback of the Trainer that would overwrite the layers' rates."""
 
 
 class ResumeMismatchError(LRDistError, RuntimeError):
@@ -153,15 +153,15 @@ class InvalidPresetError(LRDistError, ValueError):
 
 
 class DuplicatePresetError(LRDistError, ValueError):
-    """Two presets of one name."""
+    """Two presets with the same name."""
 
 
 class UnknownPresetError(LRDistError, LookupError):
-    """No preset of that name."""
+    """No preset has this name."""
 
 
 class InvalidTrialsError(LRDistError, ValueError):
-    """Trials of a search that cannot be combined: none, other groups, or scores that are no numbers."""
+    """Trials of a search that cannot be combined: no trials, different groups, or scores that are not numbers."""
 
 
 class InvalidResultError(LRDistError, ValueError):
@@ -169,7 +169,7 @@ class InvalidResultError(LRDistError, ValueError):
 
 
 class ConfigurationError(LRDistError, ValueError):
-    """A command's or a Trainer's settings that cannot work; found before anything is computed."""
+    """Invalid settings of a command or a Trainer, found before anything is computed."""
 
 
 class OutputInUseError(LRDistError, RuntimeError):
@@ -180,7 +180,7 @@ class OutputInUseError(LRDistError, RuntimeError):
 
 
 class UnknownTaskError(LRDistError, LookupError):
-    """No task of that name."""
+    """No task has this name."""
 
 
 class TaskDataError(LRDistError, ValueError):
@@ -196,7 +196,7 @@ class MissingLibraryError(ModelLoadError, ImportError):
 
 
 class MissingWeightsError(ModelLoadError):
-    """A model of which a part would start at random, because its file does not hold the weights."""
+    """A model with weights missing from its file, so that a part of it would start at random."""
 
 
 class DivergedError(LRDistError, ArithmeticError):
@@ -207,7 +207,7 @@ class DivergedError(LRDistError, ArithmeticError):
 
 
 class RatesOffPlanWarning(UserWarning):
-    """A group's rate is not its rate in the distribution times the factor of the schedule that the others have.
+    """A group's rate differs from its rate in the distribution times the schedule's factor.
 
     Attributes:
         group: the name of the group.
@@ -224,11 +224,11 @@ class RatesOffPlanWarning(UserWarning):
 
 
 class FlatRatesWarning(RatesOffPlanWarning):
-    """All layers have one rate in the middle of a run, although the distribution gave them several."""
+    """All layers have the same rate in the middle of a run, although the distribution gave them different ones."""
 
 
 class OwnRatiosWarning(UserWarning):
-    """Groups of one layer with different rates: an absolute distribution stands for one of them, the others follow."""
+    """Groups of one layer with different rates: an absolute distribution sets one, the others keep their ratio."""
 
 
 class UnreadScaleWarning(UserWarning):
@@ -240,7 +240,7 @@ class UncoveredParametersWarning(UserWarning):
 
 
 class LostStepsWarning(UserWarning):
-    """Weights in bfloat16 or float16 that a step of their layer's rate is too small to change."""
+    """Weights in bfloat16 or float16 that do not change, because steps at their layer's rate are too small."""
 
 
 class RateRangeWarning(UserWarning):
@@ -264,7 +264,7 @@ class SlowPrecisionWarning(UserWarning):
 
 
 class MixedHardwareWarning(UserWarning):
-    """Runs that belong together and were computed on different hardware or in different precisions.
+    """Runs of one comparison or study that were computed on different hardware or in different precisions.
 
     A comparison that is continued on another machine, or a study whose workers chose different precisions.
     """
@@ -282,7 +282,7 @@ class StorageError(LRDistError, ConnectionError):
 
 
 class StudyMismatchError(LRDistError, ValueError):
-    """A study of this name searches something else."""
+    """A study of this name has another search space, other data or other settings."""
 
 
 class UnknownStudyError(LRDistError, LookupError):
@@ -290,4 +290,4 @@ class UnknownStudyError(LRDistError, LookupError):
 
 
 class TrialError(LRDistError, RuntimeError):
-    """A trial that ended with an error that is not its distribution's fault."""
+    """A trial failed for a reason other than its distribution."""

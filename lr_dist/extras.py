@@ -1,4 +1,4 @@
-"""Optional libraries: asked for before work begins, with an error that names the extra to install."""
+"""Optional libraries: checked before work begins, with an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def require_extras(*names: str) -> None:
     """Check that every library of these extras is installed, without importing any.
 
     Raises:
-        MissingExtraError: naming the libraries and the command that installs them.
+        MissingExtraError: a library is missing; the message names it and the command that installs it.
     """
     for name in names:
         require_libraries(name, *EXTRAS[name])
@@ -32,7 +32,7 @@ def require_libraries(extra: str, *modules: str) -> None:
         modules: top-level module names, exactly those that will be used.
 
     Raises:
-        MissingExtraError: naming the missing ones and the command that installs them.
+        MissingExtraError: a library is missing; the message names it and the command that installs it.
     """
     missing = [module for module in modules if find_spec(module) is None]
     if missing:

@@ -44,26 +44,27 @@ def param_groups(
     Args:
         model: a transformer, or a module that contains one.
         distribution: a preset's name, a YAML path, `family:key=value,...`, or a distribution.
-        lr: the optimizer's own rate; a relative distribution multiplies it, an absolute one does not read it.
-        weight_decay: of the decayed parameters. Where it is above 0, each layer has a second group `NAME/no_decay`
-            with weight decay 0.
-        no_decay: regexes (`re.search` on the parameter's name, without prefixes of wrappers) of the parameters that
-            are not decayed. By default those with fewer than two dimensions: biases and the weights of norms.
+        lr: the optimizer's own rate; a relative distribution multiplies it, an absolute one does not use it.
+        weight_decay: weight decay of the decayed parameters. If it is above 0, each layer has a second group
+            `NAME/no_decay` with weight decay 0.
+        no_decay: regexes (`re.search` on the parameter's name, without prefixes of wrappers) of the parameters
+            without weight decay. By default those with fewer than two dimensions: biases and the weights of norms.
         overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
-        stacks: submodules that have a depth of their own each (see `assign_layers`); groups are called
+        stacks: submodules that each have their own depth (see `assign_layers`); groups are called
             `vision_model/layers.0`, and each submodule gets the distribution for its own number of layers.
-        prefix: put before the names, as `vision` in `vision/layers.0`: for an optimizer of several calls' groups.
+        prefix: prefix of the group names, as `vision` in `vision/layers.0`, for an optimizer with groups from several
+            calls.
 
     Returns:
         Dicts with `name` (`embeddings`, `layers.0`, ..., `head`), `params`, `lr` and `weight_decay`.
 
     Warns:
         RateRangeWarning: a rate above 0.1 or below 1e-8.
-        StuckLayersWarning: a layer with less than 1e-3 of the rate of the fastest below the head.
+        StuckLayersWarning: a layer with less than 1e-3 of the rate of the fastest layer below the head.
 
     Raises:
-        InvalidRateError: a relative distribution without `lr`, or a rate or weight decay that is no number >= 0.
-        InvalidGroupPrefixError: a `prefix` that is empty or has a slash, or stands beside `stacks`.
+        InvalidRateError: a relative distribution without `lr`, or a rate or weight decay that is not a number >= 0.
+        InvalidGroupPrefixError: a `prefix` that is empty, has a slash, or is given together with `stacks`.
         InvalidNoDecayError: a `no_decay` regex that is malformed or matches no parameter.
         NothingToTrainError: no trainable parameter is left.
         LRDistError: what `assign_layers` and `resolve_distribution` raise.

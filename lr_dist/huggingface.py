@@ -69,30 +69,31 @@ class LayerwiseTrainerMixin(_Trainer):
 
         trainer = LayerwiseTrainer(model=model, args=args, train_dataset=data, layerwise_lr="decay:lr=4e-4,factor=0.7")
 
-    The Trainer makes its optimizer and its schedule as always, from the TrainingArguments or from what it is given;
-    then the optimizer's groups are split by layer in place. Of each group the distribution replaces (absolute) or
-    multiplies (relative) the learning rate, `TrainingArguments.learning_rate` as a rule, and at every step
+    The Trainer makes its optimizer and its schedule as usual, from the TrainingArguments or from its arguments. Then
+    the optimizer's groups are split by layer, in place. The distribution replaces (absolute) or multiplies (relative)
+    the learning rate of each group, usually `TrainingArguments.learning_rate`. At every step
 
         rate of a layer = its rate in the distribution x factor of the schedule.
 
-    Layers with rate 0 are frozen before the optimizer is made and the model is wrapped. Wherever the Trainer logs
-    `learning_rate` (the rate of its first group), `learning_rate/embeddings`, `learning_rate/layers.0`, ... stand
-    beside it. What checkpoints need is in their `trainer_state.json`; resuming is exact where the Trainer's is.
+    Layers with rate 0 are frozen before the optimizer is made and the model is wrapped. With
+    `learning_rate` (the rate of its first group) the Trainer also logs `learning_rate/embeddings`,
+    `learning_rate/layers.0`, ... The state is saved in the `trainer_state.json` of checkpoints; resuming is exact if
+    the Trainer's is.
 
     Args:
         layerwise_lr: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
         layerwise_overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
-        layerwise_stacks: submodules that have a depth of their own each, as the two encoders of a Router (see
+        layerwise_stacks: submodules that each have their own depth, as the two encoders of a Router (see
             `assign_layers`).
-        layerwise_allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate
-            from `base_lrs` or from the group's own `lr`.
+        layerwise_allow_schedulers: scheduler classes to accept besides the tested ones. They must compute each group's
+            rate from `base_lrs` or from the group's own `lr`.
         layerwise_verbose: whether to print the table of groups and rates once, on the first process.
-        *args: of the Trainer, like all other keywords.
+        *args: the Trainer's arguments, as all other keywords.
 
     Raises:
-        UnsupportedTrainerError: the class is no Trainer, or has the mixin behind the Trainer.
-        LRDistError: what `resolve_distribution` raises. `train` names what is wrong in the model, the optimizer, the
-            schedule, the strategy or the checkpoint, before a step is taken.
+        UnsupportedTrainerError: the class is not a Trainer, or has the mixin after the Trainer.
+        LRDistError: what `resolve_distribution` raises. `train` raises named errors for the model, the optimizer, the
+            schedule, the strategy or the checkpoint before a step is taken.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class LayerwiseTrainerMixin(_Trainer):
     ) -> None:
         if not isinstance(self, Trainer):
             raise UnsupportedTrainerError(
-                f"{type(self).__name__} is no transformers.Trainer, so there is nothing that LayerwiseTrainerMixin "
+                f"{type(self).__name__} is not a transformers.Trainer, so there is nothing that LayerwiseTrainerMixin "
                 f"could give rates to: class {type(self).__name__}(LayerwiseTrainerMixin, Trainer)."
             )
         self._layerwise_distribution = resolve_distribution(layerwise_lr)
@@ -136,7 +137,7 @@ class LayerwiseTrainerMixin(_Trainer):
     # What the Trainer asks for ---------------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """`Trainer.train`; refuses a checkpoint of other rates before anything of it is loaded.
+        """`Trainer.train`; refuses a checkpoint with another distribution before anything is loaded.
 
         Raises:
             ResumeMismatchError: the checkpoint was written without the mixin, or with another distribution.

@@ -45,29 +45,29 @@ class LossAdaptiveLR(Callback):
 
     L_t being the loss of the step's batch and L_ref the running mean of the losses before it (1 in the first step).
 
-    Where it comes from: FINCH (arXiv 2605.20005) bounds what one step makes a model forget by the rate times the
+    Origin: FINCH (arXiv 2605.20005) bounds what one step makes a model forget by the rate times the
     square root of the batch's loss, so its rate falls on batches with a high loss and rises as the model converges,
-    and the objective stays as it is. FINCH's exact schedule was not available to us: this formula, the running mean
-    and the bounds are OURS, and so are their defaults, which have not been tuned.
+    without changing the objective. FINCH's exact schedule was not available to us: this formula, the running mean,
+    the bounds and their defaults are OURS, and have not been tuned.
 
-    It composes with `LayerwiseLR`, whose ratios between layers stay, and works without it, with any optimizer and any
-    schedule; neither schedules nor checkpoints see the factor (`StepFactors`), and neither does LearningRateMonitor:
+    It works together with `LayerwiseLR`, and keeps the ratios between layers, or without it, with any optimizer and any
+    schedule. Schedules and checkpoints never see the factor (`StepFactors`), and LearningRateMonitor does not either:
     the factor is known only after the loss. `log=True` logs it as `lr_factor`.
 
         trainer = L.Trainer(callbacks=[LayerwiseLR("decay:lr=4e-4,factor=0.7"), LossAdaptiveLR(log=True)])
 
-    L_t is what `training_step` returned; of the batches of an accumulation window and of all processes, the mean.
-    One number is read from the device for each step.
+    L_t is the loss that `training_step` returned, averaged over the batches of an accumulation window and all
+    processes. One number is read from the device for each step.
 
-    With manual optimization it is what was given to `manual_backward` since a step was last taken: the mean, if that
-    was called several times. Where several optimizers step after one `manual_backward`, they have the same loss, and
-    each its own running mean. Optimizers that are stepped directly (`use_pl_optimizer=False`) have no factor.
+    With manual optimization it is the mean of the losses given to `manual_backward` since the last step. If several
+    optimizers step after one `manual_backward`, they have the same loss, and each has its own running mean. Optimizers
+    that are stepped directly (`use_pl_optimizer=False`) have no factor.
 
     With a gradient scaler (`16-mixed`), a step whose loss is infinite has no factor and is left out of the mean: the
     scaler skips it, as it skips others, and lowers its scale.
 
     Args:
-        momentum: of the running mean, from 0 (the loss before) to below 1.
+        momentum: momentum of the running mean, from 0 (the previous loss) to below 1.
         f_min: smallest factor.
         f_max: largest factor.
         log: whether to log the factor as `lr_factor` (`lr_factor_1`, ... for further optimizers).

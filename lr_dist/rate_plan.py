@@ -1,4 +1,4 @@
-"""`RatePlan`: which learning-rate distribution holds in which stage of a task sequence."""
+"""`RatePlan`: the learning-rate distribution of each stage of a task sequence."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ SEPARATOR = " | "
 
 @dataclass(frozen=True)
 class RatePlan:
-    """One distribution a stage; the last one holds in every later stage.
+    """A distribution for each stage; the last one holds in all later stages.
 
-    `A` alone holds in all stages. In text, `A | B` is A in the first stage and B in every later one.
+    In text, `A` alone holds in all stages; `A | B` is A in the first stage and B in all later ones.
 
     Attributes:
-        stages: one distribution or more.
+        stages: one or more distributions.
 
     Raises:
-        InvalidDistributionError: no distribution, or something else among them.
+        InvalidDistributionError: no distribution, or an element that is not a distribution.
     """
 
     stages: tuple[LRDistribution, ...]
@@ -45,7 +45,7 @@ class RatePlan:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (hex); that of its distribution for a plan of one, so that results from before plans stay theirs."""
+        """SHA-256 (hex); for a plan of one distribution it is that of the distribution, as in results of schema 1."""
         if len(self.stages) == 1:
             return self.stages[0].fingerprint
         content = json.dumps([stage.fingerprint for stage in self.stages])

@@ -1,4 +1,4 @@
-"""Reading a file that a user names: at most so many bytes, and never waiting for a pipe without end."""
+"""Read files that a user names: a limited number of bytes, without waiting forever for a pipe."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_bytes(path: str | Path, most: int) -> bytes:
 
     Raises:
         OSError: no such file, a folder, or no permission.
-        UnreadableFileError: a pipe that nobody writes to, or does not close.
+        UnreadableFileError: a pipe that is not written or not closed.
         ValueError: a NUL byte in the path.
     """
     # Not waiting for a writer, where it is a pipe.
@@ -87,7 +87,7 @@ def _read_pipe(number: int, path: str | Path, most: int) -> bytes:
     while most > 0:
         if not poll.poll(max(0.0, 1000 * (end - time.monotonic()))):
             raise UnreadableFileError(
-                f"{shown(str(path), PATH)} cannot be read: it is a pipe or a device, and nothing came to its end in "
+                f"{shown(str(path), PATH)} cannot be read: it is a pipe or a device, and it was not closed within "
                 f"{PIPE_SECONDS} seconds. Give a file."
             )
         part = os.read(number, min(most, 2**16))

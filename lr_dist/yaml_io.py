@@ -1,4 +1,4 @@
-"""Reading YAML that may come from anyone: no code runs, nothing repeats, nothing explodes.
+"""Read YAML from untrusted sources: no code runs, no duplicate keys, no aliases that expand without limit.
 
 Stricter than `yaml.safe_load`: duplicate keys, tags, anchors and aliases are refused, and so are files above
 1 MB or 50,000 nodes, nesting above 32 and texts that are not UTF-8. Scalars follow YAML 1.2's core schema, in
@@ -59,7 +59,7 @@ def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any
             )
         if key in result:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {shown(key)} stands twice", key_node.start_mark
+                None, None, f"the key {shown(key)} occurs twice", key_node.start_mark
             )
         result[key] = loader.construct_object(value_node, deep=True)
     return result
@@ -72,7 +72,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
     number = loader.construct_yaml_float(node)
-    # A rate that only rounding made 0 would freeze a layer that nobody asked to freeze.
+    # A rate that becomes 0 by rounding would freeze a layer by mistake.
     if number == 0 and re.match(r"[-+]?[.0]*[1-9]", node.value):
         raise yaml.constructor.ConstructorError(
             None, None, f"{shown(node.value)} is too small for a floating-point number", node.start_mark
@@ -88,7 +88,7 @@ def load_yaml(path: str | Path) -> Any:
 
     Raises:
         FileNotFoundError: no such file.
-        UnreadableFileError: a pipe that nothing comes from.
+        UnreadableFileError: a pipe without data.
         InvalidYAMLError: too large, not UTF-8, malformed, or with something that is not allowed.
     """
     return parse_yaml(read_bytes(Path(path), MAX_BYTES + 1), source=str(path))

@@ -33,11 +33,11 @@ CHOSEN = (
     "tests/test_gradual.py::test_on_a_single_device_nothing_is_computed_below_the_lowest_started_layer",
     "tests/test_gradual.py::test_the_monitor_shows_what_the_next_step_will_use",
     "tests/test_loss_adaptive.py::test_a_run_resumes_exactly_within_a_window_too",
-    "tests/company/test_logging.py",
-    "tests/company/test_lr_finder.py",
-    "tests/company/test_averaging.py",
-    "tests/company/test_finetuning.py",
-    "tests/company/test_cli.py::test_the_shipped_configuration_fits_with_its_rates_and_saves_itself",
+    "tests/compatibility/test_logging.py",
+    "tests/compatibility/test_lr_finder.py",
+    "tests/compatibility/test_averaging.py",
+    "tests/compatibility/test_finetuning.py",
+    "tests/compatibility/test_cli.py::test_the_shipped_configuration_fits_with_its_rates_and_saves_itself",
 )
 
 

@@ -22,8 +22,8 @@ LAUGHS = "a: &a [lol, lol]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("lr: 1\nlr: 2", "'lr' stands twice"),
-        ("a: {b: 1, b: 2}", "'b' stands twice"),
+        ("lr: 1\nlr: 2", "'lr' occurs twice"),
+        ("a: {b: 1, b: 2}", "'b' occurs twice"),
         ("!!python/object/apply:os.system ['touch hacked']", "the tag .*os.system.* is not allowed"),
         ("a: !!python/name:os.system", "is not allowed"),
         ("a: !!binary aGk=", "is not allowed"),

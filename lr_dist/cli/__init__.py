@@ -21,7 +21,7 @@ from lr_dist.cli.terminal import accept_any_text, clean
 from lr_dist.errors import ConfigurationError, LRDistError, shown
 from lr_dist.runs.redact import redact_usage
 
-# In the order of a user's way; each module has `parser()` and `run(settings)`, and `nest` for further levels.
+# In the order of use; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 COMMANDS = {
     "compare": "lr_dist.cli.compare",
     "layers": "lr_dist.cli.layers",
@@ -70,7 +70,7 @@ def _run(arguments: list[str]) -> int:
             settings = parser.parse_args(ordered)
         except LRDistError:
             raise
-        # jsonargparse fails in ways of its own on values of another shape, such as a mapping in place of a list.
+        # jsonargparse raises other exceptions for values of another shape, such as a mapping instead of a list.
         except Exception as error:
             raise ConfigurationError(
                 f"The options cannot be read ({type(error).__name__}: {shown(str(error), 300)}). Check the shape of "
@@ -83,7 +83,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _show_warning(other: Callable[..., None], command: str, message: Any, category: type[Warning], *where: Any) -> None:
-    """One line for a warning of lr-dist, as for its errors; `where` in the code says nothing to a command's user."""
+    """Print a warning of lr-dist in one line, as its errors; the place in the code does not help a command's user."""
     if category.__module__ == "lr_dist.errors":
         print(clean(f"lr-dist {command}: {category.__name__}: {message}"), file=sys.stderr)
     else:
@@ -92,7 +92,7 @@ def _show_warning(other: Callable[..., None], command: str, message: Any, catego
 
 @contextlib.contextmanager
 def _usage_errors_redacted(arguments: Sequence[str]) -> Iterator[None]:
-    """What the parser prints quotes the values that it refuses, and a storage's value may hold a password."""
+    """Hide passwords in what the parser prints: it quotes invalid values, and a storage URL may hold a password."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -102,7 +102,7 @@ def _usage_errors_redacted(arguments: Sequence[str]) -> Iterator[None]:
 
 
 def _config_first(arguments: list[str]) -> list[str]:
-    """Move `--config FILE` before the other options, so that the command line wins over the file, and read it.
+    """Move `--config FILE` before the other options, so that the command line takes precedence, and read it.
 
     Raises:
         UnreadableFileError, InvalidYAMLError, ConfigurationError: see `config_text`.

@@ -1,7 +1,7 @@
-"""The boundary of every command: whatever goes wrong inside leaves it as one line with a name, and a status.
+"""The boundary of every command: every exception becomes one line with the error's name, and an exit status.
 
-0: well. 1: an error that lr-dist does not know. 2: an error with a name, or wrong options. 130: interrupted.
-141: whoever read the output has gone, as in `lr-dist ... | head`.
+0: done. 1: an unexpected error. 2: a named error, or wrong options. 130: interrupted.
+141: the reader of the output has closed it, as in `lr-dist ... | head`.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from lr_dist.runs.redact import redact
 
 UNKNOWN, NAMED, INTERRUPTED, NO_READER = 1, 2, 130, 141
 OPTION = "--traceback"
-# A message that quotes half a file is no line any more.
+# Longer messages, which may quote half a file, are cut.
 _LONGEST = 2_000
 
 
 def guarded(command: str, work: Callable[[], int], *, arguments: Sequence[str], whole: bool) -> int:
-    """Do `work` and return its status, or that of the error that ends it.
+    """Run `work` and return its exit status, or the status of the error that ended it.
 
-    SystemExit, as of `--help`, passes. Passwords in messages and tracebacks are hidden.
+    SystemExit, as raised by `--help`, passes through. Passwords in messages and tracebacks are hidden.
 
     Args:
-        command: what was called, for the line: `lr-dist compare`.
+        command: the command, for the printed line: `lr-dist compare`.
         work: returns a status.
-        arguments: of the command line; what is secret in them is hidden wherever it is quoted.
+        arguments: of the command line; secrets in them are hidden wherever they are quoted.
         whole: print the traceback as well.
     """
     try:
         status = work()
-        # What is still in the buffer may find no reader either.
+        # Flushing what is still in the buffer may fail too.
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
@@ -46,7 +46,7 @@ def guarded(command: str, work: Callable[[], int], *, arguments: Sequence[str], 
         raise
     except BrokenPipeError as error:
         return NO_READER if _reader_has_gone() else _report(command, error, arguments, whole)
-    # BaseException: a panic in a library written in Rust (tokenizers, safetensors) is no Exception.
+    # BaseException: a panic in a library written in Rust (tokenizers, safetensors) is not an Exception.
     except BaseException as error:
         return _report(command, error, arguments, whole)
 
@@ -80,8 +80,8 @@ def _unknown(error: BaseException) -> str:
 
 
 def _place(error: BaseException) -> str:
-    """Where it was raised: file and line, without the folders, which may name a user."""
-    # Walked by hand: a recursion error's traceback has thousands of frames, and only the last counts.
+    """The file and line where it was raised, without folders, which may contain a user's name."""
+    # A loop: a recursion error's traceback has thousands of frames, and only the last one is needed.
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -91,7 +91,7 @@ def _place(error: BaseException) -> str:
 
 
 def _reader_has_gone() -> bool:
-    """Whether nobody reads standard output any more; then nothing more is written to it, at exit neither."""
+    """Whether the reader of standard output has closed it; then nothing more is written, not even at exit."""
     try:
         number = sys.stdout.fileno()
         poll = select.poll()

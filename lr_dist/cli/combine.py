@@ -1,4 +1,4 @@
-"""`lr-dist combine`: the trials of one or more searches as one distribution, written as a preset."""
+"""`lr-dist combine`: combine the trials of one or more searches into one distribution, written as a preset."""
 
 from __future__ import annotations
 

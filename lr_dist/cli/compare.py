@@ -1,4 +1,4 @@
-"""`lr-dist compare`: the same task sequence under several arms: rates and methods."""
+"""`lr-dist compare`: learn the same task sequence with several arms (rates and methods)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def parser() -> ArgumentParser:
-    """The command's options; every one can stand in the YAML file given with --config."""
+    """The command's options; each can also be set in the YAML file given with --config."""
     p = ArgumentParser(
         description="Fine-tune a model on tasks one after the other under several learning-rate distributions and "
-        "methods, and show what each one makes it forget."
+        "methods, and show how much it forgets with each."
     )
     p.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
     p.add_argument("--model", type=str, default="minilm", help="minilm (packaged, offline), a hub name, or a path")
@@ -45,28 +45,33 @@ def parser() -> ArgumentParser:
         "--arms",
         type=str | dict[str, Any],
         nargs="+",
-        help="the same with methods or with other rates from the second task on: 'flat:lr=1e-4 + l2-sp:alpha=0.01', "
+        help="distributions with methods, or other rates from the second task on: 'flat:lr=1e-4 + l2-sp:alpha=0.01', "
         "'flat:lr=1e-4 | decay:lr=4e-4,factor=0.7'",
     )
     p.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="one run for each arm and seed")
-    p.add_argument("--limit", type=int | None, help="training examples a task (default: all)")
-    p.add_argument("--epochs", type=int, default=3, help="passes over each task")
-    p.add_argument("--batch-size", type=int, default=32, help="examples a step")
-    p.add_argument("--max-length", type=int, default=128, help="tokens an example, at most")
+    p.add_argument("--limit", type=int | None, help="training examples per task (default: all)")
+    p.add_argument("--epochs", type=int, default=3, help="epochs per task")
+    p.add_argument("--batch-size", type=int, default=32, help="batch size")
+    p.add_argument("--max-length", type=int, default=128, help="maximum number of tokens per example")
     p.add_argument("--lr", type=float, default=1e-5, help="the optimizer's own rate, for relative distributions")
     p.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's weight decay")
-    p.add_argument("--warmup", type=float, default=0.1, help="share of each task's steps")
-    p.add_argument("--schedule", type=str, default="cosine", help="cosine, linear or constant")
+    p.add_argument("--warmup", type=float, default=0.1, help="length of the warm-up, as a share of each task's steps")
+    p.add_argument("--schedule", type=str, default="cosine", help="after the warm-up: cosine, linear or constant")
     p.add_argument(
-        "--precision", type=str, default="auto", help="auto (what this machine is faster in), 32-true or bf16-mixed"
+        "--precision", type=str, default="auto", help="auto (the faster one on this machine), 32-true or bf16-mixed"
     )
-    p.add_argument("--evaluate-on", type=str, default="validation", help="validation (evidence) or dev (searching)")
     p.add_argument(
-        "--method", type=str, default="finetune", help="for every one of --distributions: finetune, or l2-sp:alpha=0.01"
+        "--evaluate-on", type=str, default="validation", help="validation (for reported results) or dev (for searching)"
     )
-    p.add_argument("--dev-size", type=int | None, help="examples of train set aside as dev")
+    p.add_argument(
+        "--method",
+        type=str,
+        default="finetune",
+        help="method for all --distributions: finetune (none), or l2-sp:alpha=0.01",
+    )
+    p.add_argument("--dev-size", type=int | None, help="number of train examples to set aside as dev")
     p.add_argument("--data-dir", type=str | None, help="folder with GLUE as parquet (or LR_DIST_DATA)")
-    p.add_argument("--data-seed", type=int, default=0, help="which examples --limit draws")
+    p.add_argument("--data-seed", type=int, default=0, help="seed for the examples that --limit draws")
     p.add_argument("--output", type=str, default="runs/compare", help="folder for result.json and report.html")
     return p
 
@@ -111,7 +116,7 @@ def run(settings: Namespace) -> int:
 
 
 class _View:
-    """Two bars: all runs with the time left, and the run that is going on; a line a finished run."""
+    """Two bars (all runs with the time left, and the current run) and a line for each finished run."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -1,4 +1,4 @@
-"""The file of `--config`: read by our strict loader, because jsonargparse's expands aliases without end."""
+"""Read the file of `--config` with our strict loader, because jsonargparse's expands aliases without a limit."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def use_strict_loader() -> str:
 
 
 def config_text(path: str) -> str:
-    """The content of a configuration file as JSON, which jsonargparse takes in place of the file.
+    """The content of a configuration file as JSON, which jsonargparse accepts instead of the file.
 
     Raises:
-        UnreadableFileError: no such file, a folder, or a pipe that nothing comes from.
-        InvalidYAMLError: not YAML, or with what is not allowed (aliases, tags, 50,000 nodes).
-        ConfigurationError: no mapping, or a storage that is no text.
+        UnreadableFileError: no such file, a folder, or a pipe without data.
+        InvalidYAMLError: not YAML, or YAML that is not allowed (aliases, tags, more than 50,000 nodes).
+        ConfigurationError: not a mapping, or a storage that is not a text.
     """
     try:
         data = read_data(path)
@@ -39,7 +39,7 @@ def config_text(path: str) -> str:
             f"--config {shown(path, PATH)} must hold options, one a line, such as `epochs: 3`; it holds "
             f"{'nothing' if data is None else f'a {type(data).__name__}'}."
         )
-    # Said here, without the value: the usage error would quote it, password included.
+    # Reported here, without the value: the usage error would quote it, with the password.
     if not isinstance(data.get("storage"), str | None):
         raise ConfigurationError(
             f"--config {shown(path, PATH)}: storage must be one text, such as postgresql://USER:PASSWORD@HOST/DB, "

@@ -1,4 +1,4 @@
-"""`lr-dist dashboard`: optuna-dashboard on the studies of a storage, live in the browser."""
+"""`lr-dist dashboard`: show the studies of a storage live in the browser, with optuna-dashboard."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(description="Watch studies in the browser (optuna-dashboard), while they run and afterwards.")
     p.add_argument("--storage", type=str | None, help="where the studies are (default: SQLite in the output folder)")
     p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
-    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; there is no password")
+    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; the dashboard has no password")
     p.add_argument(
         "--allow-host",
         type=str,
         nargs="+",
         default=[],
-        help="names, beside localhost and --host, under which browsers may ask for it, e.g. behind a proxy",
+        help="host names that browsers may use, besides localhost and --host, e.g. behind a proxy",
     )
-    p.add_argument("--port", type=int, default=8080, help="0 for any free one")
+    p.add_argument("--port", type=int, default=8080, help="port to listen on; 0 for any free port")
     return p
 
 
@@ -47,17 +47,17 @@ def run(settings: Namespace) -> int:
 
 
 def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts: Sequence[str] = ()) -> WSGIServer:
-    """A server that listens already; `serve_forever` answers. Prints its address and what it shows.
+    """A server that is listening; call `serve_forever` to answer. Prints its address and what it shows.
 
     Args:
         storage: its URL; None for the SQLite file in `output`.
         output: folder of the default storage.
         host, port: to listen on.
-        allowed_hosts: names that a request may be for, see `only_for`.
+        allowed_hosts: host names that requests may use, see `only_for`.
 
     Raises:
         StorageError: the storage cannot be opened.
-        ConfigurationError: the address cannot be listened on, e.g. because another program does.
+        ConfigurationError: the address cannot be used, e.g. because another program listens on it.
     """
     from optuna import get_all_study_names, logging
     from optuna_dashboard import wsgi
@@ -71,7 +71,7 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
     with storage_errors(opened):
         names = [name for name in get_all_study_names(opened) if not name.startswith("reference/")]
     for name in names:
-        # What cannot be read is told here; on the page it would be an empty table.
+        # Report unreadable studies here; the page would show an empty table.
         with storage_errors(opened):
             study = load_study(opened, name)
         with study_errors(study):
@@ -86,12 +86,12 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
 def only_for(names: Sequence[str], app: WSGIApplication) -> WSGIApplication:
     """Answer only to requests for an address, for localhost, or for one of these names.
 
-    A web page elsewhere can make its own name lead to this machine (DNS rebinding) and would then read and change the
-    studies from the reader's browser. The browser still says the page's name in the header `Host`.
+    A foreign web page can make its own host name resolve to this machine (DNS rebinding). It could then read and change
+    the studies through the user's browser. The browser still sends the page's host name in the header `Host`.
 
     Args:
-        names: allowed ones, without a port.
-        app: that answers.
+        names: allowed host names, without a port.
+        app: the WSGI application that answers.
     """
     allowed = {"localhost", *(name.strip("[]").lower().rstrip(".") for name in names)}
 
@@ -117,7 +117,7 @@ def host_name(header: str) -> str:
 
 
 def is_address(name: str) -> bool:
-    """Whether this is an IP address: no page elsewhere can have it as its name."""
+    """Whether this is an IP address, which a foreign page cannot have as its name."""
     try:
         ipaddress.ip_address(name)
     except ValueError:
@@ -126,10 +126,10 @@ def is_address(name: str) -> bool:
 
 
 def listen(host: str, port: int) -> WSGIServer:
-    """Take the address.
+    """Listen on the address.
 
     Raises:
-        ConfigurationError: it is taken, is not this machine's, or is no address.
+        ConfigurationError: it is in use, not an address of this machine, or invalid.
     """
     import socket
     from socketserver import ThreadingMixIn
@@ -142,7 +142,7 @@ def listen(host: str, port: int) -> WSGIServer:
 
     class Handler(WSGIRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:
-            """The page asks every few seconds; a line for each would bury the address."""
+            """Log nothing: the page sends requests every few seconds, and their lines would hide the address."""
 
     if not 0 <= port <= 65535:
         raise ConfigurationError(f"--port must be from 0 (any free one) to 65535, not {port}.")

@@ -11,20 +11,20 @@ def parser() -> ArgumentParser:
     """The command's options."""
     p = ArgumentParser(description="Show a model's groups by depth, their parameters, and their learning rates.")
     p.add_argument("--model", type=str, default="minilm", help="minilm, a hub name, or a path")
-    p.add_argument("--distribution", type=str | None, help="also show each group's rate")
+    p.add_argument("--distribution", type=str | None, help="also show each group's rate under this distribution")
     p.add_argument(
         "--overrides", type=dict[str, str] | None, help="""regex -> group, as '{"^my_adapter": "layers.-1"}'"""
     )
     p.add_argument(
         "--stacks",
         type=list[str] | dict[str, str] | None,
-        help="""submodules with a depth of their own each, as '[vision_model, text_model]'""",
+        help="""submodules that each have their own depth, as '[vision_model, text_model]'""",
     )
     p.add_argument(
         "--trust-remote-code",
         type=bool,
         default=False,
-        help="let a model from the hub run code of its own (true or false)",
+        help="allow a model from the hub to run its own code (true or false)",
     )
     p.add_argument("--names", type=bool, default=False, help="list every parameter (true or false)")
     return p

@@ -21,17 +21,17 @@ _BAR = 28
 
 
 def parser() -> ArgumentParser:
-    """The command; `nest` gives it its own subcommands."""
+    """The command; `nest` adds its subcommands."""
     return ArgumentParser(description="List, show or draw the presets: named distributions with their evidence.")
 
 
 def nest(parser: ArgumentParser) -> None:
-    """Add list, show and plot; jsonargparse wants the outer level to be there first."""
-    listing = ArgumentParser(description="List every preset, and what is broken.")
+    """Add list, show and plot; jsonargparse needs the outer level first."""
+    listing = ArgumentParser(description="List all presets, and the problems of broken ones.")
     show = ArgumentParser(description="Show a preset's purpose, provenance and rates.")
     plot = ArgumentParser(description="Draw a preset's rates over depth into a PNG file.")
     for p in (show, plot):
-        p.add_argument("name", type=str, help="the preset")
+        p.add_argument("name", type=str, help="name of the preset")
         p.add_argument("--layers", type=int, default=12, help="number of layers of the model")
     plot.add_argument("--output", type=str | None, help="the PNG file (default: NAME.png)")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
@@ -52,14 +52,14 @@ def run(settings: Namespace) -> int:
 
 
 def list_command(console: Console | None = None) -> None:
-    """Print every preset: name, purpose, kind and source; below, what is broken and why."""
+    """Print every preset (name, purpose, kind, source), then the broken ones with the reason."""
     from rich.table import Table
     from rich.text import Text
 
     console = console or _console()
     entries = list_presets()
     table = Table(title="Presets", title_justify="left", show_lines=True)
-    # The purpose under the name: beside it there is no room on 80 columns.
+    # The purpose is below the name: 80 columns have no room for it beside the name.
     table.add_column("name and purpose", ratio=1)
     table.add_column("kind", no_wrap=True)
     table.add_column("source", overflow="fold", max_width=28)
@@ -79,7 +79,7 @@ def show_command(name: str, layers: int = 12, console: Console | None = None) ->
 
     Raises:
         UnknownPresetError: no preset of that name.
-        LayerCountError: `layers` is no number of layers.
+        LayerCountError: `layers` is not a valid number of layers.
     """
     from rich.table import Table
     from rich.text import Text
@@ -123,7 +123,7 @@ def plot_command(name: str, output: Path | None = None, layers: int = 12, consol
         raise ConfigurationError(f"the figure is a PNG file, so --output must end in .png; got {shown(str(path))}.")
     axes = preset.distribution.plot(layers, label=preset.name)
     axes.set_title(f"{preset.name} on {layers} layers", parse_math=False)
-    # The purpose under the figure, so that a figure that is passed on still says what it shows.
+    # The purpose is below the figure, so that the figure explains itself when it is passed on.
     axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7, parse_math=False)
     image = io.BytesIO()
     axes.figure.savefig(image, dpi=150, format="png")  # type: ignore[union-attr]

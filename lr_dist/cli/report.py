@@ -1,4 +1,4 @@
-"""`lr-dist report`: the table and the page of a result file again; several results against a control."""
+"""`lr-dist report`: print a result file's table, write its page, or compare several results with a control."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def parser() -> ArgumentParser:
         "distributions of all results are from one of them instead."
     )
     p.add_argument("results", type=str, nargs="+", help="result.json of one or more task sequences")
-    p.add_argument("--output", type=str | None, help="the page (default: report.html beside the result)")
-    p.add_argument("--markdown", type=bool, default=False, help="print the table as Markdown instead, write no page")
+    p.add_argument("--output", type=str | None, help="the HTML file (default: report.html next to the result)")
+    p.add_argument("--markdown", type=bool, default=False, help="print the table as Markdown and write no page")
     p.add_argument("--against", type=str | None, help="the control, e.g. flat:lr=1e-4: print differences from it")
-    p.add_argument("--level", type=float, default=0.95, help="of the confidence intervals of --against")
+    p.add_argument("--level", type=float, default=0.95, help="level of the confidence intervals for --against")
     return p
 
 
 def run(settings: Namespace) -> int:
-    """Print and write."""
+    """Print the tables and write the pages."""
     if settings.against is not None:
         require_libraries("report", "scipy")
     elif not settings.markdown:

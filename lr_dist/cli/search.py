@@ -1,4 +1,4 @@
-"""`lr-dist search`: look for distributions that forget less; `search status`, `report`, `export` look at a study."""
+"""`lr-dist search`: search for distributions that forget less; `search status`, `report`, `export` show a study."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def parser() -> ArgumentParser:
-    """The command's options; every one can stand in the YAML file given with --config."""
+    """The command's options; each can also be set in the YAML file given with --config."""
     p = ArgumentParser(
         description="Search for learning-rate distributions that forget less, on this machine or together with others."
     )
@@ -35,56 +35,72 @@ def parser() -> ArgumentParser:
     p.add_argument("--space", type=str, default="knots", help="grouped, knots, decay or flat")
     p.add_argument("--low", type=float, default=1e-7, help="smallest rate")
     p.add_argument("--high", type=float, default=1e-3, help="largest rate")
-    p.add_argument("--knots", type=int, default=4, help="rates over the layers, for --space knots")
+    p.add_argument("--knots", type=int, default=4, help="number of rates over the layers, for --space knots")
     p.add_argument("--factor-low", type=float, default=0.3, help="smallest factor, for --space decay")
     p.add_argument("--factor-high", type=float, default=1.0, help="largest factor, for --space decay")
-    p.add_argument("--fixed", type=dict[str, float], default={}, help="what is not searched: {embeddings: 0}")
+    p.add_argument(
+        "--fixed", type=dict[str, float], default={}, help="rates that are fixed, not searched: {embeddings: 0}"
+    )
     p.add_argument("--objective", type=str, default="relative", help="relative, sum, constrained or pareto")
-    p.add_argument("--tolerance", type=float, default=0.01, help="for constrained: how far p_s may fall")
+    p.add_argument(
+        "--tolerance", type=float, default=0.01, help="for constrained: how far p_s may be below the tuned flat rate's"
+    )
     p.add_argument(
         "--reference-rates",
         type=list[float],
         default=[2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3],
-        help="flat rates that the references are tuned over",
+        help="flat rates to try for the reference",
     )
-    p.add_argument("--trials", type=int, default=50, help="trials of the study, all workers and starts together")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0], help="runs a trial; their mean counts")
+    p.add_argument("--trials", type=int, default=50, help="number of trials of the study, over all workers and starts")
+    p.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="one run per seed in each trial; the trial's value is their mean",
+    )
     p.add_argument("--queued", type=str | dict[str, Any], nargs="*", default=[], help="distributions to try first")
-    p.add_argument("--sampler-seed", type=int | None, help="makes one worker's draws repeatable")
-    p.add_argument("--limit", type=int | None, help="training examples a task (default: all)")
-    p.add_argument("--epochs", type=int, default=3, help="passes over each task")
-    p.add_argument("--batch-size", type=int, default=32, help="examples a step")
-    p.add_argument("--max-length", type=int, default=128, help="tokens an example, at most")
+    p.add_argument("--sampler-seed", type=int | None, help="seed that makes the draws of a single worker repeatable")
+    p.add_argument("--limit", type=int | None, help="training examples per task (default: all)")
+    p.add_argument("--epochs", type=int, default=3, help="epochs per task")
+    p.add_argument("--batch-size", type=int, default=32, help="batch size")
+    p.add_argument("--max-length", type=int, default=128, help="maximum number of tokens per example")
     p.add_argument("--lr", type=float, default=1e-5, help="the optimizer's own rate, for relative presets")
     p.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's weight decay")
-    p.add_argument("--warmup", type=float, default=0.1, help="share of each task's steps")
-    p.add_argument("--schedule", type=str, default="cosine", help="cosine, linear or constant")
+    p.add_argument("--warmup", type=float, default=0.1, help="length of the warm-up, as a share of each task's steps")
+    p.add_argument("--schedule", type=str, default="cosine", help="after the warm-up: cosine, linear or constant")
     p.add_argument(
-        "--precision", type=str, default="auto", help="auto (what each machine is faster in), 32-true or bf16-mixed"
+        "--precision", type=str, default="auto", help="auto (the faster one on each machine), 32-true or bf16-mixed"
     )
-    p.add_argument("--evaluate-on", type=str, default="dev", help="dev (searching) or validation (evidence)")
-    p.add_argument("--method", type=str, default="finetune", help="finetune, or l2-sp:alpha=0.01")
-    p.add_argument("--dev-size", type=int | None, help="examples of train set aside as dev")
+    p.add_argument(
+        "--evaluate-on", type=str, default="dev", help="dev (for searching) or validation (for reported results)"
+    )
+    p.add_argument(
+        "--method", type=str, default="finetune", help="method against forgetting: finetune (none), or l2-sp:alpha=0.01"
+    )
+    p.add_argument("--dev-size", type=int | None, help="number of train examples to set aside as dev")
     p.add_argument("--data-dir", type=str | None, help="folder with GLUE as parquet (or LR_DIST_DATA)")
-    p.add_argument("--data-seed", type=int, default=0, help="which examples --limit draws")
-    p.add_argument("--workers", type=int, default=1, help="processes on this machine")
+    p.add_argument("--data-seed", type=int, default=0, help="seed for the examples that --limit draws")
+    p.add_argument("--workers", type=int, default=1, help="number of worker processes on this machine")
     p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
     _where(p)
     return p
 
 
 def nest(parser: ArgumentParser) -> None:
-    """Add status, report and export; jsonargparse wants the outer level to be there first."""
-    status = ArgumentParser(description="Show where a study stands.")
+    """Add status, report and export; jsonargparse needs the outer level first."""
+    status = ArgumentParser(description="Show the state of a study.")
     export = ArgumentParser(description="Write a study's trials as CSV.")
     report = ArgumentParser(description="Write a study's HTML report: one self-contained page.")
     report.add_argument("name", type=str | None, nargs="?", default=None, metavar="STUDY", help="as --study")
     for p in (status, report, export):
         p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
         _where(p)
-    report.add_argument("--output-file", type=str, default="report.html", help="the page to write")
-    report.add_argument("--layers", type=int | None, help="draw the rates for so many layers (default: the model's)")
-    export.add_argument("--csv", type=str, default="trials.csv", help="the file to write")
+    report.add_argument("--output-file", type=str, default="report.html", help="the HTML file to write")
+    report.add_argument(
+        "--layers", type=int | None, help="number of layers for which to draw the rates (default: the model's)"
+    )
+    export.add_argument("--csv", type=str, default="trials.csv", help="the CSV file to write")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", required=False)
     for name, sub in (("status", status), ("report", report), ("export", export)):
         subcommands.add_subcommand(name, sub, help=sub.description)
@@ -101,7 +117,7 @@ def _where(p: ArgumentParser) -> None:
 
 
 def run(settings: Namespace) -> int:
-    """Search, or look at a study."""
+    """Search, or show a study."""
     if settings.get("subcommand") == "report":
         require_libraries("search", "optuna", "jinja2", "matplotlib", "scipy")
     elif settings.get("subcommand") is not None:

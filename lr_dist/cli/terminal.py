@@ -1,7 +1,7 @@
-"""What is printed: names and messages from files, models and studies cannot act on the terminal.
+"""Safe printing: names and messages from files, models and studies cannot control the terminal.
 
 A name may hold `ESC[2J` (clears the screen), an OSC sequence (sets the window's title, or the clipboard), or a
-right-to-left mark that turns a line round. Only the styles that rich itself adds are let through.
+right-to-left mark that reverses a line. Only the styles that rich itself adds are kept.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _ACTING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u206
 
 
 def clean(text: str) -> str:
-    """The text with everything that would act on a terminal written out, as `\\x1b`."""
+    """The text with everything that could control a terminal escaped, as `\\x1b`."""
     return _ACTING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def terminal(*, highlight: bool = True) -> Console:
-    """A console of rich that prints `clean` text only; `highlight` colours numbers and names."""
+    """A rich console that prints only `clean` text; `highlight` colours numbers and names."""
     from rich.console import Console, RenderHook
 
     class Clean(RenderHook):
@@ -36,7 +36,7 @@ def terminal(*, highlight: bool = True) -> Console:
 
 
 def accept_any_text() -> None:
-    """Let standard output and error write what their encoding lacks as an escape, instead of failing."""
+    """Make standard output and error escape characters that their encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

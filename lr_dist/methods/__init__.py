@@ -1,4 +1,4 @@
-"""What works against forgetting beside the rates: Lightning callbacks, one file each.
+"""Methods against forgetting, in addition to the rates: Lightning callbacks, one file each.
 
 `build_method("l2-sp:alpha=0.01")` makes one from its text form.
 """
@@ -14,7 +14,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in (L2SP,)}
 
 
 def build_method(text: str) -> Method:
-    """A new method from its text form, `name` or `name:key=value,...`.
+    """Make a method from its text form, `name` or `name:key=value,...`.
 
     Raises:
         ConfigurationError: unknown name or key, or a value that is not a finite number of 0 or more.
@@ -22,7 +22,7 @@ def build_method(text: str) -> Method:
     name, _, rest = text.partition(":")
     name = name.strip()
     if name not in METHODS:
-        raise ConfigurationError(f"There is no method {shown(name)}; there are {', '.join(METHODS)}.")
+        raise ConfigurationError(f"There is no method {shown(name)}; the methods are {', '.join(METHODS)}.")
     values: dict[str, float] = {}
     for item in filter(None, rest.split(",")):
         key, _, value = (part.strip() for part in item.partition("="))

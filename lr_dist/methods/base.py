@@ -1,4 +1,4 @@
-"""What every method against forgetting is: a Lightning callback with a name and a text form."""
+"""Base class of the methods against forgetting: a Lightning callback with a name and a text form."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lr_dist.errors import ResumeMismatchError, UnsupportedStrategyError
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method or an observer needs of the model that `lr_dist.sequence` leaves out where nobody needs it.
+    """Parts of the model that a method or an observer needs; `lr_dist.sequence` leaves out those that are not needed.
 
     Attributes:
-        full_vocabulary: all rows of the word embeddings, for texts other than the tasks' own.
-        all_tokens: the last layer's states of every token, not of the one that the head reads alone.
+        full_vocabulary: all rows of the word embeddings, for texts other than those of the tasks.
+        all_tokens: the last layer's states of all tokens, not only of the one that the head reads.
     """
 
     full_vocabulary: bool = False
@@ -35,12 +35,12 @@ class Method(Callback):
     instance for every stage of a sequence, and a new one for a new sequence. It is part of the Trainer's checkpoints,
     so a stage that was stopped resumes exactly.
 
-    Subclass it in a file of its own, and add it to `METHODS`. Keyword arguments of the constructor that are numbers are
-    the keys of its text form, `name:key=value,...`.
+    Write a subclass in a new file, and add it to `METHODS`. The numeric keyword arguments of the constructor are the
+    keys of its text form, `name:key=value,...`.
 
     Attributes:
         name: the first word of the text form.
-        needs: of the model, where `lr_dist.sequence` trains.
+        needs: parts of the model that the method needs when `lr_dist.sequence` trains.
     """
 
     name: ClassVar[str]
@@ -76,7 +76,7 @@ class Method(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Refuse to resume a run that was trained otherwise.
+        """Refuse to resume a run without this method or with other settings.
 
         Raises:
             ResumeMismatchError: the checkpoint was written without this method, or with other settings.

@@ -1,4 +1,4 @@
-"""L2-SP: a quadratic pull toward the weights that the first stage began with."""
+"""L2-SP: a quadratic pull toward the weights at the start of the first stage."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class L2SP(Method):
 
         alpha / 2 |theta - theta_0|^2 + beta / 2 |w|^2
 
-    (Li, Grandvalet and Davoine 2018, arXiv 1802.01483, equations 2 and 3). theta_0 are the weights with which the first
-    fit of this instance began; later fits keep them. The gradient, alpha (theta - theta_0), is added in closed form
+    (Li, Grandvalet and Davoine 2018, arXiv 1802.01483, equations 2 and 3). theta_0 are the weights at the start of the
+    first fit of this instance; later fits keep them. The gradient, alpha (theta - theta_0), is added in closed form
     before each step of the optimizer: once for a window of accumulated batches, and before gradients are clipped. The
-    logged loss is the task's alone. Frozen weights are left alone.
+    logged loss is that of the task alone. Frozen weights are not changed.
 
         trainer = L.Trainer(callbacks=[LayerwiseLR("decay:lr=4e-4,factor=0.7"), L2SP(alpha=0.01)])
 
@@ -41,7 +41,7 @@ class L2SP(Method):
     Raises:
         InvalidRateError: a strength that is negative or not a finite number.
         ConfigurationError: at the start of a fit, another model than that of an earlier fit.
-        UnsupportedOptimizerError: in training, a sparse gradient, which has no room for a pull on every weight.
+        UnsupportedOptimizerError: in training, a sparse gradient, which cannot hold a pull on every weight.
         ResumeMismatchError: a checkpoint that was written without this method, or with other settings.
     """
 
@@ -61,7 +61,7 @@ class L2SP(Method):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Copy theta_0, unless an earlier fit or a checkpoint has brought it."""
+        """Copy theta_0, unless it is known from an earlier fit or a checkpoint."""
         group_of = assign_layers(pl_module, self.overrides).group_of
         self._names = {parameter: clean_name(name) for name, parameter in pl_module.named_parameters()}
         self._head = {name for name in self._names.values() if group_of[name] == "head"}

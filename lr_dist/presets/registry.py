@@ -1,7 +1,7 @@
-"""Finding presets by name: the shipped ones, a user's own folders, other packages' and registered ones.
+"""Finding presets by name: shipped with lr-dist, in a user's folders, from other packages, and registered ones.
 
-A preset NAME in a folder is the file NAME.yaml (or NAME.yml), so asking for one opens no other file: a broken
-file keeps nobody from the presets beside it. Two sources that offer one name are an error, never a choice.
+The preset NAME in a folder is the file NAME.yaml (or NAME.yml). Only that file is opened, so a broken file does not
+block other presets. If two sources offer the same name, it is an error.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class PresetEntry:
     """One line of `list_presets`.
 
     Attributes:
-        name: what to load it by; for a source that offers nothing, the source itself.
+        name: the preset's name; for a broken source that offers no preset, the source itself.
         source: `shipped`, the path of a user's file, the entry point, or where it was registered.
-        preset: None where it is broken.
+        preset: None if it is broken.
         problem: why it is broken, or None.
     """
 
@@ -76,7 +76,7 @@ def get_preset(name: str) -> Preset:
 
 
 def list_presets() -> list[PresetEntry]:
-    """Every preset of every source, by name; what is broken or stands twice is listed with its problem."""
+    """All presets of all sources, sorted by name; broken and duplicate ones are listed with the problem."""
     candidates, problems = _scan()
     entries = []
     for candidate in candidates:
@@ -92,10 +92,10 @@ def list_presets() -> list[PresetEntry]:
 
 
 def register_preset(preset: Preset) -> None:
-    """Offer `preset` by its name for the rest of the process.
+    """Make `preset` available by its name for the rest of the process.
 
     Raises:
-        DuplicatePresetError: a source offers the name already.
+        DuplicatePresetError: another preset already has this name.
     """
     if not isinstance(preset, Preset):
         raise InvalidPresetError(f"register_preset takes a Preset, not {shown(preset)}.")
@@ -108,7 +108,7 @@ def register_preset(preset: Preset) -> None:
 
 
 def unregister_preset(name: str) -> None:
-    """Take back what `register_preset` added.
+    """Remove a preset that `register_preset` added.
 
     Raises:
         UnknownPresetError: no preset of that name was registered.
@@ -196,7 +196,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _plain(name: str) -> str:
-    """A file's name that can be printed: bytes that are not UTF-8, and control characters, as escapes."""
+    """A printable form of a file's name: bytes that are not UTF-8 and control characters become escapes."""
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return name if name.isprintable() else name.encode("unicode_escape").decode()
 

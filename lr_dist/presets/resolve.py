@@ -1,4 +1,4 @@
-"""Whatever stands where a distribution is asked for, as an `LRDistribution`."""
+"""Read any form of a distribution (name, path, text, mapping) as an `LRDistribution`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WAYS = (
 
 
 def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) -> LRDistribution:
-    """The distribution that `spec` stands for.
+    """Read a distribution from any of its forms.
 
     Args:
         spec: an `LRDistribution` (returned as it is); a mapping as of `to_dict`, or of a preset file; the text
@@ -29,11 +29,11 @@ def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) 
             or a text that ends in .yaml or .yml); or a preset's name.
 
     Raises:
-        UnknownPresetError: no preset of that name.
+        UnknownPresetError: no preset has this name.
         UnreadableFileError: the path cannot be read.
         InvalidYAMLError: the file is not YAML, or YAML that is not allowed.
         InvalidPresetError: the preset does not follow the schema.
-        InvalidDistributionError: everything else that is no distribution.
+        InvalidDistributionError: any other invalid distribution.
     """
     if isinstance(spec, LRDistribution):
         return spec
@@ -42,7 +42,7 @@ def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) 
     if isinstance(spec, Path):
         return _from_file(spec)
     if not isinstance(spec, str):
-        raise InvalidDistributionError(f"{shown(spec)} is no distribution. {_WAYS}")
+        raise InvalidDistributionError(f"{shown(spec)} is not a distribution. {_WAYS}")
     text = spec.strip()
     # The suffix first: a Windows path `C:\\mine.yaml` looks like the text form of a family `C`.
     if text.lower().endswith((".yaml", ".yml")):
@@ -58,7 +58,7 @@ def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) 
 
 
 def resolve_plan(spec: str | Path | Mapping[str, Any] | LRDistribution | RatePlan) -> RatePlan:
-    """The rate plan that `spec` stands for: what `resolve_distribution` takes, or several of them as `A | B`.
+    """Read a rate plan: any form that `resolve_distribution` takes, or several of them in text, as `A | B`.
 
     Raises:
         LRDistError: what `resolve_distribution` raises.

@@ -1,4 +1,4 @@
-"""What a preset file holds, and the strict check of it."""
+"""The content of a preset file, strictly checked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEYS = ("schema_version", "name", "purpose", "distribution", "provenance")
 
 @dataclass(frozen=True)
 class Provenance:
-    """Where a preset comes from. A text that nobody knows is "not stated"; a number that nobody knows is None.
+    """Where a preset comes from. An unknown text is "not stated", an unknown number is None.
 
     Attributes:
         source: the work that found it: a paper, a study, a person.
@@ -30,9 +30,9 @@ class Provenance:
         tasks: the tasks, or task pairs `first>second`, on which it was found.
         trials: how many trials it was combined from.
         seeds: with how many seeds each trial was run.
-        version: the preset's own version; another one where the rates changed.
+        version: the preset's version; it changes when the rates change.
         date: the day on which it was computed, YYYY-MM-DD.
-        evidence: at least one line: the command and the figures, a result file, and what speaks against it.
+        evidence: at least one line: the command and the figures, a result file, and caveats.
 
     Raises:
         InvalidPresetError: a value of the wrong type or form.
@@ -69,7 +69,7 @@ class Provenance:
 
     @classmethod
     def from_dict(cls, data: Any) -> Provenance:
-        """Inverse of `to_dict`; unknown and missing keys are named."""
+        """Inverse of `to_dict`; the error names unknown and missing keys."""
         return cls(**_checked_keys("provenance", data, tuple(field.name for field in fields(cls))))
 
 
@@ -116,10 +116,10 @@ class Preset:
 
     @classmethod
     def from_dict(cls, data: Any, *, source: str = "preset") -> Preset:
-        """Inverse of `to_dict`; `source` (a file's path) opens every error's message.
+        """Inverse of `to_dict`; every error message starts with `source` (a file's path).
 
         Raises:
-            InvalidPresetError: naming the source and the key that is unknown, missing or unfit.
+            InvalidPresetError: an unknown, missing or invalid key; the message names it and the source.
         """
         try:
             values = _checked_keys("the preset", data, _KEYS)
@@ -145,13 +145,13 @@ def read_preset(path: str | Path) -> Preset:
     Raises:
         UnreadableFileError: missing, a folder, or without permission.
         InvalidYAMLError: not YAML, or YAML that is not allowed.
-        InvalidPresetError: YAML that is no preset.
+        InvalidPresetError: valid YAML, but not a preset.
     """
     return Preset.from_dict(read_data(path), source=str(path))
 
 
 def read_data(path: str | Path) -> Any:
-    """`load_yaml` with an error of ours where the file cannot be read."""
+    """`load_yaml`, with a named error if the file cannot be read."""
     try:
         return load_yaml(path)
     except (OSError, ValueError, TypeError) as error:

@@ -16,7 +16,7 @@ from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
 
 
 def differences_view(rows: Sequence[Difference], control: str, level: float) -> RenderableType:
-    """A table for each arm, for the terminal; a difference whose interval leaves out 0 is bold."""
+    """A table for each arm, for the terminal; a difference is bold if its interval does not contain 0."""
     tables = []
     for arm, own in itertools.groupby(rows, key=lambda row: row.arm):
         title = f"{escape(arm)} minus {escape(control)}"
@@ -32,7 +32,7 @@ def differences_view(rows: Sequence[Difference], control: str, level: float) -> 
 
 
 def differences_markdown(rows: Sequence[Difference], control: str, level: float) -> str:
-    """The same as Markdown."""
+    """The same tables in Markdown."""
     names = " | ".join(NAMES[name] for name in DIFFERENCES)
     lines = [f"| sequence | arm, minus `{control}` | {names} |", "|---|---|" + "---|" * len(DIFFERENCES)]
     for row in rows:

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def rates_figure(result: ComparisonResult) -> str:
-    """The learning rate of every group under each plan; those of later stages are named so."""
+    """The learning rate of every group under each plan; lines of later stages are labelled."""
     figure = new_figure(9.5, 4.2)
     axes = figure.subplots()
     drawn: list[Any] = []
     for entry in result.arms:
         for stage, each in enumerate(entry["stages"]):
-            # Arms that differ in their methods alone have one line.
+            # Arms that differ only in their methods have one line.
             if each["rates"] in drawn:
                 continue
             drawn.append(each["rates"])

@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a result file: nothing is fetched when it is opened."""
+"""One self-contained HTML page from a result file; it loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
 
     Raises:
         MissingExtraError: jinja2 or matplotlib is not installed (extra `report`).
-        UnwritableFileError: the page cannot be written; an earlier one stays.
+        UnwritableFileError: the page cannot be written; an existing file is kept.
     """
     return write_text(path, render_report(result), instead="Give another --output.")
 

@@ -1,4 +1,4 @@
-"""The rows of a comparison's table, the same for the terminal and for the page."""
+"""The rows of a comparison's table, for the terminal and the page."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One arm.
+    """The row of one arm.
 
     Attributes:
         label: its name; the last row is the majority class.
         runs: "3", or "2 (1 diverged)".
-        cells: metric -> mean and spread of the score, and the same with 0 = majority class and 1 = perfect.
-        not_learned: tasks whose score right after learning does not stand out from the majority class.
+        cells: metric -> mean and spread of the score, and the same rescaled to 0 = majority class and 1 = perfect.
+        not_learned: tasks whose score right after learning is not clearly above the majority class.
     """
 
     label: str
@@ -48,9 +48,9 @@ def table_rows(result: ComparisonResult) -> list[Row]:
 
 
 def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
-    """The metrics worth a column: with two tasks backward transfer is forgetting with the other sign.
+    """The metrics to show: with two tasks, backward transfer is left out, because it is minus the forgetting.
 
-    On narrow paper only the main ones; forward transfer says little where each task has a head of its own.
+    In a narrow table only the main ones. Forward transfer says little if each task has its own head.
     """
     main = ["p_o", "p_s", "average_accuracy", "forgetting"]
     rest = ["forward_transfer"] if len(result.tasks) == 2 else ["backward_transfer", "forward_transfer"]
@@ -58,7 +58,7 @@ def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
 
 
 def task_line(task: Mapping[str, Any]) -> str:
-    """One task in a sentence: what is scored, on how much, and what the majority class gets."""
+    """A task in one sentence: its score, the number of examples, and the majority class's score."""
     examples = task["examples"]
     scored = task["scored_on"]
     text = (

@@ -12,17 +12,17 @@ from lr_dist.sequence.result import ComparisonResult
 
 
 def print_comparison(result: ComparisonResult, console: Console) -> None:
-    """Print the tasks, the table and how to read it."""
+    """Print the tasks, the table and an explanation of it."""
     console.print(comparison_view(result, wide=console.width >= 110))
 
 
 def comparison_view(result: ComparisonResult, *, wide: bool = True) -> RenderableType:
-    """The tasks, the table and how to read it, as one rich renderable."""
+    """The tasks, the table and an explanation of it, as one rich renderable."""
     title = escape(f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}")
     table = Table(title=title, caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold")
     rows = table_rows(result)
-    # Only where there is something to see: on 80 columns the names of arms need the room.
+    # Only if there is something to show: with 80 columns the names of arms need the space.
     uneven = any(row.runs != str(len(result.config["seeds"])) for row in rows[:-1])
     if uneven:
         table.add_column("runs", justify="right")

@@ -1,1 +1,1 @@
-"""What every long command shares: the machine it runs on, what is chosen for it, and what may be shown."""
+"""Shared by all long commands: the machine and the choices made for it, writing files, hiding secrets."""

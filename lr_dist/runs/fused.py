@@ -7,11 +7,10 @@ import functools
 
 @functools.cache
 def has_fused_adamw(device: str) -> bool:
-    """Whether torch has a fused AdamW for this kind of device: a step of one weight is tried.
+    """Whether torch has a fused AdamW for this kind of device, found by trying a step on one weight.
 
-    It is not timed: where it exists it was at least twice as fast (processors with AVX-512, with AVX2 and with
-    neither; 64 x 64 to 384 x 1536), and it rounds differently, so that a choice by the clock would make two runs of
-    one machine differ.
+    It is not timed. Where it exists it was at least twice as fast (processors with AVX-512, with AVX2 and with neither;
+    64 x 64 to 384 x 1536). It rounds differently, so if timing decided, two runs on one machine could differ.
 
     Args:
         device: `cpu`, `cuda`, `mps`, ...

@@ -1,4 +1,4 @@
-"""The machine at hand: its processor, the cores this process may use, and the device that a fit runs on."""
+"""This machine: its processor, the cores this process may use, and the device that a fit runs on."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def processor_name() -> str:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: those it is bound to, or fewer where its container has a quota."""
+    """The cores that this process may use: those it is bound to, or fewer if its container has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return cores if quota is None else max(1, min(cores, quota))
 
 
 def threads_of(workers: int) -> int:
-    """Threads of each of `workers` processes, so that all together use every core once; OMP_NUM_THREADS is the most."""
+    """Threads for each of `workers` processes, so that together they use every core once; at most OMP_NUM_THREADS."""
     threads = max(1, usable_cores() // workers)
     most = _asked_threads()
     return threads if most is None else min(threads, most)
 
 
 def use_usable_cores() -> str | None:
-    """Lower torch's number of threads to the cores that this process may use; what the user asked for stays.
+    """Lower torch's number of threads to the cores that this process may use, unless the user has set it.
 
-    torch counts the machine's cores. A container that may use one of 64 would compute in 64 threads that take turns.
+    torch counts the machine's cores. In a container that may use one core of 64, it would start 64 threads.
 
     Returns:
-        A line that says so, or None where nothing was changed.
+        A line that says so, or None if nothing was changed.
     """
     import torch
 
@@ -72,7 +72,7 @@ def _asked_threads() -> int | None:
 
 
 def _quota() -> int | None:
-    """Whole cores that the container's quota is worth; None without a quota."""
+    """The container's quota in whole cores; None without a quota."""
     try:
         if QUOTA.exists():
             share, period = QUOTA.read_text(encoding="ascii").split()

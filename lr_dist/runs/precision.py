@@ -1,8 +1,8 @@
-"""In which precision to train on the machine at hand: a probe of a few milliseconds decides where `auto` is asked for.
+"""The precision to train in on this machine: with `auto`, a probe of a few milliseconds decides.
 
 On a processor with bf16 products (AMX, AVX-512 bf16) bf16 autocast trains up to three times as fast as fp32. On one
-without them the same product was measured to take 66 times as long. A list of processors would be wrong for the next
-one, so a product is timed.
+without them, the same product took 66 times as long. A list of processors would soon be out of date, so a product is
+timed.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ _AMPERE = (8, 0)
 
 @dataclass(frozen=True)
 class Measurement:
-    """What bf16 is worth on one device.
+    """The speed of bf16 on one device.
 
     Attributes:
         device: `cpu`, `cuda` or `mps`.
-        name: of the processor or the GPU.
+        name: name of the processor or the GPU.
         capability: torch's name of the processor's instruction set (`AVX512`), or the GPU's compute capability (`9.0`);
-            empty for another device, where bf16 is neither timed nor taken.
+            empty for another device, on which bf16 is neither timed nor used.
         ratio: seconds of a training product (forward and backward) in bf16 autocast over the same in fp32; None where
             it was asked for and not timed.
-        fast: whether bf16 is worth it here.
-        milliseconds: that finding out took.
+        fast: whether bf16 is fast enough to be used.
+        milliseconds: duration of the measurement.
     """
 
     device: str
@@ -137,7 +137,7 @@ def choose_precision(asked: str) -> PrecisionChoice:
 
 
 def measure() -> Measurement:
-    """What bf16 is worth on the device that a fit would use; measured once a process and device."""
+    """Measure bf16 on the device that a fit would use; once for each process and device."""
     device = training_device()
     if device not in _MEASURED:
         _MEASURED[device] = _measure(device)
@@ -150,7 +150,7 @@ def measured_before() -> tuple[Measurement, ...]:
 
 
 def remember(measurements: tuple[Measurement, ...]) -> None:
-    """Take over what the process that started this one has measured, so that both choose the same."""
+    """Use the measurements of the process that started this one, so that both choose the same."""
     _MEASURED.update({measurement.device: measurement for measurement in measurements})
 
 
@@ -179,8 +179,8 @@ def _measure(device: str) -> Measurement:
 def _ratio_on_cpu() -> float:
     """Seconds of a training product in bf16 autocast over fp32; of the first shape that leaves no doubt, or the last.
 
-    The two are timed in turns and the best time of each counts, in one thread: on a busy machine threads that wait for
-    each other made a few milliseconds eleven seconds, and told nothing about the products.
+    The two are timed alternately, in one thread, and the best time of each counts. On a busy machine, several threads
+    that waited for each other turned a few milliseconds into eleven seconds.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""Passwords out of whatever is shown or kept: addresses, command lines, quoted errors, settings, environment.
+"""Remove passwords from all that is shown or stored: addresses, command lines, errors, settings, environment.
 
-The rules err on the side of hiding: an address whose password holds an unescaped @ or / cannot be read with certainty,
-so everything between the first colon and the last @ is hidden.
+The rules hide too much rather than too little: an address whose password holds an unescaped @ or / cannot be parsed
+with certainty, so everything between the first colon and the last @ is hidden.
 """
 
 from __future__ import annotations

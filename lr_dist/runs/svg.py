@@ -31,7 +31,7 @@ def to_svg(figure: Figure, title: str = "", description: str = "") -> str:
 
     Args:
         figure: from `new_figure`.
-        title, description: for those who cannot see it; with a title a screen reader takes the figure as one image.
+        title, description: for people who cannot see it; with a title, a screen reader treats the figure as one image.
     """
     import matplotlib
 
@@ -50,7 +50,7 @@ def to_svg(figure: Figure, title: str = "", description: str = "") -> str:
 
 
 def short(label: str) -> str:
-    """A text that a legend has room for."""
+    """A text that is short enough for a legend."""
     # matplotlib hides legend entries that begin with an underscore, and reads what stands between $ as mathematics.
     label = label.lstrip("_")
     return (label if len(label) <= 48 else label[:47] + "…").replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""What a comparison compares: arms, each a rate plan and methods under a label."""
+"""Arms, which a comparison compares: each has a label, a rate plan and methods."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ KEYS = ("label", "rates", "methods")
 
 @dataclass(frozen=True)
 class Arm:
-    """A rate plan and methods against forgetting, under a label.
+    """A rate plan and methods against forgetting, with a label.
 
     In text: `flat:lr=1e-4`, `flat:lr=1e-4 | decay:lr=4e-4,factor=0.7`, `PRESET + l2-sp:alpha=0.01`.
 
     Attributes:
-        label: what tables and figures call it.
+        label: its name in tables and figures.
         plan: the rates of every stage.
-        methods: their text forms.
+        methods: the text forms of the methods.
 
     Raises:
-        ConfigurationError: a method that is not valid, or one that is named twice.
+        ConfigurationError: an invalid method, or one that is named twice.
     """
 
     label: str
@@ -52,12 +52,12 @@ class Arm:
         """Read an arm.
 
         Args:
-            spec: the text form; a mapping of `rates` (a text, or a distribution's mapping) and perhaps `methods` (a
-                list of texts) and `label`; or a distribution's or preset's mapping alone.
+            spec: the text form; a mapping with `rates` (a text, or a distribution's mapping) and optionally `methods`
+                (a list of texts) and `label`; or only a distribution's or preset's mapping.
 
         Raises:
             LRDistError: what `resolve_distribution` raises.
-            ConfigurationError: a mapping of other keys, or a method that is not valid.
+            ConfigurationError: a mapping with other keys, or an invalid method.
         """
         if isinstance(spec, Arm):
             return spec
@@ -82,15 +82,15 @@ class Arm:
         return [build_method(text) for text in self.methods]
 
     def same_as(self, other: Arm) -> bool:
-        """Whether both train in the same way, whatever they are called."""
+        """Whether both train in the same way; labels do not count."""
         return self.plan == other.plan and _texts(self) == _texts(other)
 
     def to_dict(self, lr: float, num_layers: int) -> dict[str, Any]:
-        """What a result file holds.
+        """The arm as stored in a result file.
 
         Args:
             lr: the optimizer's own rate, for relative distributions.
-            num_layers: of the model.
+            num_layers: number of layers of the model.
         """
         return {
             "label": self.label,
@@ -107,7 +107,7 @@ def parse_arms(specs: Sequence[str | Mapping[str, Any] | Arm]) -> dict[str, Arm]
     """Label -> arm.
 
     Raises:
-        ConfigurationError: two that train in the same way, or have the same label.
+        ConfigurationError: two arms train in the same way, or have the same label.
     """
     arms: dict[str, Arm] = {}
     for spec in specs:
@@ -123,12 +123,12 @@ def parse_arms(specs: Sequence[str | Mapping[str, Any] | Arm]) -> dict[str, Arm]
 
 
 def methods_of(text: str) -> tuple[str, ...]:
-    """The methods of `--method`: texts joined by ` + `; `finetune` is none."""
+    """The methods of `--method`: texts joined by ` + `; `finetune` means no method."""
     return () if text.strip() == "finetune" else tuple(part.strip() for part in text.split(SEPARATOR))
 
 
 def with_methods(spec: str | Mapping[str, Any], methods: Sequence[str]) -> str | Mapping[str, Any]:
-    """A distribution's spec as an arm's, with methods."""
+    """Add methods to a distribution's spec, which makes it an arm's spec."""
     if not methods:
         return spec
     return SEPARATOR.join([spec, *methods]) if isinstance(spec, str) else {"rates": spec, "methods": list(methods)}

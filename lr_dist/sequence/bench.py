@@ -1,4 +1,4 @@
-"""What runs of one task sequence share: the pre-trained weights, the tasks, their tokens. Loaded once a process."""
+"""`Bench`: what all runs of a task sequence share (pre-trained weights, tasks, tokens), loaded once per process."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from lr_dist.tasks import Task, TokenizedTask, baseline_scores, cls_encoder, loa
 
 @dataclass(frozen=True)
 class Bench:
-    """A task sequence ready to be learned again and again.
+    """A task sequence that is ready to be learned any number of times.
 
     Attributes:
-        settings: as asked for, `max_length` cut to what the tokenizer serves, `precision` as chosen.
+        settings: as given, but `max_length` is at most the tokenizer's, and `precision` is the chosen one.
         precision: the choice and its reason.
-        backbone: the pre-trained model, as it was loaded. Runs train copies of a view of it.
+        backbone: the pre-trained model, unchanged. Runs train copies of a view of it.
         tokenizer: the model's.
         model_info: name, class, weights' fingerprint, number of layers, number of parameters.
-        tasks, tokens: in the order of learning; the tokens as the tokenizer numbers them.
+        tasks, tokens: in the order of learning; tokens have the tokenizer's ids.
         baseline: for each task, the primary score of always predicting train's majority class.
     """
 
@@ -43,7 +43,7 @@ class Bench:
     tokens: list[TokenizedTask]
     baseline: list[float]
     _views: dict[Needs, View] = field(default_factory=dict, repr=False, compare=False)
-    # The bench that this one is a part of, and which of its tasks are here.
+    # The bench that this one was made from, and which of its tasks it has.
     _part_of: tuple[Bench, tuple[int, ...]] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -61,7 +61,7 @@ class Bench:
         """Load and check the model and the tasks.
 
         Raises:
-            LRDistError: the named error of whatever cannot work.
+            LRDistError: an invalid model, task or setting, each with its named error.
         """
         tokenizer = load_tokenizer(model)
         backbone = load_backbone(model)
@@ -97,7 +97,7 @@ class Bench:
         )
 
     def view(self, needs: Needs = Needs()) -> View:  # noqa: B008  (frozen)
-        """The model as runs compute with it, and the tokens numbered for it; made once for the same needs."""
+        """The model and tokens that runs with these needs compute with; made once for each set of needs."""
         if self._part_of is not None:
             whole, indices = self._part_of
             return whole.view(needs).only(indices)
@@ -110,10 +110,10 @@ class Bench:
         return replace(self, _views={**self._views, needs: view})
 
     def choices(self) -> dict[str, Any]:
-        """What was chosen for this machine, plain data for a result file.
+        """The choices made for this machine, as plain data for a result file.
 
-        `precision`, `fused_adamw` and `packed`: whether batches are computed without their padding, which is done on
-        processors, for models that allow it.
+        `precision`, `fused_adamw` and `packed` (whether batches are computed without padding; only on a CPU, for models
+        that allow it).
         """
         device = training_device()
         return {
@@ -123,11 +123,11 @@ class Bench:
         }
 
     def in_precision(self, precision: PrecisionChoice) -> Bench:
-        """The same in another precision."""
+        """The same bench in another precision."""
         return replace(self, settings=replace(self.settings, precision=precision.chosen), precision=precision)
 
     def only(self, indices: Sequence[int]) -> Bench:
-        """The same model with some of the tasks; it shares this bench's weights."""
+        """The same bench with only some of the tasks; it shares the weights."""
         return replace(
             self,
             tasks=[self.tasks[i] for i in indices],

@@ -18,15 +18,15 @@ from lr_dist.sequence.settings import SequenceSettings
 
 
 class SequenceClassifier(L.LightningModule):
-    """A backbone and a linear head for each task; one head is active at a time.
+    """A backbone with a linear head for each task; one head is active at a time.
 
-    The text's vector is the first token's last hidden state where the tokenizer puts a class token there, else the
-    last token's that is not padding (decoders).
+    The vector of a text is the last hidden state of its first token if the tokenizer puts a class token there,
+    otherwise of its last token that is not padding (decoders).
 
     Args:
         backbone: a transformers model that returns `last_hidden_state` [batch, tokens, hidden].
         heads: name -> number of outputs.
-        reads_first_token: which token carries the text's vector, see above.
+        reads_first_token: whether the first token gives the text's vector, see above.
         first_position: for batches without padding on a CPU, see `lr_dist.sequence.fast.packing`; None pads them.
         settings: optimizer, schedule.
 
@@ -55,16 +55,16 @@ class SequenceClassifier(L.LightningModule):
         self.reads_first_token = reads_first_token
         self.first_position = first_position
         self.settings = settings
-        # Whoever froze a weight, or put adapters beside it, meant it for every task.
+        # Weights that were frozen before (by the user, or next to adapters) stay frozen for every task.
         self._trainable = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
         self._active = next(iter(self.heads))
         self._regression = False
         self._total_steps = 1
 
     def start_task(self, head: str, *, regression: bool, total_steps: int) -> None:
-        """Make one head the trained one; of the backbone, what was trainable when it was given is trained.
+        """Train this head, and those weights of the backbone that were trainable when the module was made.
 
-        `LayerwiseLR` freezes again what its distribution freezes, when the fit is set up.
+        In the setup of the fit, `LayerwiseLR` freezes what its distribution freezes.
         """
         self._active = key_of(head)
         self._regression = regression
@@ -104,7 +104,7 @@ class SequenceClassifier(L.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trainable at one rate; `LayerwiseLR` gives every layer its own afterwards."""
+        """AdamW with one rate for all trainable weights; `LayerwiseLR` then gives every layer its own rate."""
         settings = self.settings
         optimizer = torch.optim.AdamW(
             [p for p in self.parameters() if p.requires_grad],
@@ -112,7 +112,7 @@ class SequenceClassifier(L.LightningModule):
             weight_decay=settings.weight_decay,
             fused=has_fused_adamw(self.device.type),
         )
-        # transformers calls a schedule that stays at its peak `constant_with_warmup`.
+        # transformers' name for a schedule that stays at its peak.
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
         scheduler = get_scheduler(
             name,
@@ -124,7 +124,7 @@ class SequenceClassifier(L.LightningModule):
 
 
 def key_of(head: str) -> str:
-    """A head's name as a module's name, which may hold no dot."""
+    """A head's name as the name of a module, which must not contain a dot."""
     return head.replace(".", "_")
 
 

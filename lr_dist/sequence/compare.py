@@ -1,7 +1,7 @@
 """Compare arms: the same task sequence under each of them, over several seeds.
 
-Every finished run is a file of its own, written atomically, so an interrupted comparison continues where it was:
-what is in the output folder is not run again.
+Every finished run is a separate file, written atomically. So an interrupted comparison continues where it stopped: runs
+that are in the output folder are not repeated.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lr_dist.sequence.schema import check_run
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
-# Raise it when a change of the code makes old runs incomparable with new ones.
+# Increase it when a change of the code makes old runs incomparable with new ones.
 RUN_VERSION = 4
 # Of an environment: where these differ, two runs of one seed round otherwise.
 MACHINE = ("processor", "accelerator", "fused_adamw", "packed")
@@ -43,7 +43,7 @@ class Listener(Protocol):
     """Receives the progress of a comparison."""
 
     def note(self, text: str) -> None:
-        """A line about the comparison: what was chosen for this machine."""
+        """A line about the comparison, such as a choice for this machine."""
 
     def started(self, runs: int, runs_before: int, steps: int) -> None:
         """Everything is checked; `steps` training steps are left in `runs - runs_before` runs."""
@@ -57,7 +57,7 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Comparison:
-    """A checked configuration with everything loaded: nothing that can be known to fail is left to fail later."""
+    """A checked configuration with everything loaded; errors that can be found in advance are found here."""
 
     config: CompareConfig
     bench: Bench
@@ -68,7 +68,7 @@ class Comparison:
         """Load and check model, tasks and arms; cheap checks come first.
 
         Raises:
-            LRDistError: the named error of whatever cannot work.
+            LRDistError: an invalid model, task, arm or setting, each with its named error.
         """
         arms = parse_arms(config.all_arms)
         bench = Bench.prepare(
@@ -86,14 +86,14 @@ class Comparison:
         return cls(replace(config, settings=bench.settings), bench, arms)
 
     def run(self, output: Path, *, command: str, listener: Listener) -> ComparisonResult:
-        """Run what is not in `output` yet, keeping `output/result.json` up to date after every run.
+        """Run what is not in `output` yet, and update `output/result.json` after every run.
 
         Raises:
-            OutputInUseError: another process works in `output`.
+            OutputInUseError: another process uses `output`.
             ConfigurationError: `output` holds another comparison.
 
         Warns:
-            MixedHardwareWarning: the comparison was begun in a precision that this machine would not choose, or on
+            MixedHardwareWarning: the comparison was started in a precision that this machine would not choose, or on
                 another machine.
         """
         with locked(output):
@@ -102,18 +102,18 @@ class Comparison:
             if comparison is not self:
                 ours, first = self.bench.precision, comparison.bench.precision.chosen
                 warnings.warn(
-                    f"The comparison in {output} was begun in {first}; this machine would choose {ours.chosen} "
-                    f"({ours.reason}). It goes on in {first}, because runs in two precisions cannot be compared. Give "
-                    "another --output to compare in the other one.",
+                    f"The comparison in {output} was started in {first}; this machine would choose {ours.chosen} "
+                    f"({ours.reason}). It continues in {first}, because runs in two precisions cannot be compared. "
+                    "Give another --output to compare in the other one.",
                     MixedHardwareWarning,
                     stacklevel=3,
                 )
             return comparison._run(output, command, listener)
 
     def _in_precision_of(self, output: Path) -> Comparison:
-        """This comparison, in the precision that the one in `output` began with where `auto` is asked for.
+        """This comparison, with `auto` replaced by the precision in which the one in `output` was started.
 
-        Runs in two precisions are no comparison, so what was chosen first holds, whatever another machine would choose.
+        Runs in different precisions cannot be compared, so the first choice holds on every machine.
         """
         path = output / "result.json"
         ours = self.bench.precision
@@ -122,7 +122,7 @@ class Comparison:
         first = ComparisonResult.load(path).config.get("precision")
         if first == ours.chosen or first not in (FULL, MIXED):
             return self
-        kept = replace(ours, chosen=first, reason=f"as the comparison was begun; {ours.reason}")
+        kept = replace(ours, chosen=first, reason=f"as the comparison was started; {ours.reason}")
         bench = self.bench.in_precision(kept)
         return replace(self, config=replace(self.config, settings=bench.settings), bench=bench)
 
@@ -179,7 +179,7 @@ class Comparison:
         }
 
     def _identity(self, label: str, seed: int) -> str:
-        """What makes two runs the same run; the arm's label does not."""
+        """The identity of a run: two runs with the same one are the same run. The arm's label is not part of it."""
         content = {
             "version": RUN_VERSION,
             "model": self.bench.model_info["fingerprint"],
@@ -214,7 +214,7 @@ class Comparison:
             return
         old = ComparisonResult.load(path)
         before = _fixed(old.config, old.model["fingerprint"], [task["fingerprint"] for task in old.tasks])
-        # As it would come back from a file: tuples are lists there.
+        # As read back from a file, with lists instead of tuples.
         config = json.loads(json.dumps(self.config.to_dict()))
         now = _fixed(config, self.bench.model_info["fingerprint"], [task.fingerprint for task in self.bench.tasks])
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
@@ -226,7 +226,7 @@ class Comparison:
             )
 
     def _warn_of_other_machines(self, runs: Collection[Mapping[str, Any]]) -> None:
-        """Another processor rounds otherwise: the same run would not give the same numbers there."""
+        """Warn if finished runs are from another machine: it rounds differently, so a run gives other numbers there."""
         now = describe_environment(self.bench.choices())
         for key in MACHINE:
             before = {repr(run["environment"][key]) for run in runs if key in run.get("environment", ())}
@@ -234,8 +234,8 @@ class Comparison:
             if before:
                 warnings.warn(
                     f"This comparison is continued on another machine: {key} {', '.join(sorted(before))} "
-                    f"in runs that are finished, {now[key]!r} now. Differences of the size of rounding are the "
-                    "machine's, and seconds cannot be compared.",
+                    f"in runs that are finished, {now[key]!r} now. The machines round differently, and their "
+                    "seconds cannot be compared.",
                     MixedHardwareWarning,
                     stacklevel=5,
                 )
@@ -292,7 +292,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _fixed(config: Mapping[str, Any], weights: str, data: Sequence[str]) -> dict[str, Any]:
-    """What must not change between two starts in one folder; arms and seeds may be added."""
+    """The settings that must not change between two starts in one folder; arms and seeds may be added."""
     kept = {key: value for key, value in config.items() if key not in ("arms", "seeds")}
     return {**kept, "weights": weights, "data": list(data)}
 

@@ -1,4 +1,4 @@
-"""What a comparison compares: model, tasks, arms, seeds."""
+"""`CompareConfig`: model, tasks, arms and seeds of a comparison."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from lr_dist.sequence.settings import SequenceSettings
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """What to compare.
+    """The settings of a comparison.
 
     Attributes:
         model: `minilm`, a hub name or a path.
         tasks: two or more, in the order of learning; see `lr_dist.tasks.load_tasks`.
-        distributions: arms of a rate plan alone: preset names, YAML paths, `family:key=value` texts, or mappings.
+        distributions: arms without methods: preset names, YAML paths, `family:key=value` texts, or mappings.
         arms: further arms, see `lr_dist.sequence.arm.Arm.parse`.
         seeds: one run for each arm and seed.
-        limit: training examples a task, drawn with `data_seed`; None for all.
+        limit: training examples per task, drawn with `data_seed`; None for all.
         dev_size: examples of train set aside as dev; None for the default of `load_tasks`.
         data_dir: folder with GLUE as parquet; None for LR_DIST_DATA or the hub.
-        data_seed: which examples `limit` draws; the same for every run.
+        data_seed: seed for the examples that `limit` draws; the same for every run.
         settings: how each task is trained.
     """
 

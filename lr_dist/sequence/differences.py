@@ -1,7 +1,7 @@
-"""Arms against a control: differences paired by task sequence and seed, with confidence intervals.
+"""Differences between arms and a control, paired by task sequence and seed, with confidence intervals.
 
-The same seed gives the same heads, the same order of examples and the same draws to every arm, so a pair of
-runs differs in the arm alone, and the noise that both share falls out of their difference.
+With the same seed, every arm has the same heads, the same order of examples and the same random draws. So a pair of
+runs differs only in the arm, and the noise that both share cancels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lr_dist.extras import require_libraries
 from lr_dist.sequence.result import ComparisonResult
 
 DIFFERENCES = ("p_o", "p_s", "average_accuracy", "forgetting")
-# What results that are put together may differ in.
+# Settings in which results that are combined may differ.
 OWN = ("tasks", "arms", "seeds")
 
 
@@ -26,7 +26,7 @@ class Interval:
 
     Attributes:
         mean: of the values.
-        half: half the interval's width; None for a single value, which says nothing about its spread.
+        half: half the interval's width; None for a single value, which has no spread.
         n: number of values.
     """
 
@@ -51,8 +51,8 @@ class Difference:
     Attributes:
         sequence: `sst2>qqp`; None for all sequences together.
         arm: its label.
-        metrics: p_o, p_s, average_accuracy and forgetting -> the difference. Of one sequence, `n` counts seeds; of all
-            together it counts sequences, each with the mean of its seeds: seeds say nothing about other tasks.
+        metrics: p_o, p_s, average_accuracy and forgetting -> the difference. For one sequence, `n` counts seeds. For
+            all together, it counts sequences, each with the mean of its seeds: seeds say nothing about other tasks.
         left_out: seeds for which one of the two diverged.
     """
 
@@ -63,17 +63,17 @@ class Difference:
 
 
 def differences(results: Sequence[ComparisonResult], control: str, level: float = 0.95) -> list[Difference]:
-    """Every arm minus `control`, a row a sequence and then, where there are several, one for all.
+    """Every arm minus `control`: a row for each sequence and, if there are several, one for all together.
 
     Args:
-        results: of different task sequences, under equal settings.
-        control: the label of an arm that all results hold.
-        level: of the confidence intervals, between 0 and 1.
+        results: results of different task sequences with equal settings.
+        control: the label of an arm that is in all results.
+        level: level of the confidence intervals, between 0 and 1.
 
     Raises:
-        InvalidResultError: a result without the control, without finished pairs or of other settings; a sequence
-            twice; nothing but the control.
-        ConfigurationError: a level that is none.
+        InvalidResultError: a result without the control, without finished pairs or with other settings; a sequence
+            twice; no arm besides the control.
+        ConfigurationError: an invalid level.
         MissingExtraError: scipy is not installed (extra `report`).
     """
     if not 0 < level < 1:
@@ -82,7 +82,7 @@ def differences(results: Sequence[ComparisonResult], control: str, level: float 
     _check(results, control)
     labels = dict.fromkeys(entry["label"] for result in results for entry in result.arms)
     if len(labels) == 1:
-        raise InvalidResultError(f"The results hold nothing but {control}, so there is no difference to show.")
+        raise InvalidResultError(f"The only arm of the results is {control}, so there is no difference to show.")
     rows = []
     for label in labels:
         if label == control:
@@ -122,7 +122,7 @@ def _check(results: Sequence[ComparisonResult], control: str) -> None:
             there = ", ".join(entry["label"] for entry in result.arms)
             raise InvalidResultError(f"The result of {name} has no arm {control!r}; it has {there}.")
         first, own = _settings(results[0]), _settings(result)
-        # An arm need not be in every result, but one label means one thing.
+        # An arm need not be in every result, but a label must mean the same arm in all.
         for key in (key for key in own if key in first and own[key] != first[key]):
             raise InvalidResultError(
                 f"The results of {names[0]} and {name} cannot be put together: {key} is {shown(first[key])} in one and "

@@ -1,4 +1,4 @@
-"""What a result was computed with: versions, machine, memory."""
+"""The environment of a result: versions, machine, memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def describe_environment(choices: Mapping[str, Any] | None = None) -> dict[str, 
     """Versions of Python and the libraries, processor, cores and threads: plain data for a result file.
 
     Args:
-        choices: what was chosen for this machine, see `lr_dist.sequence.bench.Bench.choices`; added to the rest.
+        choices: the choices made for this machine, see `lr_dist.sequence.bench.Bench.choices`; added to the result.
     """
     import torch
 
@@ -43,7 +43,7 @@ def describe_environment(choices: Mapping[str, Any] | None = None) -> dict[str, 
 
 
 def peak_memory_mb() -> float | None:
-    """The largest resident memory of this process so far, in MiB; None where the system does not say."""
+    """The largest resident memory of this process so far, in MiB; None if the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows

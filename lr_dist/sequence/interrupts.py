@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM where they must not come in between.
+"""Delay Ctrl-C and SIGTERM while they must not interrupt.
 
-An exception from nowhere in the middle of a database's driver leaves an open transaction behind. So who works with one
-keeps signals back, and lets them through where it waits or computes.
+If a signal's exception is raised inside a database driver, a transaction stays open. So code that uses a database
+delays signals, and allows them while it waits or computes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class _Keeper:
-    """Takes signals in place of the handlers that were there."""
+    """Receives signals instead of the previous handlers."""
 
     def __init__(self) -> None:
         self.open = False
@@ -50,9 +50,9 @@ _keeper: _Keeper | None = None
 
 @contextmanager
 def interrupts_held_back() -> Iterator[None]:
-    """Keep back the signals that a handler of Python's takes, and deliver them at the end.
+    """Delay signals that have a Python handler, and deliver them at the end.
 
-    An exception that ends it early goes first; they are dropped then. Within itself it changes nothing.
+    If an exception ends the block, the delayed signals are dropped. Nesting it has no effect.
     """
     global _keeper
     before = _keeper
@@ -70,7 +70,7 @@ def interrupts_held_back() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Handle signals as usual for a while, within `interrupts_held_back`; those that came already at once."""
+    """Inside `interrupts_held_back`, handle signals as usual for a while, starting with the delayed ones."""
     keeper = _keeper
     if not _is_main() or keeper is None or keeper.open:
         yield

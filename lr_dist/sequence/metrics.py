@@ -1,4 +1,4 @@
-"""What an accuracy matrix says: average accuracy, backward and forward transfer, forgetting, p_o and p_s.
+"""Metrics of an accuracy matrix: average accuracy, backward and forward transfer, forgetting, p_o and p_s.
 
 The matrix R has N + 1 rows and N columns: R[i][j] is the score on task j+1 after i tasks were learned, so row 0
 is the pre-trained model with untrained heads.
@@ -20,7 +20,7 @@ def sequence_metrics(matrix: Matrix) -> dict[str, float]:
 
     With T = N tasks, R as above and 1-based task numbers:
         average_accuracy = mean_j R[T][j]                                (Lopez-Paz & Ranzato 2017)
-        backward_transfer = mean_{j<T} R[T][j] - R[j][j]                 (likewise; negative where it forgot)
+        backward_transfer = mean_{j<T} R[T][j] - R[j][j]                 (likewise; negative if it forgot)
         forgetting = mean_{j<T} max_{1<=i<T} R[i][j] - R[T][j]           (Chaudhry et al. 2018, equation 3)
         forward_transfer = mean_{j>1} R[j-1][j] - R[0][j]                (Lopez-Paz & Ranzato 2017)
         p_o = mean_{j<T} R[T][j], p_s = R[T][T]                          (arXiv 2404.01317, there for T = 2)
@@ -52,10 +52,10 @@ def above_baseline(matrix: Matrix, baseline: Sequence[float]) -> list[list[float
 
 
 def was_learned(score: float, baseline: float, examples: int) -> bool:
-    """Whether a score stands out from the majority class's by more than two standard errors.
+    """Whether a score is more than two standard errors above the majority class's.
 
-    The standard error is that of a proportion over `examples` test examples (also taken, roughly, for Matthews and
-    Pearson, whose baseline is 0: there 1 / sqrt(examples)).
+    The standard error is that of a proportion over `examples` test examples (also an approximation for Matthews and
+    Pearson, whose baseline is 0: 1 / sqrt(examples)).
     """
     spread = math.sqrt(baseline * (1 - baseline) / examples) if 0 < baseline < 1 else 1 / math.sqrt(examples)
     return score - baseline > 2 * spread

@@ -1,8 +1,8 @@
-"""Observers: what looks at a task sequence while it is learned, with the live model at hand.
+"""Observers: they measure a task sequence while it is learned, and have access to the live model.
 
-The runner calls each observer at every moment of a run. The accuracy matrix is filled by one of them, too: by
-`TestAfterStages` (all tasks before the first stage and after each, for evidence) or by `TestAfterEpochs` (the tasks
-that have begun, after every epoch, for searching).
+The runner calls every observer before and after each stage, after epochs and after steps. One of them fills the
+accuracy matrix: `TestAfterStages` (all tasks before the first stage and after each stage, for reported results) or
+`TestAfterEpochs` (the tasks that have begun, after every epoch, for searching).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Scores = dict[str, float]
 
 @dataclass(frozen=True)
 class SequenceState:
-    """A run that is going on.
+    """The state of a run in progress.
 
     Attributes:
         bench: model, tasks and tokens.
-        view: what of them the module computes with.
-        module: the live model. Whoever changes its weights changes the run.
-        seed: of the run.
-        stages: all of them, in order.
+        view: the form of model and tokens that the module computes with.
+        module: the live model. Changing its weights changes the run.
+        seed: seed of the run.
+        stages: all stages, in order.
     """
 
     bench: Bench
@@ -42,9 +42,9 @@ class SequenceState:
     stages: tuple[Stage, ...]
 
     def test(self, index: int) -> Scores:
-        """Every metric of task `index` with the weights as they are; no random number of the run is drawn."""
+        """Every metric of task `index` with the current weights; draws no random numbers of the run."""
         stage = self.stages[index]
-        # Lightning hands the module back on the processor, where the precision of a GPU may be a slow one.
+        # After a fit, Lightning moves the module to the CPU, where the GPU's precision may be slow.
         self.module.to(training_device())
         with isolate_rng():
             split = getattr(stage.tokens, self.bench.settings.evaluate_on)
@@ -52,33 +52,33 @@ class SequenceState:
 
 
 class Observer:
-    """Override what is needed. To end a run early, raise.
+    """Base class of observers. Override the methods that you need; raise an exception to end a run early.
 
     Attributes:
-        needs: of the model.
+        needs: parts of the model that the observer needs.
     """
 
     needs: Needs = Needs()
 
     def sequence_started(self, run: SequenceState) -> None:
-        """With the pre-trained weights, before the first stage."""
+        """Called before the first stage, with the pre-trained weights."""
 
     def stage_started(self, run: SequenceState, stage: Stage) -> None:
-        """Before the first step of a stage."""
+        """Called before the first step of a stage."""
 
     def step_ended(self, run: SequenceState, stage: Stage) -> None:
-        """After a batch was learned. Keep it short: it is called for every batch."""
+        """Called after every training batch, so it should be fast."""
 
     def epoch_ended(self, run: SequenceState, stage: Stage, epoch: int) -> None:
-        """After an epoch of a stage, counted from 0."""
+        """Called after each epoch of a stage; epochs count from 0."""
 
     def stage_ended(self, run: SequenceState, stage: Stage) -> None:
-        """After the last step of a stage."""
+        """Called after the last step of a stage."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: `phase` is "train" or "test", `task` a task's name, `steps` training steps just done."""
+    """Progress of a run: `phase` is "train" or "test", `task` a task's name, `steps` the training steps just done."""
 
     phase: str
     task: str
@@ -99,10 +99,10 @@ class AccuracyMatrix(Observer):
     """Fills the accuracy matrix: one row before the first stage and one for each stage.
 
     Args:
-        report: is called before each test.
+        report: called before each test.
 
     Attributes:
-        rows: N + 1 rows of N entries: every metric of task j after stage i, None for what was not tested.
+        rows: N + 1 rows of N entries: every metric of task j after stage i, None if it was not tested.
         seconds: wall time spent testing.
     """
 
@@ -136,7 +136,7 @@ class TestAfterStages(AccuracyMatrix):
 
 @dataclass(frozen=True)
 class EpochEnd:
-    """What is known after an epoch: `scores[j]` is the primary score on task j, for the tasks begun so far."""
+    """Scores after an epoch: `scores[j]` is the primary score on task j, for the tasks that have begun."""
 
     task: int
     epoch: int
@@ -144,11 +144,11 @@ class EpochEnd:
 
 
 class TestAfterEpochs(AccuracyMatrix):
-    """Tests the tasks that have begun after every epoch, and passes the scores on: all that a search needs.
+    """After every epoch, tests the tasks that have begun and passes the scores on, as a search needs.
 
     Args:
-        epoch_tested: receives the scores, and may end the run by raising.
-        report: is called before each test.
+        epoch_tested: receives the scores; it may raise to end the run.
+        report: called before each test.
     """
 
     __test__ = False
@@ -171,5 +171,5 @@ class TestAfterEpochs(AccuracyMatrix):
         self.epoch_tested(EpochEnd(stage.index, epoch, scores))
 
     def stage_ended(self, run: SequenceState, stage: Stage) -> None:
-        # The last epoch's test is the stage's.
+        # The test after the last epoch is the one after the stage.
         self.rows.append(self._last)

@@ -1,4 +1,4 @@
-"""The output folder of long work: checked before hours are spent, and used by one process at a time."""
+"""The output folder of a long command: checked at the start, and used by one process at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NEEDED_MB = 50
 
 
 def checked_folder(output: str | Path) -> Path:
-    """The folder, made if needed, that can be written to and has room for results.
+    """Check that the folder can be written to and has space for results; create it if needed.
 
     Raises:
         ConfigurationError: not a folder, not writable, or nearly full.
@@ -44,11 +44,11 @@ def checked_folder(output: str | Path) -> Path:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock; the system releases it however the process ends.
+    """Hold the folder's lock; the operating system releases it when the process ends, in any way.
 
     Raises:
         OutputInUseError: another process holds it.
-        ConfigurationError: there is something else of the lock's name.
+        ConfigurationError: the lock's path is something else, such as a folder.
     """
     if is_pipe_or_device(folder / ".lock"):
         raise ConfigurationError(f"{folder / '.lock'} is not a file. Remove it, or give another --output.")

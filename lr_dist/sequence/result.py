@@ -19,7 +19,7 @@ MAX_BYTES = 200_000_000
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """All that a comparison found, and all that is needed to get it again.
+    """The results of a comparison, with everything that is needed to reproduce them.
 
     Attributes:
         created: UTC time of writing, ISO 8601.
@@ -65,7 +65,7 @@ class ComparisonResult:
         """
         data = read_json(Path(path))
         if not isinstance(data, dict) or data.get("kind") != "compare":
-            raise InvalidResultError(f"{path} is no result file of `lr-dist compare`.")
+            raise InvalidResultError(f"{path} is not a result file of `lr-dist compare`.")
         if data.get("schema_version") == 1:
             data = _from_schema_1(data, path)
         if data.get("schema_version") != SCHEMA_VERSION:
@@ -82,16 +82,16 @@ class ComparisonResult:
 
 
 def upgraded_run(run: Mapping[str, Any], label: str) -> dict[str, Any]:
-    """A run as it stands in a result file of this schema, whatever arm it was made as; of schema 1, too."""
+    """A run in the form of this schema, with the given label; runs of schema 1 are converted."""
     rest = {key: value for key, value in run.items() if key not in ("arm", "distribution")}
     return {"identity": rest.pop("identity", ""), "arm": label, **rest}
 
 
 def _from_schema_1(data: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Schema 1 compared distributions, under one method for all.
+    """Convert schema 1, which compared distributions with one method for all.
 
     Raises:
-        InvalidResultError: it is not what schema 1 was.
+        InvalidResultError: it is not valid in schema 1.
     """
     try:
         config = dict(data["config"])

@@ -39,9 +39,11 @@ class SequenceRun:
     """The outcome of one run.
 
     Attributes:
-        matrix: N + 1 rows of N primary scores, see `lr_dist.sequence.metrics`; None for what was not tested.
+        matrix: N + 1 rows of N primary scores, see `lr_dist.sequence.metrics`; None if it was not tested.
         scores: every metric behind each entry of the matrix, in the same places.
-        seconds: wall time, and the part of it spent in training steps.
+        seconds: wall time.
+        train_seconds: the part of it spent in training.
+        train_steps: number of training steps.
         tokens: tokens trained on, padding not counted.
     """
 
@@ -53,7 +55,7 @@ class SequenceRun:
     tokens: int
 
     def full_matrix(self) -> list[list[float]]:
-        """`matrix`, of a run that tested every task at every time.
+        """`matrix` of a run that tested every task after every stage.
 
         Raises:
             ValueError: something was not tested.
@@ -65,7 +67,7 @@ class SequenceRun:
 
 
 def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings) -> int:
-    """Training steps of one run."""
+    """Number of training steps in one run."""
     return sum(settings.epochs * -(-len(task.train) // settings.batch_size) for task in tasks)
 
 
@@ -74,19 +76,19 @@ def run_sequence(
 ) -> SequenceRun:
     """Learn the tasks of `bench` in their order, each with a fresh optimizer and schedule.
 
-    The weights in `bench` are copied, never changed. Every step of the run (heads, each task's order and dropout)
-    draws from a seed of its own, derived from `seed`.
+    The weights in `bench` are copied, never changed. Every part of the run (heads, each task's order and dropout)
+    has its own seed, derived from `seed`.
 
     Args:
         bench: model and tasks.
         arm: rates and methods.
-        seed: of the run.
-        matrix: decides when which tasks are tested.
-        observers: are told of every moment of the run, in this order, after `matrix`.
+        seed: seed of the run.
+        matrix: the observer that tests; it decides which tasks are tested when.
+        observers: further observers, called in this order, after `matrix`.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
-        ConfigurationError: an encoder-decoder, or a method that is not valid.
+        ConfigurationError: an encoder-decoder, or an invalid method.
     """
     start = time.perf_counter()
     _collect_earlier_runs()
@@ -129,14 +131,14 @@ def run_sequence(
 
 
 def _collect_earlier_runs() -> None:
-    """Trainer and module refer to each other, so a run's model is freed only when the collector runs."""
+    """Free the models of earlier runs: Trainer and module refer to each other, so only the collector frees them."""
     # An exception that is raised in a destructor is lost, Ctrl-C's too.
     with interrupts_held_back():
         gc.collect()
 
 
 def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers: Sequence[Observer]) -> float:
-    """Learn one task; the seconds spent in training."""
+    """Learn one task, and return the seconds spent in training."""
     settings, pad = run.bench.settings, run.view.pad_token_id
     set_seed(run.seed, "task", stage.index)
     order = derive_seed(run.seed, "order", stage.index)
@@ -163,7 +165,7 @@ def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers:
 
 
 def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: DataLoader[Any]) -> None:
-    """Lightning turns Ctrl-C into sys.exit(1) and leaves the signal ignored; give the interrupt back instead."""
+    """Fit; on Ctrl-C raise KeyboardInterrupt, where Lightning calls sys.exit(1) and leaves the signal ignored."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)
     try:
@@ -178,7 +180,7 @@ def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: Da
 
 
 class _Relay(Callback):
-    """Tells the observers what happens in the Trainer; `seconds` is what they took after epochs."""
+    """Passes the Trainer's events on to the observers; `seconds` is the time they took after epochs."""
 
     def __init__(self, run: SequenceState, stage: Stage, observers: Sequence[Observer]) -> None:
         self._run = run
@@ -201,7 +203,7 @@ class _Relay(Callback):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Lightning's start-up lines and its advice on loaders and loggers, which would repeat every task."""
+    """Silence Lightning's start-up lines and its advice on loaders and loggers, which would repeat for every task."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -209,7 +211,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
-            # Told once for all runs, before the first.
+            # Given once for all runs, before the first.
             for category in (RateRangeWarning, StuckLayersWarning):
                 warnings.simplefilter("ignore", category)
             yield

@@ -1,4 +1,4 @@
-"""What a result file and a run file must hold, so that one altered by hand is named and never half read."""
+"""The schema of result and run files: a file that was altered by hand is refused as a whole, with the place."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from lr_dist.checks import is_number, is_whole
 from lr_dist.errors import InvalidResultError, shown
 from lr_dist.sequence.metrics import METRICS
 
-# Far beyond what a file of a real comparison holds; a figure of more would not be drawn in time.
+# Far more than a real comparison has; a figure with more could not be drawn in reasonable time.
 MAX_TASKS, MAX_LAYERS, MAX_NAME = 200, 10_000, 2_000
 # Scores lie in -1 ... 1, and above a baseline near 1 in large negative numbers.
 _LARGEST = 1e12
 
 
 def check_result(data: Mapping[str, Any], source: str | Path) -> None:
-    """Check the content of a result file, whose kind and version are right.
+    """Check the content of a result file whose kind and version are already checked.
 
     Raises:
-        InvalidResultError: naming the place in the file and what is there.
+        InvalidResultError: an invalid entry; the message names its place in the file and its value.
     """
     check = _Check(source)
     for key in ("created", "command"):
@@ -50,11 +50,11 @@ def check_result(data: Mapping[str, Any], source: str | Path) -> None:
     for i, run in enumerate(check.listed(data["runs"], "runs")):
         check_run(run, len(names), source, f"runs[{i}]")
         if run["arm"] not in labels:
-            check.refuse(f"runs[{i}].arm", f"{shown(run['arm'])}, which is none of `arms`")
+            check.refuse(f"runs[{i}].arm", f"{shown(run['arm'])}, which is not in `arms`")
     for i, summary in enumerate(check.listed(data["summary"], "summary")):
         check.summary(summary, f"summary[{i}]", len(names))
         if summary["arm"] not in labels:
-            check.refuse(f"summary[{i}].arm", f"{shown(summary['arm'])}, which is none of `arms`")
+            check.refuse(f"summary[{i}].arm", f"{shown(summary['arm'])}, which is not in `arms`")
     check.count(data["planned_runs"], "planned_runs")
 
 
@@ -62,7 +62,7 @@ def check_run(run: Any, tasks: int, source: str | Path, where: str = "run") -> N
     """Check one finished run of `tasks` tasks.
 
     Raises:
-        InvalidResultError: naming the place in the file and what is there.
+        InvalidResultError: an invalid entry; the message names its place in the file and its value.
     """
     check = _Check(source)
     run = check.mapping(run, where)
@@ -84,7 +84,7 @@ def check_run(run: Any, tasks: int, source: str | Path, where: str = "run") -> N
 
 
 class _Check:
-    """Checks of one file; each returns the value, or raises with the place."""
+    """Checks of one file; each returns the value, or raises an error with its place in the file."""
 
     def __init__(self, source: str | Path) -> None:
         self._source = str(source)

@@ -1,4 +1,4 @@
-"""Seeds of the single steps of a run, so that no step's random numbers depend on how many another one drew."""
+"""Separate seeds for the parts of a run, so that no part's random numbers depend on how many another one drew."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from lr_dist._lightning import L
 
 
 def derive_seed(seed: int, *step: str | int) -> int:
-    """A 31-bit seed for one step of the run `seed`, e.g. `derive_seed(0, "task", 1)`."""
+    """A 31-bit seed for one part of the run `seed`, e.g. `derive_seed(0, "task", 1)`."""
     digest = hashlib.sha256(repr((seed, *step)).encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 def set_seed(seed: int, *step: str | int) -> None:
-    """Seed Python, NumPy and torch for one step."""
+    """Seed Python, NumPy and torch for one part of a run."""
     L.seed_everything(derive_seed(seed, *step), workers=True, verbose=False)

@@ -12,7 +12,7 @@ from lr_dist.runs.precision import PRECISIONS
 
 SCHEDULES = ("cosine", "linear", "constant")
 SPLITS = ("validation", "dev")
-# Those of version 0.1, which every identity holds, defaults or not; later ones stay out while they have their default.
+# Settings of version 0.1, which are part of every identity. Later ones are left out if they have their default.
 _FIRST_SETTINGS = (
     *("epochs", "batch_size", "max_length", "lr", "weight_decay", "warmup", "schedule", "precision", "evaluate_on"),
 )
@@ -24,13 +24,13 @@ class SequenceSettings:
 
     Attributes:
         epochs: passes over each task's training examples.
-        batch_size: examples a step.
-        max_length: tokens an example, at most; longer ones are cut.
+        batch_size: examples per step.
+        max_length: maximum number of tokens per example; longer ones are cut.
         lr: the optimizer's own rate, which only relative distributions use.
         weight_decay: AdamW's decoupled decay; 0 (the default, as in arXiv 2404.01317) makes it Adam.
         warmup: share of each task's steps with a linearly rising rate.
         schedule: after the warm-up, `cosine` or `linear` to 0, or `constant`; restarted for each task.
-        precision: `auto` (what this machine is faster in, see `lr_dist.runs.precision`), or Lightning's `32-true` or
+        precision: `auto` (the faster one on this machine, see `lr_dist.runs.precision`), or Lightning's `32-true` or
             `bf16-mixed`.
         evaluate_on: `validation` (the official split, for evidence) or `dev` (drawn from train, for searching).
 
@@ -63,10 +63,10 @@ class SequenceSettings:
         return asdict(self)
 
     def identity(self, methods: Sequence[str] = ()) -> dict[str, Any]:
-        """What of the settings makes two runs the same run.
+        """The settings that are part of a run's identity.
 
-        A setting of a later version is left out while it has its default, so that it orphans no run, study or
-        reference that was finished before there was such a setting.
+        A setting of a later version is left out if it has its default, so that runs, studies and references that
+        were finished before it existed stay valid.
         """
         defaults = {field.name: field.default for field in fields(self)}
         kept = {

@@ -1,4 +1,4 @@
-"""One stage of a task sequence: which task is learned, from which tokens, with which rates."""
+"""`Stage`: one stage of a task sequence, with its task, tokens and rates."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class Stage:
     """The fit that learns one task.
 
     Attributes:
-        index: from 0.
-        task: what is learned.
-        tokens: the task's texts, as the model reads them.
-        distribution: the rates.
+        index: number of the stage, from 0.
+        task: the task that is learned.
+        tokens: its texts as tokens.
+        distribution: its learning rates.
     """
 
     index: int

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def summarise_runs(label: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean, standard deviation and count over the seeds of one arm; diverged runs are counted apart."""
+    """Mean, standard deviation and count over the seeds of one arm; diverged runs are counted separately."""
     done = [run for run in runs if run["status"] == "done"]
     size = range(len(done[0]["matrix"][0])) if done else range(0)
     rows = range(len(size) + 1) if done else range(0)

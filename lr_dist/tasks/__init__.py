@@ -1,4 +1,4 @@
-"""What can be learned: GLUE, a user's own data, generated demo tasks, and shifts of one task.
+"""Tasks: GLUE, a user's own data, generated demo tasks, and shifts of one task.
 
 Names are imported when they are first used, so that importing this package loads neither torch nor datasets.
 """

@@ -1,4 +1,4 @@
-"""Batches of rows of similar length, padded to the longest among them."""
+"""Batches of rows of similar length, padded to the longest row."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _WINDOW = 50
 
 
 class BucketBatchSampler(Sampler[list[int]]):
-    """Batches of row numbers; each row is in exactly one batch an epoch, the last batch may be smaller.
+    """Batches of row numbers. Each row is in exactly one batch per epoch; the last batch may be smaller.
 
     Rows are shuffled, sorted by length within windows of up to 50 batches, cut into batches, and the batches
     shuffled. A window holds a quarter of the batches at most, so that a small data set does not get the same
     batches each epoch.
 
-    The order depends on (seed, epoch) only. Every iteration begins the next epoch; `set_epoch` says which, and
-    Lightning calls it by itself.
+    The order depends only on (seed, epoch). Every iteration starts the next epoch; `set_epoch` sets which one, and
+    Lightning calls it automatically.
 
     Args:
-        lengths: Tokens of each row.
-        batch_size: Rows a batch.
-        seed: Of the order.
+        lengths: Number of tokens of each row.
+        batch_size: Rows per batch.
+        seed: Seed of the order.
         shuffle: False gives one fixed order, from the longest rows to the shortest.
 
     Raises:
@@ -85,7 +85,7 @@ class Collator:
     """Pads the rows of a batch to the longest one.
 
     Args:
-        pad_token_id: Fills up `input_ids`; token types and the attention mask are filled up with 0.
+        pad_token_id: Pads `input_ids`; token types and the attention mask are padded with 0.
     """
 
     def __init__(self, pad_token_id: int) -> None:
@@ -110,12 +110,12 @@ class Collator:
 
 
 def train_loader(split: TokenSplit, batch_size: int, seed: int, pad_token_id: int) -> DataLoader[dict[str, Any]]:
-    """Shuffled batches of similar lengths; another order each epoch, the same for the same seed."""
+    """Shuffled batches of similar lengths, in another order each epoch, which the seed determines."""
     sampler = BucketBatchSampler(split.lengths, batch_size, seed)
     return DataLoader(split, batch_sampler=sampler, collate_fn=Collator(pad_token_id))
 
 
 def eval_loader(split: TokenSplit, batch_size: int, pad_token_id: int) -> DataLoader[dict[str, Any]]:
-    """All rows in one fixed order, from the longest to the shortest: what does not fit into memory fails at once."""
+    """All rows in a fixed order, from the longest to the shortest, so that too little memory fails at once."""
     sampler = BucketBatchSampler(split.lengths, batch_size, shuffle=False)
     return DataLoader(split, batch_sampler=sampler, collate_fn=Collator(pad_token_id))

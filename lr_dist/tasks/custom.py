@@ -34,10 +34,10 @@ _LABELS = ("label", "labels", "target", "class", "score")
 
 @dataclass(frozen=True)
 class CustomSpec:
-    """Where a user's task lies and which columns it has.
+    """The location and the columns of a user's task.
 
     Attributes:
-        name: What the task is called.
+        name: Name of the task.
         path: A folder with train.* and validation.*, or the id of a hub data set.
         text: One or two text columns; empty: found by their usual names.
         label: The label's column; empty: found by its usual names.
@@ -93,7 +93,7 @@ def parse_custom(spec: str | Mapping[str, Any]) -> CustomSpec:
 def load_custom(spec: CustomSpec) -> RawTask:
     """Loads a user's task.
 
-    Classes are those of train: in the order of their numbers, or of the alphabet.
+    The classes are those in train, in numerical or alphabetical order.
 
     Raises:
         TaskDataError: No such folder or split, columns that are missing or cannot be guessed, labels that are
@@ -141,8 +141,8 @@ def _read(spec: CustomSpec) -> dict[str, pa.Table]:
         return {split: read_table(folder, split) for split in ("train", "validation")}
     if is_file(folder) or not _HUB_ID.fullmatch(spec.path):
         raise TaskDataError(
-            f"task {spec.name!r}: {shown(spec.path, PATH)} is no folder; give one that holds train and validation as "
-            f"{', '.join(SUFFIXES)}, or the id of a hub data set (OWNER/NAME)"
+            f"task {spec.name!r}: {shown(spec.path, PATH)} is not a folder; give one that holds train and validation "
+            f"as {', '.join(SUFFIXES)}, or the id of a hub data set (OWNER/NAME)"
         )
     return _read_hub(spec)
 

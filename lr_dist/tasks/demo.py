@@ -1,16 +1,16 @@
-"""Three small generated tasks: real learning and real forgetting without any download.
+"""Three small generated tasks, for real learning and forgetting without a download.
 
-Each is pure Python from a fixed seed, so that everybody's rows are the same, and each is balanced. They share
-their words on purpose: `terrible` decides the label of `demo-sentiment`, and says nothing in `demo-acceptability`
-(where only the order counts) or in `demo-entailment` (where only the hypernym graph counts). An encoder that is
-pushed hard by one of them therefore loses what another needs.
+Each is balanced, and generated in pure Python from a fixed seed, so the rows are the same everywhere. They share their
+words on purpose: `terrible` decides the label of `demo-sentiment`, but does not matter in `demo-acceptability` (where
+only the order counts) or in `demo-entailment` (where only the hypernym graph counts). So an encoder that is trained
+hard on one of them loses features that another needs.
 
 - `demo-acceptability`: is the word order English? Every bag of words occurs once in order and once out of order.
-- `demo-entailment`: does the first sentence entail the second? It does where the second names a hypernym of
-  the first's noun; every pair that entails occurs the other way round too, where it does not.
+- `demo-entailment`: does the first sentence entail the second? It does if the second names a hypernym of
+  the first's noun; every such pair also occurs in the other direction, in which it does not.
 - `demo-sentiment`: does the writer like it? Adjectives, negated or contrasted in templates.
 
-Validation holds bags of words, pairs of sentences and (noun, adjective) combinations that train never shows.
+Validation holds bags of words, pairs of sentences and (noun, adjective) combinations that are not in train.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def load_demo(name: str) -> RawTask:
 
 
 def _balanced(rows: list[Row], size: int, rng: random.Random) -> list[Row]:
-    """`size` rows in random order, as many of each label."""
+    """`size` rows in random order, with equal numbers of each label."""
     labels = sorted({row[2] for row in rows})
     chosen: list[Row] = []
     for label in labels:
@@ -133,7 +133,7 @@ def _acceptability(rng: random.Random) -> tuple[list[Row], list[Row]]:
 
 
 def _disorder(words: list[str], rng: random.Random) -> list[str]:
-    """The same words, no longer a sentence: one pair of neighbours changes places."""
+    """The same words with one pair of neighbours swapped, so that they are not a sentence."""
     words = list(words)
     verb = 2 if words[3] == "a" else 3
     # "a great dog" -> "a dog great"; "a great dog" -> "great a dog"; "the baker sold a" -> "the sold baker a".
@@ -152,7 +152,7 @@ def hypernyms(noun: str) -> list[str]:
 
 
 def _entailment(rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """A pair entails (0) where the second names a hypernym; turned round, or with a sister word, it does not (1)."""
+    """A pair entails (0) if the second names a hypernym; reversed, or with a sister word, it does not (1)."""
     frames = (
         "the {} was near the house", "she saw the {} in the garden", "the {} appeared in the film",
         "they found the {} in the room", "the story is about the {}", "he described the {} to me",
@@ -177,7 +177,7 @@ def _entailment(rng: random.Random) -> tuple[list[Row], list[Row]]:
 
 
 def _sentiment(rng: random.Random) -> tuple[list[Row], list[Row]]:
-    """Opinions about a noun; every template takes good and bad adjectives, four of them turn the meaning."""
+    """Opinions about a noun; every template is used with good and bad adjectives, and four negate the meaning."""
     templates = (
         ("the {noun} was {adj}", False), ("i found the {noun} {adj}", False), ("what a {adj} {noun}", False),
         ("we all thought the {noun} was really {adj}", False), ("the {noun} was not {adj}", True),

@@ -1,4 +1,4 @@
-"""Drawing rows: `dev` from train, and the few examples that `limit` leaves. Equal on every machine and version."""
+"""Draw rows: `dev` from train, and the examples that `limit` keeps. The same on every machine and version."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ DEV_FRACTION = 0.1
 def draw_task(raw: RawTask, *, limit: int | None, dev_size: int | float | None, seed: int) -> Task:
     """Splits a source's train rows into `dev` and `train`, then keeps `limit` rows of train.
 
-    `dev` depends on the source's rows and `dev_size` only: not on `limit` and not on `seed`, so that all runs of a
-    search are scored on the same rows. Rows of train that say exactly what a dev row says are dropped.
+    `dev` depends only on the source's rows and `dev_size`, not on `limit` or `seed`, so that all runs of a
+    search are scored on the same rows. Rows of train with the same text as a dev row are dropped.
 
     Args:
         raw: The source.
-        limit: Rows of train to keep; None, or more than there are, keeps all. Every class keeps a row.
+        limit: Rows of train to keep; None, or more than exist, keeps all. Every class keeps at least one row.
         dev_size: A number of rows (int), a share of train (float between 0 and 1), or None for
             min(1,000, 10% of train).
-        seed: Of the draw that `limit` makes.
+        seed: Seed for the rows that `limit` keeps.
 
     Raises:
         ConfigurationError: A `limit` or `dev_size` that is not positive, or too small for the classes.
-        TaskDataError: Nothing to learn is left, or a class has all its rows in `dev`.
+        TaskDataError: No row of train is left, or a class has all its rows in `dev`.
     """
     rows = len(raw.train)
     order = draw_order(rows, "dev")
@@ -65,7 +65,7 @@ def dev_rows(rows: int, dev_size: int | float | None) -> int:
     """Number of rows of `dev` for `rows` rows of train.
 
     Raises:
-        ConfigurationError: Not a positive number of rows, or as many as there are.
+        ConfigurationError: Not a positive number of rows, or all of them or more.
     """
     if dev_size is None:
         # A tenth rounded up: a source of five rows still gets a dev row.
@@ -81,10 +81,10 @@ def dev_rows(rows: int, dev_size: int | float | None) -> int:
 
 
 def draw_order(rows: int, key: str) -> list[int]:
-    """Row numbers in a random order that `key` alone decides.
+    """Row numbers in a random order that depends only on `key`.
 
-    Only `random.Random.random` is used: Python promises that it gives the same numbers for the same seed in every
-    version, which neither its `shuffle` nor NumPy's generators do.
+    Only `random.Random.random` is used: Python guarantees the same numbers for the same seed in every version, which
+    it does not for `shuffle`, nor NumPy for its generators.
     """
     rng = random.Random(f"lr-dist {key}")
     numbers = [rng.random() for _ in range(rows)]
@@ -103,7 +103,7 @@ def _limited(raw: RawTask, train: Dataset, limit: int, seed: int) -> Dataset:
 
 
 def _with_every_class(name: str, order: Sequence[int], limit: int, labels: Sequence[int]) -> list[int]:
-    """The first `limit` rows of `order`; where a class is missing, its first row replaces the last of a larger one."""
+    """The first `limit` rows of `order`; for a missing class, its first row replaces the last row of a larger one."""
     chosen = list(order[:limit])
     counts: dict[int, int] = {}
     for row in chosen:

@@ -20,13 +20,13 @@ SUFFIXES: tuple[str, ...] = (".parquet", ".csv", ".tsv", ".jsonl")
 
 
 def read_table(folder: Path, split: str) -> pa.Table:
-    """Reads `folder/split.SUFFIX`, where exactly one suffix exists.
+    """Reads `folder/split.SUFFIX`, of which exactly one must exist.
 
     CSV follows RFC 4180 (a field in double quotes may hold commas, quotes and line ends). TSV has no quoting: a line is
     a row and a quote is a letter, as in the published GLUE files. Both need a header, and every value is read as text.
 
     Raises:
-        TaskDataError: No file or several, a line that does not fit, a header that names a column twice.
+        TaskDataError: No file or several, an invalid line, or a header that names a column twice.
     """
     paths = [path for suffix in SUFFIXES if is_file(path := folder / f"{split}{suffix}")]
     if len(paths) != 1:
@@ -49,7 +49,7 @@ def read_table(folder: Path, split: str) -> pa.Table:
 
 
 def named_classes(split: Any) -> pa.Table:
-    """A data set's table in which ClassLabel ids have become the classes' names (a hidden label, -1, stays empty)."""
+    """A data set's table, with ClassLabel ids replaced by the classes' names (a hidden label, -1, stays empty)."""
     import datasets
     import pyarrow as pa
 
@@ -69,10 +69,10 @@ def _read_parquet(path: Path) -> pa.Table:
 
     try:
         table = pq.read_table(path)
-        # Texts that are not UTF-8, and offsets beyond the file, show here and not when they are used.
+        # Find texts that are not UTF-8, and offsets beyond the file, here and not when they are used.
         table.validate(full=True)
         return named_classes(Dataset(table))
-    # The data sets library reads settings out of the file, and fails on others' in any way.
+    # The datasets library reads settings from the file, and can fail in any way on those of other programs.
     except (Exception, pa.ArrowException) as error:
         raise TaskDataError(
             f"{path}: cannot be read as parquet: {type(error).__name__}: {shown(str(error), 300)}"
@@ -136,7 +136,7 @@ def _table(path: Path, columns: dict[str, list[Any]]) -> pa.Table:
             column.encode("utf-8")
         except UnicodeEncodeError as error:
             raise TaskDataError(
-                f"{path}: column {shown(column)} holds half a character (\\ud800 to \\udfff alone), which is no text"
+                f"{path}: column {shown(column)} holds a lone surrogate (\\ud800 to \\udfff), which is not valid text"
             ) from error
         except (pa.ArrowException, TypeError, OverflowError, ValueError, RecursionError) as error:
             raise TaskDataError(
@@ -145,16 +145,16 @@ def _table(path: Path, columns: dict[str, list[Any]]) -> pa.Table:
     try:
         return pa.table(arrays)
     except (pa.ArrowException, ValueError) as error:
-        raise TaskDataError(f"{path}: is no table: {shown(str(error), 300)}") from error
+        raise TaskDataError(f"{path}: cannot be read as a table: {shown(str(error), 300)}") from error
 
 
 _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", bool: "true or false", type(None): "null"}
 
 
 def column_names(names: Sequence[str]) -> str:
-    """The names of columns for a message; where they do not look like names, only how many there are.
+    """The names of columns for a message; if they do not look like names, only their number.
 
-    A file that is something else, such as a key or a list of users, must not show its first line.
+    If the file is something else, such as a key or a list of users, the message must not show its first line.
     """
     if len(names) > 1 and all(_NAME.fullmatch(name) for name in names):
         return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -22,7 +22,7 @@ HUB_ID = "nyu-mll/glue"
 
 @dataclass(frozen=True)
 class GlueSpec:
-    """What is fixed about a GLUE task.
+    """The fixed facts of a GLUE task.
 
     Attributes:
         columns: Its text columns, as in the hub's data set.
@@ -71,11 +71,11 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> RawTask:
             `nyu-mll/glue`; None loads from the hub (or its local cache). MNLI's validation is the matched one.
 
     Returns:
-        The task; its note says so where train is smaller than the official split.
+        The task; if train is smaller than the official split, its note says so.
 
     Raises:
-        UnknownTaskError: No GLUE task of that name.
-        TaskDataError: Missing files, wrong columns, or the download failed.
+        UnknownTaskError: No GLUE task has this name.
+        TaskDataError: Missing files, wrong columns, or a failed download.
     """
     if name not in GLUE:
         raise UnknownTaskError(f"no GLUE task named {name!r}; there are: {', '.join(GLUE_TASKS)}")
@@ -91,7 +91,7 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> RawTask:
         if dropped:
             notes.append(f"{dropped} {split_name} row(s) with an empty text left out")
     rows = len(found["train"])
-    # A row or two may be missing at a source; a tenth is another data set.
+    # A few rows may be missing in a source; a tenth means another data set.
     if rows < 0.9 * spec.train_rows:
         notes.insert(0, f"a labelled subset, NOT the full task: {rows:,} of {spec.train_rows:,} train rows")
     return RawTask(

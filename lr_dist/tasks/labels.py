@@ -33,9 +33,9 @@ def read_labels(name: str, columns: dict[str, Any], kind: str = "") -> Labels:
     of which any is written with a fraction or an exponent are targets of a regression.
 
     Args:
-        name: Of the task, for messages.
+        name: Name of the task, for messages.
         columns: Arrow column by split, "train" among them.
-        kind: "classification" or "regression" to overrule that; "" to decide by the values.
+        kind: "classification" or "regression" to override this; "" to decide by the values.
 
     Raises:
         TaskDataError: A missing label, mixed kinds, a regression on names, or a class that train lacks; the message
@@ -69,7 +69,7 @@ def _refuse_missing(name: str, split: str, values: list[Any]) -> None:
 
 
 def _number_type(values: list[Any]) -> type | None:
-    """int or float where all values are such numbers, or texts of such numbers; None for names."""
+    """int or float if all values are such numbers, or texts of such numbers; None for names."""
     # A boolean is an int for Python, but a class for a user.
     if any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
         return None

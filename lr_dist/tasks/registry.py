@@ -1,4 +1,4 @@
-"""From what a user writes to tasks: `sst2`, `demo-sentiment`, `my=PATH`, a mapping from YAML, `sst2@length`."""
+"""Load tasks from what a user writes: `sst2`, `demo-sentiment`, `my=PATH`, a mapping from YAML, `sst2@length`."""
 
 from __future__ import annotations
 
@@ -40,16 +40,16 @@ def load_task(
     Args:
         spec: A GLUE task (`sst2`), a generated task (`demo-sentiment`), a user's own (`my=PATH`, or a mapping with
             `name`, `path`, and optionally `text`, `label`, `kind`, `metrics`, `subset`).
-        data_dir: Folder with the GLUE files; None takes the environment variable LR_DIST_DATA, and where that is
-            not set either, the hub.
+        data_dir: Folder with the GLUE files; None uses the environment variable LR_DIST_DATA or, if it is not
+            set, the hub.
         limit: Rows of train to keep, drawn with `seed`; None keeps all.
         dev_size: Rows (int) or share (float) of the source's train that become `dev`; None: min(1,000, 10%).
-        seed: Of the draw that `limit` makes; `dev` does not depend on it.
+        seed: Seed for the rows that `limit` keeps; `dev` does not depend on it.
 
     Raises:
-        UnknownTaskError: No task of that name.
+        UnknownTaskError: No task has this name.
         TaskDataError: Data that cannot be loaded or used.
-        ConfigurationError: A shift (it is two tasks: use `load_tasks`), or a bad `limit` or `dev_size`.
+        ConfigurationError: A shift (it is two tasks: use `load_tasks`), or an invalid `limit` or `dev_size`.
     """
     base, shift = split_shift(spec)
     if shift is not None:
@@ -57,7 +57,7 @@ def load_task(
     if isinstance(base, Mapping) or "=" in base:
         custom = parse_custom(base)
         if custom.name in task_names():
-            raise ConfigurationError(f"{custom.name!r} is the name of a task that exists; call yours otherwise")
+            raise ConfigurationError(f"{custom.name!r} is the name of an existing task; give yours another name")
         raw = load_custom(custom)
     elif base in DEMO_TASKS:
         raw = load_demo(base)
@@ -80,13 +80,13 @@ def load_tasks(
     """Loads a task sequence; `TASK@length` and `TASK@embedding` become two tasks each.
 
     Args:
-        specs: As `load_task` takes them, and shifts.
+        specs: As for `load_task`, and shifts.
         data_dir, limit, dev_size, seed: As in `load_task`. For a shift, `limit` counts both halves together.
-        encode: Gives texts their pre-trained vectors (see `cls_encoder`); `TASK@embedding` needs it.
+        encode: Returns the pre-trained vectors of texts (see `cls_encoder`); needed for `TASK@embedding`.
 
     Raises:
-        ConfigurationError: Two tasks of one name, an embedding shift without `encode`, no task at all, and what
-            `load_task` raises.
+        ConfigurationError: Two tasks with the same name, an embedding shift without `encode`, or no task.
+        LRDistError: What `load_task` raises.
     """
     if isinstance(specs, str | Mapping) or not specs:
         raise ConfigurationError(f"tasks is {specs!r}; give a list of at least one task")

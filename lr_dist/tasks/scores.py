@@ -1,4 +1,4 @@
-"""Scores of a task, through torchmetrics, and what always giving the same answer would score."""
+"""Scores of a task (with torchmetrics), and the baseline of always giving the same answer."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lr_dist.tasks.task import Task, column_values
 class Scorer:
     """Collects a model's outputs on a task and scores them.
 
-    Where a score is undefined it is 0, which is its value for knowing nothing: Matthews where all labels or all answers
-    are one class, correlations where all labels or all answers are one number or an answer is not finite, F1 where
-    neither the labels nor the answers hold the class. F1 is that of class 1 where there are two classes, and the
-    mean over the classes (macro) where there are more.
+    An undefined score counts as 0, its value without knowledge: Matthews if all labels or all answers are one class,
+    correlations if all labels or all answers are one number or an answer is not finite, F1 if neither the labels nor
+    the answers contain the class. With two classes, F1 is that of class 1; with more, it is the mean over the classes
+    (macro).
 
     Args:
-        task: Whose `metrics` are computed.
+        task: The task; its `metrics` are computed.
     """
 
     def __init__(self, task: Task) -> None:
@@ -53,14 +53,14 @@ class Scorer:
             self._labels.append(labels.detach().to("cpu", torch.float64))
 
     def compute(self) -> dict[str, float]:
-        """The scores by name, the primary one first.
+        """The scores by name, starting with the primary one.
 
         Raises:
             ValueError: No example was added.
         """
         if not self._labels:
             raise ValueError(f"no outputs to score for task {self.task.name!r}: call update first")
-        # All at once: a correlation merged over batches depends on the batches in its last digits.
+        # All at once: the last digits of a correlation that is merged over batches depend on the batches.
         answers, labels = torch.cat(self._answers), torch.cat(self._labels)
         constant = bool((answers == answers[0]).all() or (labels == labels[0]).all())
         undefined = constant or not bool(torch.isfinite(answers).all())
@@ -73,14 +73,14 @@ class Scorer:
                 # Nearly constant answers are a result, not the user's mistake.
                 warnings.simplefilter("ignore", UserWarning)
                 score = _score(name, len(self.task.classes), answers, labels)
-            # float32 carries seven digits: .475 rather than .4749999940395355
+            # float32 has seven digits: .475 rather than .4749999940395355
             value = round(float(score), 7) if score.dtype == torch.float32 else float(score)
             scores[name] = value if math.isfinite(value) else 0.0
         return scores
 
 
 def baseline_scores(task: Task, split: str = "validation") -> dict[str, float]:
-    """What always answering with train's majority class scores (regression: train's mean, so correlations of 0).
+    """Scores of always answering train's majority class (for a regression train's mean, so correlations of 0).
 
     A model that does not beat it has not learned the task.
 

@@ -1,4 +1,4 @@
-"""Shifts of one task: its rows split in two halves that are learned one after the other with one shared head.
+"""Shifts of a task: its rows are split into two halves, learned one after the other with a shared head.
 
 After Kenneweg et al. (arXiv 2404.01317): a data shift splits by the length of the text, an embedding shift by 2-means
 over the vectors that the pre-trained model gives. Both are fitted on train only and then applied to dev and validation.
@@ -43,10 +43,10 @@ def embedding_shift(task: Task, encode: Encode) -> tuple[Task, Task]:
 
     Args:
         task: The task.
-        encode: Gives texts (and second texts, or None) their vectors, [n, hidden]: see `cls_encoder`.
+        encode: Returns the vectors [n, hidden] of texts (and second texts, or None); see `cls_encoder`.
 
     Returns:
-        `NAME@cluster0` (the larger in train) and `NAME@cluster1`.
+        `NAME@cluster0` (the larger one in train) and `NAME@cluster1`.
 
     Raises:
         TaskDataError: A cluster without rows, or whose train has one class only.
@@ -65,8 +65,8 @@ def cls_encoder(model: Any, tokenizer: Any, max_length: int = 128, batch_size: i
     Args:
         model: A transformers encoder whose output has `last_hidden_state`.
         tokenizer: Its tokenizer.
-        max_length: Tokens at most for an input.
-        batch_size: Inputs a forward pass.
+        max_length: Maximum number of tokens per input.
+        batch_size: Inputs per forward pass.
 
     Returns:
         A function (texts, second texts or None) -> float32 array [n, hidden].
@@ -79,7 +79,7 @@ def cls_encoder(model: Any, tokenizer: Any, max_length: int = 128, batch_size: i
         model.eval()
         device = next(model.parameters()).device
         found: list[NDArray[Any]] = []
-        # Neighbours in length share a batch, so little is padded.
+        # Texts of similar length share a batch, so little is padded.
         order = sorted(range(len(texts_a)), key=lambda row: len(texts_a[row]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
@@ -102,9 +102,9 @@ def two_means(points: NDArray[Any], *, restarts: int = 10, iterations: int = 100
 
     Args:
         points: [n, d].
-        restarts: Starts; the one with the least sum of squared distances wins.
-        iterations: Steps at most from each start.
-        seed: Of the starts.
+        restarts: Number of starts; the result with the least sum of squared distances is used.
+        iterations: Maximum number of steps from each start.
+        seed: Seed of the starts.
 
     Returns:
         [2, d].
@@ -155,7 +155,7 @@ def _vectors(split: Dataset, encode: Encode) -> NDArray[Any]:
 
 
 def _halves(task: Task, upper: dict[str, NDArray[Any]], names: tuple[str, str], how: str) -> tuple[Task, Task]:
-    """Both halves; `upper` says for each row of each split whether it belongs to the second."""
+    """Both halves; `upper` holds, for each row of each split, whether it belongs to the second."""
     halves = []
     for name, wanted in zip(names, (False, True), strict=True):
         splits = {

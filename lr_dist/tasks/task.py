@@ -1,6 +1,6 @@
-"""A task: what is learned, in three splits, checked when it is built.
+"""`Task`: the data of a task in three splits, checked when it is built.
 
-Every source (GLUE, a user's files, the generated ones) ends in the same columns: `text_a`, for pairs also `text_b`,
+Every source (GLUE, a user's files, generated tasks) is brought to the same columns: `text_a`, for pairs also `text_b`,
 and `label` (an int64 class id, or a float64 target).
 """
 
@@ -30,7 +30,7 @@ SPLITS: tuple[str, ...] = ("train", "dev", "validation")
 
 @dataclass(frozen=True, eq=False)
 class RawTask:
-    """A source's data before `dev` is drawn: what the loaders return.
+    """A source's data before `dev` is drawn, as the loaders return it.
 
     Attributes:
         name, kind, classes, metrics, note: As in `Task`.
@@ -52,18 +52,18 @@ class RawTask:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One thing to learn. Immutable, and checked when it is built (`check_task`).
+    """A task. Immutable, and checked when it is built (`check_task`).
 
     Attributes:
         name: Unique in a sequence.
         kind: "classification" or "regression".
         classes: Names of the classes, by id; empty for a regression.
         metrics: Names of the scores; the first is the primary one, which searches and accuracy matrices use.
-        train: What is learned.
-        dev: Drawn from the source's train split, disjoint from `train`; what a search scores on.
-        validation: The source's own validation split; what evidence is reported on.
-        head: Name of the output layer that learns the task; the two halves of a shift share one.
-        note: What a reader of its figures must know, such as that it is a subset of the official data.
+        train: The rows to learn from.
+        dev: Drawn from the source's train split, disjoint from `train`; for the scores of a search.
+        validation: The source's validation split; for reported results.
+        head: Name of the task's output layer; the two halves of a shift share one.
+        note: What a reader of its results must know, such as that it is a subset of the official data.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Task:
 
     @property
     def num_outputs(self) -> int:
-        """Outputs that the head needs: one a class, or one for a regression."""
+        """Number of outputs of the head: one for each class, or one for a regression."""
         return len(self.classes) if self.kind == "classification" else 1
 
     @property
@@ -98,12 +98,12 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) of kind, classes and the contents of all splits: equal over processes and machines."""
+        """SHA-256 (hex) of kind, classes and the contents of all splits: the same on all machines."""
         digest = hashlib.sha256(json.dumps([self.kind, self.classes]).encode())
         for name in SPLITS:
             split: Dataset = getattr(self, name)
             for column in sorted(split.column_names):
-                # JSON keeps the borders between texts, and shows a float by its shortest exact form.
+                # JSON keeps the boundaries between texts, and writes a float in its shortest exact form.
                 digest.update(json.dumps([name, column, column_values(split, column)]).encode())
         return digest.hexdigest()
 
@@ -117,7 +117,7 @@ def make_split(
         text_a: First (or only) texts.
         text_b: Second texts, or None.
         labels: Class ids, or targets.
-        kind: Decides the type of the label column.
+        kind: Determines the type of the label column.
     """
     import pyarrow as pa
     from datasets import Dataset
@@ -130,17 +130,17 @@ def make_split(
 
 
 def column_values(split: Dataset, column: str) -> list[Any]:
-    """A column as a Python list, whatever indices or format the data set carries."""
+    """A column as a Python list, independent of the data set's indices and format."""
     return arrow_column(split, column).to_pylist()
 
 
 def arrow_column(split: Dataset, column: str) -> Any:
-    """A column as a `pyarrow.ChunkedArray`, whatever indices or format the data set carries."""
+    """A column as a `pyarrow.ChunkedArray`, independent of the data set's indices and format."""
     return split.select_columns([column]).with_format("arrow")[:].column(column)
 
 
 def take_rows(split: Dataset, rows: Sequence[int]) -> Dataset:
-    """The given rows, in that order, as a data set of its own (no indices over the old one)."""
+    """The given rows, in this order, as a new data set (without indices into the old one)."""
     import pyarrow as pa
     from datasets import Dataset
 
@@ -148,7 +148,7 @@ def take_rows(split: Dataset, rows: Sequence[int]) -> Dataset:
 
 
 def text_keys(split: Dataset) -> list[tuple[str, ...]]:
-    """What a row says, whatever its label: its text or pair of texts."""
+    """A key for the text or the pair of texts of each row, without the label."""
     columns = [column for column in ("text_a", "text_b") if column in split.column_names]
     return list(zip(*(column_values(split, column) for column in columns), strict=True))
 
@@ -157,7 +157,7 @@ def check_task(task: Task) -> None:
     """Checks that a task can be learned and scored.
 
     Raises:
-        TaskDataError: Wrong columns, empty texts, missing, NaN or unknown labels, one class only in train, a
+        TaskDataError: Wrong columns, empty texts, missing, NaN or unknown labels, only one class in train, a
             label in dev or validation that train lacks; the message names split, row and value.
     """
     splits = {name: getattr(task, name) for name in SPLITS}
@@ -246,7 +246,7 @@ def _check_labels(where: str, split: Dataset, kind: str, classes: tuple[str, ...
 
 
 def _check_coverage(name: str, kind: str, classes: tuple[str, ...], splits: dict[str, Dataset]) -> None:
-    """Train must show every label that is asked for, and more than one."""
+    """Check that train has every label of the other splits, and more than one."""
     seen = set(column_values(splits["train"], "label"))
     if len(seen) < 2:
         shown = [classes[value] if kind == "classification" else value for value in seen]

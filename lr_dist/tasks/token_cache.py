@@ -36,7 +36,7 @@ class FlatRows:
     offsets: NDArray[Any]
 
     def checksum(self) -> int:
-        """CRC-32 of everything: a disk that was full, or lost power, can leave zeros in files of the right size."""
+        """CRC-32 of all data: a full disk or a power loss can leave zeros in files of the right size."""
         value = zlib.crc32(self.offsets.tobytes())
         for name in sorted(self.features):
             value = zlib.crc32(name.encode(), value)
@@ -60,7 +60,7 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
 
 
 def load_entry(entry: Path, rows: Mapping[str, int]) -> dict[str, FlatRows] | None:
-    """Maps an entry into memory, which processes then share; None where there is none, or where it is not whole.
+    """Maps an entry into memory, which processes then share; None if it is missing or incomplete.
 
     Args:
         entry: The entry's folder.
@@ -78,12 +78,12 @@ def load_entry(entry: Path, rows: Mapping[str, int]) -> dict[str, FlatRows] | No
 
 
 def save_entry(entry: Path, splits: Mapping[str, FlatRows]) -> None:
-    """Writes an entry to a folder of its own and renames that, so that nobody sees half of it.
+    """Writes an entry to a temporary folder and renames it, so that no process sees an incomplete entry.
 
-    A disk that is full costs the cache, not the run: that is a warning.
+    A full disk is only a warning: the run continues without the cache.
 
     Raises:
-        ConfigurationError: The cache's folder cannot be written at all.
+        ConfigurationError: The cache's folder cannot be written.
     """
     try:
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def _write(folder: Path, split: str, flat: FlatRows) -> None:
 
 
 def _publish(temporary: Path, entry: Path) -> None:
-    """Renames a finished folder to its place; what another process has put there meanwhile is as good."""
+    """Renames a finished folder to its place; if another process was faster, its entry is kept."""
     if entry.exists():  # damaged, or it would have been loaded
         aside = Path(tempfile.mkdtemp(prefix=f"{entry.name}.tmp-", dir=entry.parent))
         try:

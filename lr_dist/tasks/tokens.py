@@ -1,4 +1,4 @@
-"""Tokenised tasks: made once for (task, tokenizer, length), then mapped from disk by every later run and process."""
+"""Tokenised tasks: made once for (task, tokenizer, length), then memory-mapped by all later runs and processes."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class TokenSplit(TorchDataset[dict[str, Any]]):
     """The tokens and labels of a split.
 
     Attributes:
-        rows: The tokens: flat arrays and where each row starts in them.
+        rows: The tokens: flat arrays, and the start of each row.
         labels: int64 or float32 tensor [rows].
-        lengths: Tokens of each row, int64 [rows].
+        lengths: Number of tokens of each row, int64 [rows].
     """
 
     def __init__(self, rows: FlatRows, labels: torch.Tensor) -> None:
@@ -51,7 +51,7 @@ class TokenSplit(TorchDataset[dict[str, Any]]):
         return row
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
-        """The rows of a batch in one call, as PyTorch's loader asks for them."""
+        """The rows of a batch in one call, for PyTorch's loader."""
         return [self[index] for index in indices]
 
 
@@ -62,7 +62,7 @@ class TokenizedTask:
     Attributes:
         task: The task.
         train, dev, validation: Its splits.
-        pad_token_id: What a collator fills up with.
+        pad_token_id: The id with which a collator pads.
     """
 
     task: Task
@@ -73,19 +73,19 @@ class TokenizedTask:
 
 
 def tokenize_task(task: Task, tokenizer: Any, max_length: int, cache_dir: str | Path | None = None) -> TokenizedTask:
-    """Tokenises a task, or maps what an earlier call left in the cache; then the tokenizer is not called at all.
+    """Tokenises a task, or loads the tokens of an earlier call from the cache.
 
-    Several processes may ask for one task at once. An entry that is incomplete or damaged is made again.
+    Several processes may tokenise the same task at once. An incomplete or damaged entry is made again.
 
     Args:
         task: What to tokenise.
         tokenizer: A transformers tokenizer.
-        max_length: Tokens at most for an input, special ones included; longer inputs are cut.
-        cache_dir: Where entries lie; None: the environment variable LR_DIST_CACHE, or ~/.cache/lr-dist.
+        max_length: Maximum number of tokens per input, with special tokens; longer inputs are cut.
+        cache_dir: Folder of the cache; None: the environment variable LR_DIST_CACHE, or ~/.cache/lr-dist.
 
     Raises:
-        ConfigurationError: A `max_length` that the tokenizer does not serve, a tokenizer without a padding token, or a
-            cache folder that cannot be written.
+        ConfigurationError: A `max_length` that the tokenizer does not support, a tokenizer without a padding token, or
+            a cache folder that cannot be written.
     """
     _check_length(task, tokenizer, max_length)
     if tokenizer.pad_token_id is None:
@@ -100,7 +100,7 @@ def tokenize_task(task: Task, tokenizer: Any, max_length: int, cache_dir: str | 
     if found is None:
         made = {split: _tokenize(getattr(task, split), tokenizer, max_length) for split in SPLITS}
         save_entry(entry, made)
-        # Mapped from disk, memory is shared with other processes; where that fails, our own copy serves.
+        # Memory mapped from disk is shared with other processes; if that fails, use our copy.
         found = load_entry(entry, counts) or made
     dtype = torch.int64 if task.kind == "classification" else torch.float32
     splits = {}
@@ -111,7 +111,7 @@ def tokenize_task(task: Task, tokenizer: Any, max_length: int, cache_dir: str | 
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """SHA-256 (hex) of what decides a tokenizer's output: its vocabulary and rules, not where it came from."""
+    """SHA-256 (hex) of what determines a tokenizer's output: its vocabulary and rules, not its path."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())

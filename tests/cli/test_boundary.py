@@ -205,7 +205,7 @@ def test_a_pipe_as_configuration_is_read_and_an_empty_one_not_waited_for(
         (b"", "it holds nothing"),
         (b"- 1", "it holds a list"),
         (b"\xff\xfe", "InvalidYAMLError"),
-        (b"a: 1\na: 2", "stands twice"),
+        (b"a: 1\na: 2", "occurs twice"),
         (b"!!python/object/apply:os.system [true]", "tag"),
         (b"[" * 100_000, "nested deeper"),
         (b"seeds: " + b"9" * 5_000, "."),

@@ -384,8 +384,8 @@ def test_every_way_of_writing_a_distribution_is_resolved(tmp_path: Path) -> None
         (r"C:\missing.yaml", UnreadableFileError, "cannot be read"),
         ("a\0b.yaml", UnreadableFileError, "cannot be read"),
         ("flat", InvalidDistributionError, "'flat' is a family without its values"),
-        (7, InvalidDistributionError, "7 is no distribution"),
-        (None, InvalidDistributionError, "None is no distribution"),
+        (7, InvalidDistributionError, "7 is not a distribution"),
+        (None, InvalidDistributionError, "None is not a distribution"),
     ],
 )
 def test_what_cannot_be_resolved_raises_and_explains_all_three_ways(

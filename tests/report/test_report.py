@@ -108,7 +108,7 @@ def test_a_page_can_be_made_before_the_first_run_is_done(result):
     ("content", "says"),
     [
         ("", "not readable JSON"),
-        ("[]", "no result file"),
+        ("[]", "not a result file"),
         ('{"kind": "compare", "schema_version": 99}', "schema_version 99"),
         ('{"kind": "compare", "schema_version": 1}', "does not follow that schema"),
     ],

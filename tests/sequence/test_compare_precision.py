@@ -52,12 +52,12 @@ def test_a_comparison_goes_on_in_the_precision_that_it_was_begun_in(tiny_model: 
     first = other(choose_precision("auto").chosen)
     compare(config_of(tiny_model, precision=first, **SMALL), tmp_path, listener=Listener())
     listener = Listener()
-    with pytest.warns(MixedHardwareWarning, match=f"begun in {first}; this machine would choose {other(first)}"):
+    with pytest.warns(MixedHardwareWarning, match=f"started in {first}; this machine would choose {other(first)}"):
         result = compare(
             config_of(tiny_model, precision="auto", **{**SMALL, "seeds": (0, 1)}), tmp_path, listener=listener
         )
     assert listener.ran == [(FLAT, 1)]
-    assert listener.notes[0].startswith(f"precision: {first} (as the comparison was begun; ")
+    assert listener.notes[0].startswith(f"precision: {first} (as the comparison was started; ")
     assert result.config["precision"] == first
     (chosen,) = {run["environment"]["precision"]["chosen"] for run in result.runs}
     assert chosen == first

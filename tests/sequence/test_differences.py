@@ -96,7 +96,7 @@ def test_what_may_not_be_compared_is_refused(real):
     with pytest.raises(InvalidResultError, match="no seed for which both"):
         differences([result_of(real, "a>b", {FLAT: [0.5, None], FROZEN: [None, 0.6]})], FLAT)
     alone = replace(one, arms=[entry for entry in one.arms if entry["label"] == FLAT])
-    with pytest.raises(InvalidResultError, match=r"nothing but flat:lr=1e-3"):
+    with pytest.raises(InvalidResultError, match=r"only arm of the results is flat:lr=1e-3"):
         differences([alone], FLAT)
     with pytest.raises(ConfigurationError, match=r"level=95 must lie between 0 and 1"):
         differences([one], FLAT, 95)

@@ -217,7 +217,7 @@ def test_a_missing_split_and_two_files_of_one_split_are_refused(tmp_path):
 
 
 def test_a_path_that_is_neither_folder_nor_hub_id_is_refused(tmp_path):
-    with pytest.raises(TaskDataError, match="is no folder; give one that holds train and validation"):
+    with pytest.raises(TaskDataError, match="is not a folder; give one that holds train and validation"):
         load(f"my={tmp_path / 'nowhere'}")
 
 
@@ -240,7 +240,7 @@ def test_a_description_that_makes_no_sense_is_refused(spec, message):
 
 
 def test_the_name_of_a_task_that_exists_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="'sst2' is the name of a task that exists"):
+    with pytest.raises(ConfigurationError, match="'sst2' is the name of an existing task"):
         load_task(f"sst2={tmp_path}")
 
 

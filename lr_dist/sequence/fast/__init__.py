@@ -1,1 +1,1 @@
-"""What makes a run cheaper and changes no score but for rounding and the draws of dropout."""
+"""Faster runs, with the same scores up to rounding and the random draws of dropout."""

@@ -1,4 +1,4 @@
-"""Attention on a CPU with cheap dropout, for padded and for packed batches; transformers' own for all else."""
+"""Attention on a CPU with cheap dropout, for padded and packed batches; otherwise transformers' own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAME = "lr_dist_attention"
 
 
 def use_own_attention(model: nn.Module) -> None:
-    """Let a model compute its attention here, in place, where its attention is torch's and configurable."""
+    """Make a model use this attention, in place, if its attention is torch's and can be configured."""
     setter = getattr(model, "set_attn_implementation", None)
     config: Any = getattr(model, "config", None)
     if setter is None or getattr(config, "_attn_implementation", None) != "sdpa":
@@ -50,7 +50,7 @@ def _padded(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention over [batch, heads, tokens, size per head]; torch's own unless it drops out on a CPU."""
+    """Attention over [batch, heads, tokens, size per head]; torch's own unless there is dropout on a CPU."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     causal = bool(others.get("is_causal") or getattr(module, "is_causal", False))

@@ -1,4 +1,4 @@
-"""Dropout whose random numbers are cheap on a processor.
+"""Dropout with cheap random numbers on a CPU.
 
 torch draws a double for every element, one after the other: about a sixth of a training step of MiniLM. Here one
 64-bit draw decides four elements, each kept with probability 1 - round(65536 p) / 65536, from torch's global generator.
@@ -13,7 +13,7 @@ _LANES = 65536
 
 
 class BlockDropout(nn.Dropout):
-    """`nn.Dropout` on a CPU tensor, with four elements a draw; anything else is left to torch."""
+    """`nn.Dropout` on a CPU tensor, with one draw for four elements; for anything else torch's dropout is used."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero elements with probability `p` (to 1/65536) and divide the others by 1 - p, in training mode."""
@@ -39,7 +39,7 @@ def block_dropout(values: Tensor, p: float) -> Tensor:
 def use_block_dropout(model: nn.Module) -> None:
     """Replace, in place, the dropout of a model by `BlockDropout`.
 
-    The modules stay the same objects, with their places and `p`; the model's function in evaluation mode stays.
+    The modules stay the same objects, in the same places and with the same `p`; evaluation mode does not change.
     """
     for module in model.modules():
         if type(module) is nn.Dropout:

@@ -1,4 +1,4 @@
-"""Leave out what the last layer computes for tokens that nothing reads.
+"""Leave out what the last layer computes for tokens that are not used.
 
 A text's vector is its first token's last hidden state, so after the last layer's attention only that token's row
 counts: the output projection and the feed-forward of all others, 9/12 of the layer's products, change nothing.
@@ -17,17 +17,17 @@ from lr_dist.sequence.fast.probe import same_states, trying_out, two_texts
 
 
 def keep_first_token(backbone: nn.Module, layers: LayerMap) -> bool:
-    """Cut the last layer to the first token, in place, where the model is one of BERT's family.
+    """Reduce the last layer to the first token, in place, if the model is similar to BERT.
 
-    Its `last_hidden_state` is [batch, 1, hidden] then. The model is tried out with and without; it stays as it is
-    where the first token's state is not the same, or where the layer has no such place.
+    Its `last_hidden_state` is then [batch, 1, hidden]. The model is tried with and without; it is not changed if the
+    first token's state differs, or if the layer has no suitable module.
 
     Args:
         backbone: the model.
         layers: its parameters by depth.
 
     Returns:
-        Whether it was cut.
+        Whether it was reduced.
     """
     place = _after_attention(backbone, layers)
     if place is None:

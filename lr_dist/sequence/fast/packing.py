@@ -1,7 +1,7 @@
-"""Compute a batch's real tokens only: its texts stand one after the other in one row, and apart only in attention.
+"""Compute only the real tokens of a batch: its texts are joined in one row, and separated only in attention.
 
-Padding is a fifth of the tokens of a training batch of short texts, and most of one that has a long text among them;
-everything but attention treats each token by itself, so nothing is lost without it.
+Padding is a fifth of the tokens in a training batch of short texts, and most of them in a batch with one long text.
+Everything except attention treats each token separately, so the results are the same without padding.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from lr_dist.sequence.fast.probe import same_states, trying_out, two_texts
 
 @dataclass(frozen=True)
 class Packing:
-    """Where the tokens of a packed row stand in the padded batch.
+    """The positions of a packed row's tokens in the padded batch.
 
     Attributes:
-        mask: bool [texts, longest], true where there is a token.
-        places: int64 [tokens], each token's place in the flattened `mask`.
-        firsts: int64 [texts], each text's first token in the packed row.
+        mask: bool [texts, longest], true for tokens, false for padding.
+        places: int64 [tokens], each token's position in the flattened `mask`.
+        firsts: int64 [texts], position of each text's first token in the packed row.
     """
 
     mask: Tensor
@@ -53,7 +53,7 @@ class Packing:
 
 
 def active_packing() -> Packing | None:
-    """How the batch is packed that a model computes at the moment; None where it is padded."""
+    """The packing of the batch that a model is computing; None if it is padded."""
     return _ACTIVE.get()
 
 
@@ -61,7 +61,7 @@ def first_states(backbone: nn.Module, batch: Mapping[str, Tensor], first_positio
     """The last hidden state [texts, hidden] of each text's first token.
 
     Args:
-        backbone: cut to the first token (`keep_first_token`), with attention that knows packing.
+        backbone: reduced to the first token (`keep_first_token`), with attention that supports packing.
         batch: `input_ids`, `attention_mask` and perhaps `token_type_ids`, each [texts, longest].
         first_position: the number of a text's first position, see `first_position`.
     """
@@ -73,9 +73,9 @@ def first_states(backbone: nn.Module, batch: Mapping[str, Tensor], first_positio
 
 
 def first_position(backbone: Any, pad_token_id: int) -> int | None:
-    """The number of a text's first position where `first_states` gives what the padded batch does; else None.
+    """The number of a text's first position if `first_states` equals the padded batch's result; otherwise None.
 
-    BERT counts from 0, RoBERTa from its padding token's number. The model is tried out.
+    BERT counts from 0, RoBERTa from the id of its padding token. The model is tried out.
     """
     batch = two_texts(backbone, pad_token_id)
     offset = getattr(backbone.config, "pad_token_id", None)

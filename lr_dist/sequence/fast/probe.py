@@ -1,4 +1,4 @@
-"""Try a model out: whether it still computes the same where something is left out."""
+"""Check that a model still computes the same when something is left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOKENS = 7
 
 @contextmanager
 def trying_out(backbone: nn.Module) -> Iterator[None]:
-    """Compute without gradients and without dropout for a while."""
+    """Compute without gradients and without dropout, within a block."""
     was_training = backbone.training
     backbone.eval()
     try:
@@ -26,7 +26,7 @@ def trying_out(backbone: nn.Module) -> Iterator[None]:
 
 
 def two_texts(backbone: Any, pad_token_id: int = 0) -> dict[str, Tensor]:
-    """A batch to try a model out with: seven tokens and three, the second text padded."""
+    """A batch for such a check: texts of seven and three tokens, the second one padded."""
     rows = backbone.get_input_embeddings().num_embeddings
     others = torch.tensor([number for number in range(min(rows, 100)) if number != pad_token_id])
     tokens = others[torch.arange(2 * _TOKENS) % len(others)].view(2, -1).to(backbone.device)
@@ -36,5 +36,5 @@ def two_texts(backbone: Any, pad_token_id: int = 0) -> dict[str, Tensor]:
 
 
 def same_states(states: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors of hidden states are equal but for rounding."""
+    """Whether two tensors of hidden states are equal up to rounding."""
     return states.shape == expected.shape and torch.allclose(states, expected, rtol=_TOLERANCE, atol=_TOLERANCE)

@@ -1,4 +1,4 @@
-"""The model and the tokens as a run computes with them: what no method or observer needs is left out."""
+"""`View`: the model and the tokens without the parts that no method or observer of a run needs."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class View:
 
     Attributes:
         backbone: a copy of the weights; every run copies it again.
-        tokens: the tasks' tokens, numbered as `backbone` has them, in the order of the tasks.
-        pad_token_id: fills up the shorter texts of a batch.
-        reads_first_token: whether the first token carries a text's vector, else the last one.
-        first_position: for batches without padding, see `lr_dist.sequence.fast.packing`; None where they are padded.
+        tokens: the tasks' tokens, with the ids of `backbone`, in the order of the tasks.
+        pad_token_id: pads the shorter texts of a batch.
+        reads_first_token: whether a text's vector is that of its first token; otherwise of its last.
+        first_position: for batches without padding, see `lr_dist.sequence.fast.packing`; None if they are padded.
     """
 
     backbone: nn.Module
@@ -45,14 +45,14 @@ class View:
 def view_of(
     backbone: nn.Module, tokenizer: Any, tokens: Sequence[TokenizedTask], evaluate_on: str, needs: Needs
 ) -> View:
-    """The cheapest view that serves `needs`; `backbone` is left as it is.
+    """The cheapest view that satisfies `needs`; `backbone` is not changed.
 
     Args:
         backbone: the pre-trained model.
         tokenizer: its tokenizer.
-        tokens: of all tasks.
-        evaluate_on: the split that is read beside train.
-        needs: what must not be left out.
+        tokens: the tokens of all tasks.
+        evaluate_on: the split that is read besides train.
+        needs: the parts that must not be left out.
     """
     smaller, numbered, pad = backbone, list(tokens), tokens[0].pad_token_id
     if not needs.full_vocabulary:

@@ -1,8 +1,8 @@
-"""Train with the rows of the word embeddings that the tasks' tokens use; the others would not change anyway.
+"""Train only the rows of the word embeddings that the tasks' tokens use; the others would not change anyway.
 
 A row whose token never occurs gets no gradient, so Adam's moments and its update are 0 throughout. Leaving it out gives
-the same scores, bit for bit, and saves the gradient and the optimizer's work on it: half of MiniLM's weights are word
-embeddings, and a few thousand texts use a fifth of them.
+the same scores, bit for bit, and saves its gradient and its part of the optimizer's step: half of MiniLM's weights are
+word embeddings, and a few thousand texts use a fifth of them.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SPLITS = ("train", "dev", "validation")
 def shrink_vocabulary(
     backbone: nn.Module, tokens: Sequence[TokenizedTask], splits: Sequence[str] = SPLITS
 ) -> tuple[nn.Module, list[TokenizedTask], int]:
-    """The backbone with the used rows only, the tasks with the rows' new numbers, and the new padding token.
+    """The backbone with only the used rows, the tasks with the rows' new ids, and the new padding token.
 
-    Only `splits` may be read afterwards. The backbone given is left as it is. A model whose input embedding is not a
+    Only `splits` may be read afterwards. The given backbone is not changed. A model whose input embedding is not a
     plain `nn.Embedding` that is used once is returned unchanged.
 
     Raises:
@@ -47,7 +47,7 @@ def shrink_vocabulary(
     number = np.full(embedding.num_embeddings, -1, dtype=np.int32)
     number[used] = np.arange(len(used), dtype=np.int32)
 
-    # Everything but the large matrix is copied.
+    # Everything except the large matrix is copied.
     smaller = copy.deepcopy(backbone, memo={id(embedding.weight): None})
     kept = nn.Embedding(len(used), embedding.embedding_dim, padding_idx=_renumbered(embedding.padding_idx, number))
     kept.weight = nn.Parameter(embedding.weight.detach()[used].clone(), requires_grad=embedding.weight.requires_grad)
