@@ -18,8 +18,10 @@ from lr_dist.extras import require_libraries
 if TYPE_CHECKING:
     from lr_dist.callback import LayerwiseLR
     from lr_dist.distribution import LRDistribution
+    from lr_dist.exact_resume import ExactResume
     from lr_dist.groups import param_groups
     from lr_dist.huggingface import LayerwiseTrainerMixin
+    from lr_dist.layer_schedule import LayerSchedule
     from lr_dist.layers import assign_layers
     from lr_dist.loss_adaptive import LossAdaptiveLR
     from lr_dist.presets import load_preset, register_preset
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "ExactResume": "lr_dist.exact_resume",
+    "LayerSchedule": "lr_dist.layer_schedule",
     "LayerwiseLR": "lr_dist.callback",
     "LayerwiseTrainerMixin": "lr_dist.huggingface",
     "LossAdaptiveLR": "lr_dist.loss_adaptive",
@@ -68,7 +72,9 @@ def _within_from_import() -> bool:
 
 
 __all__ = [
+    "ExactResume",
     "LRDistribution",
+    "LayerSchedule",
     "LayerwiseLR",
     "LossAdaptiveLR",
     "__version__",

@@ -20,7 +20,7 @@ from lr_dist._callback.company import (
     check_trainer,
 )
 from lr_dist._callback.doubts import optimizer_doubts
-from lr_dist._callback.exact import ExactResume
+from lr_dist._callback.exact import HOST_KEY, ExactFit
 from lr_dist._callback.finder import (
     anchor_at,
     anchored,
@@ -57,9 +57,10 @@ from lr_dist.errors import (
     UnreadScaleWarning,
     UnsupportedOptimizerError,
 )
+from lr_dist.exact_resume import ExactResume
 from lr_dist.groups import freeze_layers
 from lr_dist.kept_schedulers import kept_schedulers
-from lr_dist.layer_schedule import LayerSchedule
+from lr_dist.layer_schedule import LayerSchedule, chosen_schedule
 from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers, clean_name
 from lr_dist.presets import resolve_distribution
 from lr_dist.regroup import (
@@ -103,13 +104,12 @@ class LayerwiseLR(Callback):
         verbose: whether to print the table of layers and rates once, on rank 0.
         exact_resume: whether checkpoints hold what Lightning leaves out of them (random states, the position in the
             data, gradients of a window of `accumulate_grad_batches`), so that a resumed run equals the unbroken one.
-            Without it a run resumes as Lightning does.
-        unfreeze_every_n_epochs: gradual unfreezing (ULMFiT): the head trains first, then one more layer every so many
-            epochs, from the last layer down, the embeddings at the end. A layer that has not started is frozen: no
-            gradient, no moments, no weight decay.
-        unfreeze_every_n_steps: the same with steps of the optimizer instead of epochs.
-        layer_warmup_steps: each layer's rate grows linearly over its own first steps, from the step in which it
-            starts. A number for all layers, or group name -> steps, interpolated between the depths that are named.
+            Without it a run resumes as Lightning does. An `ExactResume` in the same Trainer does this instead.
+        schedule: when each layer starts (gradual unfreezing), and how it warms up. A layer that has not started is
+            frozen: no gradient, no moments, no weight decay.
+        unfreeze_every_n_epochs: in place of `schedule`, its `every_n_epochs`.
+        unfreeze_every_n_steps: in place of `schedule`, its `every_n_steps`.
+        layer_warmup_steps: in place of `schedule`, its `warmup_steps`.
 
     Raises:
         LRDistError: what `resolve_distribution` raises. Errors of the hooks name what is wrong in the model, the
@@ -125,18 +125,24 @@ class LayerwiseLR(Callback):
         allow_schedulers: Sequence[type] = (),
         verbose: bool = True,
         exact_resume: bool = True,
+        schedule: LayerSchedule | None = None,
         unfreeze_every_n_epochs: int | None = None,
         unfreeze_every_n_steps: int | None = None,
         layer_warmup_steps: int | Mapping[str, int] | None = None,
     ) -> None:
         self.distribution = resolve_distribution(distribution)
-        self.schedule = LayerSchedule(unfreeze_every_n_epochs, unfreeze_every_n_steps, layer_warmup_steps)
+        self.schedule = chosen_schedule(
+            schedule,
+            unfreeze_every_n_epochs=unfreeze_every_n_epochs,
+            unfreeze_every_n_steps=unfreeze_every_n_steps,
+            layer_warmup_steps=layer_warmup_steps,
+        )
         self.overrides = overrides
         self.stacks = stacks
         if stacks is not None and self.schedule:
             raise InvalidScheduleError(
                 "With stacks=..., each submodule has a depth of its own, and there is no order in which to unfreeze or "
-                "warm up the layers of several. Leave out the unfreezing and warm-up options, or stacks."
+                "warm up the layers of several. Leave out the schedule (the unfreezing and warm-up options), or stacks."
             )
         self.allow_schedulers = tuple(allow_schedulers)
         self.verbose = verbose
@@ -157,7 +163,8 @@ class LayerwiseLR(Callback):
         # From `on_train_start` on nothing is resumed any more, whatever checkpoint is read.
         self._training = False
         self._gradual = Gradual(self.schedule)
-        self._exact = ExactResume()
+        self._exact = ExactFit()
+        self._resumes_exactly = exact_resume
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what a process that is started gets, is a callback for another fit: without this fit's objects."""
@@ -167,7 +174,7 @@ class LayerwiseLR(Callback):
             "_coverage": None,
             "_training": False,
             "_trainable": [],
-            "_exact": ExactResume(),
+            "_exact": ExactFit(),
         }
 
     # Before the run --------------------------------------------------------------------------------------
@@ -190,7 +197,9 @@ class LayerwiseLR(Callback):
         self._hyperparameters.listen(trainer, self._described)
         self._gradual.join(trainer)
         self._exact.close()
-        self._exact = ExactResume()
+        self._exact = ExactFit()
+        others = callbacks_of(trainer)
+        self._resumes_exactly = self.exact_resume and not any(isinstance(other, ExactResume) for other in others)
         before_weights(trainer, lambda checkpoint: self._check_resumed(trainer, checkpoint))
         # A model that is built in `configure_model` does not exist yet.
         if part_of(trainer, "utilities.model_helpers").is_overridden("configure_model", pl_module):
@@ -221,7 +230,7 @@ class LayerwiseLR(Callback):
             sizes = {id(p): self._sizes.get(clean_name(n), p.numel()) for n, p in pl_module.named_parameters()}
             for optimizer in optimizers:
                 print_table(optimizer, self._applied(), sizes, self._gradual.describe())
-        if self.exact_resume:
+        if self._resumes_exactly:
             self._exact.on_fit_start(trainer)
 
     @override
@@ -229,7 +238,7 @@ class LayerwiseLR(Callback):
         """Compare once more with what is resumed: some strategies load callbacks only after `on_fit_start`."""
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
-        if self.exact_resume:
+        if self._resumes_exactly:
             self._exact.on_train_start(trainer)
         self._trainable, self._training = [], True
 
@@ -435,7 +444,7 @@ class LayerwiseLR(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until `on_train_start`; the rates themselves come from the constructor's arguments."""
-        self._loaded = {key: value for key, value in state_dict.items() if key != ExactResume.KEY}
+        self._loaded = {key: value for key, value in state_dict.items() if key != HOST_KEY}
         self._gradual.load(state_dict.get("gradual"))
 
     @override
@@ -447,14 +456,14 @@ class LayerwiseLR(Callback):
         """
         if trainer.state.fn == "fit" and not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             self._check_resumed(trainer, checkpoint)
-            if self.exact_resume:
-                self._exact.load(trainer, checkpoint, checkpoint["callbacks"][self.state_key].get(ExactResume.KEY))
+            if self._resumes_exactly:
+                self._exact.load(trainer, checkpoint)
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add what an exact resume needs; Lightning calls this in every process."""
         if (state := self._exact.state(trainer, pl_module)) is not None:
-            checkpoint["callbacks"][self.state_key][ExactResume.KEY] = state
+            checkpoint["callbacks"][self.state_key][HOST_KEY] = state
 
     def _check_resumed(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
         # While it trains, a callback may go back to a checkpoint (FinetuningScheduler, to its best one before each

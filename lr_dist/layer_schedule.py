@@ -29,7 +29,7 @@ class LayerSchedule:
             interpolated linearly and rounded, beyond them the nearest name's. `layers.-1` is the last layer.
 
     Raises:
-        InvalidScheduleError: both intervals, or a number of epochs or steps that is none.
+        InvalidScheduleError: both intervals, or a number of epochs or steps that is no whole number.
     """
 
     every_n_epochs: int | None = None
@@ -40,10 +40,10 @@ class LayerSchedule:
         for name, value in (("epochs", self.every_n_epochs), ("steps", self.every_n_steps)):
             if value is not None:
                 hint = "Without it every layer trains from the start."
-                check_whole(f"unfreeze_every_n_{name}", value, 1, error=InvalidScheduleError, hint=hint)
+                check_whole(f"every_n_{name}", value, 1, error=InvalidScheduleError, hint=hint)
         if self.every_n_epochs is not None and self.every_n_steps is not None:
             raise InvalidScheduleError(
-                f"unfreeze_every_n_epochs={self.every_n_epochs} and unfreeze_every_n_steps={self.every_n_steps} "
+                f"every_n_epochs={self.every_n_epochs} and every_n_steps={self.every_n_steps} "
                 "exclude each other: give one of them."
             )
         object.__setattr__(self, "warmup_steps", _checked_warmup(self.warmup_steps))
@@ -96,7 +96,7 @@ class LayerSchedule:
         for name, steps in self.warmup_steps.items():
             depth = _depth(name, num_layers)
             if depth in by_depth:
-                raise InvalidScheduleError(f"layer_warmup_steps names {names[depth]} twice, once as {name}.")
+                raise InvalidScheduleError(f"warmup_steps names {names[depth]} twice, once as {name}.")
             by_depth[depth] = steps
         known = sorted(by_depth.items())
         return {name: _interpolated(known, depth) for depth, name in enumerate(names)}
@@ -109,6 +109,42 @@ class LayerSchedule:
             "every_n_steps": self.every_n_steps,
             "warmup_steps": dict(sorted(steps.items())) if isinstance(steps, Mapping) else steps,
         }
+
+
+def chosen_schedule(
+    schedule: LayerSchedule | None,
+    *,
+    unfreeze_every_n_epochs: int | None,
+    unfreeze_every_n_steps: int | None,
+    layer_warmup_steps: int | Mapping[str, int] | None,
+) -> LayerSchedule:
+    """`schedule`, or the one of the three options that stand for its attributes.
+
+    Raises:
+        InvalidScheduleError: both, no LayerSchedule, or options that a LayerSchedule refuses.
+    """
+    options = {
+        "unfreeze_every_n_epochs": unfreeze_every_n_epochs,
+        "unfreeze_every_n_steps": unfreeze_every_n_steps,
+        "layer_warmup_steps": layer_warmup_steps,
+    }
+    given = ", ".join(f"{name}={shown(value)}" for name, value in options.items() if value is not None)
+    if schedule is not None:
+        if not isinstance(schedule, LayerSchedule):
+            raise InvalidScheduleError(
+                f"schedule must be a LayerSchedule, not {shown(schedule)}. Make one with "
+                "`from lr_dist import LayerSchedule`: LayerSchedule(every_n_epochs=1)."
+            )
+        if given:
+            raise InvalidScheduleError(
+                f"schedule={schedule} and {given} exclude each other. Give schedule alone, and put the values of the "
+                "options into it: LayerSchedule(every_n_epochs=..., every_n_steps=..., warmup_steps=...)."
+            )
+        return schedule
+    try:
+        return LayerSchedule(unfreeze_every_n_epochs, unfreeze_every_n_steps, layer_warmup_steps)
+    except InvalidScheduleError as error:
+        raise InvalidScheduleError(f"{given}: {error}") from None
 
 
 def layer_factor(started: Mapping[str, int], warmup: Mapping[str, int], layer: str, step: int) -> float:
@@ -124,18 +160,18 @@ def _checked_warmup(steps: Any) -> Any:
         return steps
     if not isinstance(steps, Mapping):
         raise InvalidScheduleError(
-            f"layer_warmup_steps must be a whole number of steps, or a map from group to steps, not {shown(steps)}."
+            f"warmup_steps must be a whole number of steps, or a map from group to steps, not {shown(steps)}."
         )
     if not steps:
-        raise InvalidScheduleError('layer_warmup_steps is an empty map; name a group, as in {"head": 100}.')
+        raise InvalidScheduleError('warmup_steps is an empty map; name a group, as in {"head": 100}.')
     for name, value in steps.items():
         if not is_group_name(name):
             raise InvalidScheduleError(
-                f"layer_warmup_steps names {shown(name)}, which is no group. Use embeddings, head, or layers.K "
+                f"warmup_steps names {shown(name)}, which is no group. Use embeddings, head, or layers.K "
                 "(layers.-1 is the last)."
             )
         hint = "Give 0 for no warm-up."
-        check_whole(f"layer_warmup_steps of {name}", value, 0, error=InvalidScheduleError, hint=hint)
+        check_whole(f"warmup_steps of {name}", value, 0, error=InvalidScheduleError, hint=hint)
     return dict(steps)
 
 
@@ -143,7 +179,7 @@ def _depth(name: str, num_layers: int) -> int:
     depth = group_depth(name, num_layers)
     if depth is None:
         raise InvalidScheduleError(
-            f"layer_warmup_steps names {name}, but the model has {num_layers} layers (layers.0 to "
+            f"warmup_steps names {name}, but the model has {num_layers} layers (layers.0 to "
             f"layers.{num_layers - 1}). Use layers.-1 for the last."
         )
     return depth

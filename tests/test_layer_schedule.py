@@ -93,18 +93,18 @@ def test_equal_schedules_have_equal_data() -> None:
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"every_n_epochs": 0}, "unfreeze_every_n_epochs must be a whole number of at least 1, not 0"),
-        ({"every_n_steps": -3}, "unfreeze_every_n_steps.*-3"),
-        ({"every_n_steps": 1.5}, r"unfreeze_every_n_steps.*1\.5"),
-        ({"every_n_epochs": True}, "unfreeze_every_n_epochs.*True"),
-        ({"every_n_epochs": "2"}, "unfreeze_every_n_epochs.*'2'"),
+        ({"every_n_epochs": 0}, "every_n_epochs must be a whole number of at least 1, not 0"),
+        ({"every_n_steps": -3}, "every_n_steps.*-3"),
+        ({"every_n_steps": 1.5}, r"every_n_steps.*1\.5"),
+        ({"every_n_epochs": True}, "every_n_epochs.*True"),
+        ({"every_n_epochs": "2"}, "every_n_epochs.*'2'"),
         ({"every_n_epochs": 1, "every_n_steps": 2}, "exclude each other"),
-        ({"warmup_steps": -1}, "layer_warmup_steps must be a whole number of steps.*-1"),
-        ({"warmup_steps": [1, 2]}, r"layer_warmup_steps.*\[1, 2\]"),
+        ({"warmup_steps": -1}, "warmup_steps must be a whole number of steps.*-1"),
+        ({"warmup_steps": [1, 2]}, r"warmup_steps.*\[1, 2\]"),
         ({"warmup_steps": {}}, "empty map"),
         ({"warmup_steps": {"layer.1": 2}}, "names 'layer.1', which is no group"),
         ({"warmup_steps": {3: 2}}, "names 3, which is no group"),
-        ({"warmup_steps": {"head": 0.5}}, r"layer_warmup_steps of head.*0\.5"),
+        ({"warmup_steps": {"head": 0.5}}, r"warmup_steps of head.*0\.5"),
     ],
 )
 def test_options_that_cannot_work_are_refused_by_name(options: dict[str, Any], match: str) -> None:

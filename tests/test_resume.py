@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.optim import lr_scheduler as sch
 
 from lr_dist import LayerwiseLR, LRDistribution
-from lr_dist._callback import loops
+from lr_dist._callback import internals
 from lr_dist.errors import InexactResumeWarning, ResumeMismatchError, UnsupportedCallbackError
 
 BASE = 2e-3
@@ -273,7 +273,7 @@ def test_another_version_of_lightning_is_named_and_resumed_as_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint_after(2, tmp_path, module(), layerwise())
-    monkeypatch.setitem(loops._PARTS, "epoch", ("advance", "advance_in_another_way"))
+    monkeypatch.setitem(internals.PARTS, "epoch", ("advance", "advance_in_another_way"))
     with pytest.warns(InexactResumeWarning, match=rf"Lightning {L.__version__} lacks epoch.advance_in_another_way"):
         resumed = run(module(), layerwise(), ckpt=path)
     assert resumed.global_step == BATCHES * EPOCHS

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from lr_dist._callback.internals import averaging_rates
 from lr_dist._lightning import BackboneFinetuning, BaseFinetuning, L, StochasticWeightAveraging, package_of
 from lr_dist.errors import ResumeMismatchError, UnsupportedCallbackError
 
@@ -87,7 +88,7 @@ def check_averaging(trainer: L.Trainer, optimizer: Optimizer) -> None:
     for callback in callbacks_of(trainer):
         if not isinstance(callback, StochasticWeightAveraging):
             continue
-        given = callback._swa_lrs
+        given = averaging_rates(callback)
         names = ", ".join(group["name"] for group in groups)
         if isinstance(given, (int, float)):
             raise UnsupportedCallbackError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from lr_dist._callback.internals import uncount
+
 
 def is_stateful(loaders: Iterable[Any]) -> bool:
     """Whether each loader keeps its position itself (`state_dict` and `load_state_dict`); Lightning restores those."""
@@ -35,5 +37,4 @@ def move_to(
         # A `training_step(self, dataloader_iter)` is handed an iterator, and takes a batch from it itself.
         if isinstance(batch, Iterator):
             next(batch)
-    # Lightning adds the batches that were used before.
-    fetcher.fetched -= batches
+    uncount(fetcher, batches)

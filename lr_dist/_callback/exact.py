@@ -1,25 +1,42 @@
-"""Stop anywhere, resume, and end bit for bit where the unbroken run ends."""
+"""What `ExactResume` does in one fit: stop anywhere, resume, and end bit for bit where the unbroken run ends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
 
-from lr_dist._callback import data_position, logged
+from lr_dist._callback import data_position
 from lr_dist._callback.gradients import restore_gradients, waiting_gradients
-from lr_dist._callback.loops import Loops, quiet_about_position, rewrite_progress
+from lr_dist._callback.internals import (
+    Loops,
+    plain_logged,
+    quiet_about_position,
+    restore_logged,
+    rewrite_progress,
+)
 from lr_dist._callback.machine import differences, machine
 from lr_dist._callback.random_state import RandomState
 from lr_dist._callback.tracker import Place, Tracker, generators
 from lr_dist._lightning import GradientAccumulationScheduler, L, package_of, rank_zero_warn
 from lr_dist.errors import InexactResumeWarning
 
+# Where a checkpoint's `callbacks` hold the state: of `ExactResume` alone, or as one part of LayerwiseLR's.
+STATE_KEY = "ExactResume"
+_HOST, HOST_KEY = "LayerwiseLR", "exact_resume"
 
-class ExactResume:
+
+def saved_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint holds for an exact resume, whichever callback wrote it; None if none did."""
+    callbacks = checkpoint.get("callbacks") or {}
+    state: dict[str, Any] | None = callbacks.get(STATE_KEY)
+    return state if state is not None else (callbacks.get(_HOST) or {}).get(HOST_KEY)
+
+
+class ExactFit:
     """Saves what Lightning leaves out of a checkpoint, and brings it back when a run is resumed.
 
     That is: random states of every process; gradients within an accumulation window; the position in the data; what
@@ -34,7 +51,6 @@ class ExactResume:
     pickle, is one for another fit.
     """
 
-    KEY = "exact_resume"
     # Of what `state` returns. Without a number: 1. Since 2: `format` and `machine`.
     FORMAT = 2
 
@@ -44,7 +60,7 @@ class ExactResume:
         self._started: RandomState | None = None
         self._alone = False
 
-    def __reduce__(self) -> tuple[type[ExactResume], tuple[()]]:
+    def __reduce__(self) -> tuple[type[ExactFit], tuple[()]]:
         return type(self), ()
 
     def on_fit_start(self, trainer: L.Trainer) -> None:
@@ -52,13 +68,15 @@ class ExactResume:
         self._started = RandomState.now(trainer.strategy.root_device)
         self._restore_start(trainer)
 
-    def load(self, trainer: L.Trainer, checkpoint: dict[str, Any], state: dict[str, Any] | None) -> None:
+    def load(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
         """Take over this process's part of a checkpoint; Lightning's counters in it are changed."""
         # A finder of Lightning saves and loads within a run that goes on.
         if self._tracker is not None or Loops(trainer).missing:
             return
-        if state is None:
-            _warn("it was written without exact_resume, and holds no random states")
+        if (state := saved_state(checkpoint)) is None:
+            _warn(
+                "it was written without exact_resume (neither ExactResume nor LayerwiseLR added it), and holds no random states"
+            )
             return
         if (found := state.get("format", 1)) not in range(1, self.FORMAT + 1):
             _warn(f"a later version of lr-dist wrote it (format {found}, and this version reads up to {self.FORMAT})")
@@ -89,7 +107,7 @@ class ExactResume:
             rank_zero_warn(
                 f"Lightning {package_of(trainer).__version__} lacks {', '.join(loops.missing)}, so a run that is "
                 "stopped and resumed will not end exactly where the unbroken run ends. Use a version that lr-dist was "
-                "tested with, or silence this with LayerwiseLR(..., exact_resume=False).",
+                "tested with, or leave this out: LayerwiseLR(..., exact_resume=False), and no ExactResume.",
                 category=InexactResumeWarning,
             )
             return
@@ -98,7 +116,7 @@ class ExactResume:
             loops.wrap("fit", "on_advance_start", self._resume_between_epochs)
             loops.wrap("epoch", "reset", self._reset_quietly)
             loops.wrap("epoch", "on_run_start", self._resume_within_epoch)
-            loops.fit._last_train_dl_reload_epoch = self._resumed.reloaded
+            loops.reloaded = self._resumed.reloaded
             self._end_epoch_before(self._resumed, loops)
             if self._resumed.batches is None:
                 loops.begin_epoch()
@@ -149,7 +167,7 @@ class ExactResume:
             "batches": place.batches,
             "pending": place.pending,
             "doubts": list(place.doubts),
-            "reloaded": loops.fit._last_train_dl_reload_epoch,
+            "reloaded": loops.reloaded,
             "window": trainer.accumulate_grad_batches,
             "stateful": data_position.is_stateful(loops.loaders[0]),
             "ranks": _gathered(_rank_state(pl_module, self._tracker, place, alone=alone), alone=alone),
@@ -201,7 +219,7 @@ class ExactResume:
             # It sets the window when an epoch starts.
             trainer.accumulate_grad_batches = resumed.window
         original(fetcher)
-        logged.restore(loops.epoch._results, resumed.logged, trainer.lightning_module, trainer.strategy.reduce)
+        restore_logged(loops.results, resumed.logged, trainer.lightning_module, trainer.strategy.reduce)
         restore_gradients(trainer.lightning_module, resumed.gradients)
         if first_batch is not None:
             # Without one the run was interrupted while it opened its data, which has just been done again.
@@ -243,12 +261,12 @@ def _rank_state(pl_module: L.LightningModule, tracker: Tracker, place: Place, *,
         "now": place.moment.random,
     }
     # Asking the Trainer for its metrics may reduce them over all processes.
-    metrics = tracker.loops.logged._callback_metrics if alone else tracker.loops.trainer.callback_metrics
+    metrics = tracker.loops.local_metrics if alone else tracker.loops.trainer.callback_metrics
     gradients = place.gradients
     return {
         "machine": machine(tracker.loops.trainer.strategy.root_device),
         "random": {name: state.plain() for name, state in random.items() if state is not None},
-        "logged": logged.plain(place.moment.logged) if place.batches else [],
+        "logged": plain_logged(place.moment.logged) if place.batches else [],
         "metrics": {name: torch.as_tensor(value).detach().cpu().clone() for name, value in metrics.items()},
         "gradients": waiting_gradients(pl_module, tracker.stepped) if gradients is None else gradients,
     }

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from lr_dist._callback import logged
 from lr_dist._callback.data_position import is_stateful
-from lr_dist._callback.loops import Loops
+from lr_dist._callback.internals import LoggedSnapshot, Loops, snapshot_logged
 from lr_dist._callback.random_state import RandomState, loader_generators
 from lr_dist._lightning import L, SIGTERMException
 
@@ -21,7 +20,7 @@ class Moment:
     """What passes from one batch to the next: random numbers, and what was logged in this epoch so far."""
 
     random: RandomState
-    logged: logged.Snapshot
+    logged: LoggedSnapshot
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class Tracker:
         """This moment."""
         loops = self.loops
         random = RandomState.now(loops.trainer.strategy.root_device, generators(loops))
-        return Moment(random, logged.snapshot(loops.epoch._results))
+        return Moment(random, snapshot_logged(loops.results))
 
     def place(self) -> Place:
         """Where the run is. Lightning's counters move on at each of its hooks."""
@@ -141,7 +140,7 @@ class Tracker:
 
     def _begin_epoch(self, original: Callable[[], None]) -> None:
         self._boundary = self.now()
-        if self.loops.fit._should_reload_train_dl:
+        if self.loops.reloads_data:
             self.started = self._boundary.random
         original()
 

@@ -157,7 +157,8 @@ def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers:
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[LayerwiseLR(stage.distribution, verbose=False), *methods, relay],
+            # Stages are run whole and never saved within one.
+            callbacks=[LayerwiseLR(stage.distribution, verbose=False, exact_resume=False), *methods, relay],
         )
         _fit_or_interrupt(trainer, run.module, loader)
     run.module.train()

@@ -20,7 +20,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lr_dist.search",),
     ("lr_dist.sequence",),
     ("lr_dist.methods",),
-    ("lr_dist.callback", "lr_dist.loss_adaptive", "lr_dist._callback", "lr_dist.huggingface", "lr_dist._lightning"),
+    (
+        *("lr_dist.callback", "lr_dist.loss_adaptive", "lr_dist.exact_resume", "lr_dist._callback"),
+        *("lr_dist.huggingface", "lr_dist._lightning"),
+    ),
     (
         *("lr_dist.coverage", "lr_dist.rate_check", "lr_dist.regroup", "lr_dist.kept_schedulers", "lr_dist.schedulers"),
         *("lr_dist.group_values", "lr_dist.step_factors", "lr_dist.layer_schedule", "lr_dist.groups"),

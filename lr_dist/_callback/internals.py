@@ -1,24 +1,30 @@
-"""Lightning's training loops: all that an exact resume reads and writes of them, in one place.
+"""Everything of Lightning that lr-dist uses and that is not public: its loops, its counters, what was logged.
 
-None of it is public. Where another version of Lightning lacks a part, `missing` says so and nothing is touched.
+No other module of lr-dist reads or writes such attributes. `tests/test_lightning_internals.py` has a test for each,
+which says what Lightning does with it. Where another version lacks a part, `Loops.missing` names it, and nothing is
+touched.
 """
 
 from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
+
+import torch
+from torch import nn
 
 from lr_dist._lightning import L
 
-_PARTS = {
+# By the names of the properties of `Loops`.
+PARTS = {
     "fit": (
         "epoch_progress",
         "_combined_loader",
         "_combined_loader_states_to_load",
-        "_data_fetcher",
         "_last_train_dl_reload_epoch",
         "_restarting",
         "_resuming_from_checkpoint",
@@ -42,6 +48,20 @@ _PARTS = {
     ),
     "logged": ("_first_loop_iter", "_callback_metrics"),
 }
+
+# Of an entry in what was logged: the options of `self.log`, and the values, of which not every entry has each.
+_LOG_OPTIONS = (
+    "prog_bar",
+    "logger",
+    "on_step",
+    "on_epoch",
+    "enable_graph",
+    "add_dataloader_idx",
+    "metric_attribute",
+)
+_LOG_STATES = ("value", "cumulated_batch_size", "_forward_cache", "has_reset", "_update_count")
+
+LoggedSnapshot = dict[str, tuple[Any, dict[str, Any]]]
 
 
 class Loops:
@@ -82,7 +102,7 @@ class Loops:
         """What this version of Lightning does not have."""
         return [
             f"{owner}.{name}"
-            for owner, names in _PARTS.items()
+            for owner, names in PARTS.items()
             for name in names
             if not hasattr(getattr(self, owner), name)
         ]
@@ -109,6 +129,32 @@ class Loops:
             vars(getattr(self, name)).pop(method, None)
 
     # Where the run is ------------------------------------------------------------------------------------
+
+    @property
+    def results(self) -> Any:
+        """What the training step has logged in this epoch, for the functions below."""
+        return self.epoch._results
+
+    @property
+    def local_metrics(self) -> dict[str, Any]:
+        """The metrics that callbacks and schedulers watch, as this process knows them, without a reduction."""
+        metrics: dict[str, Any] = self.logged._callback_metrics
+        return metrics
+
+    @property
+    def reloads_data(self) -> bool:
+        """Whether the training's data loaders are made anew for the epoch that begins."""
+        return bool(self.fit._should_reload_train_dl)
+
+    @property
+    def reloaded(self) -> int:
+        """The epoch for which the training's data loaders were last made."""
+        epoch: int = self.fit._last_train_dl_reload_epoch
+        return epoch
+
+    @reloaded.setter
+    def reloaded(self, epoch: int) -> None:
+        self.fit._last_train_dl_reload_epoch = epoch
 
     @property
     def epochs(self) -> Any:
@@ -182,6 +228,17 @@ class Loops:
             self.epochs.completed += 1
 
 
+def uncount(fetcher: Any, batches: int) -> None:
+    """Let a data fetcher count `batches` fewer; Lightning adds those that were used when an epoch starts."""
+    fetcher.fetched -= batches
+
+
+def averaging_rates(averaging: Any) -> float | Sequence[float]:
+    """The `swa_lrs` of a StochasticWeightAveraging: one for all groups, or a list."""
+    rates: float | Sequence[float] = averaging._swa_lrs
+    return rates
+
+
 @contextmanager
 def quiet_about_position() -> Iterator[None]:
     """Without Lightning's warning that a loader without a state cannot be resumed within an epoch."""
@@ -221,3 +278,85 @@ def _set_counters(progress: dict[str, Any], **values: int) -> None:
         # The total counts over all fits.
         progress["total"][name] += value - progress["current"][name]
         progress["current"][name] = value
+
+
+# What the training step has logged since the epoch began, from which Lightning makes the epoch's metrics. Lightning
+# starts it anew when a run is resumed, so that an average over the epoch, which a ReduceLROnPlateau may watch, would be
+# one over the rest of the epoch.
+
+
+def snapshot_logged(results: dict[str, Any]) -> LoggedSnapshot:
+    """The values that were logged in this epoch so far. Lightning replaces its tensors and never changes them, so that no copy is needed."""
+    return {
+        key: (result, {name: getattr(result, name) for name in _LOG_STATES if hasattr(result, name)})
+        for key, result in results.items()
+    }
+
+
+def plain_logged(values: LoggedSnapshot) -> list[dict[str, Any]]:
+    """`values` as plain data and tensors on the CPU."""
+    return [_entry(result, state) for result, state in values.values() if result.meta.sync.group is None]
+
+
+def restore_logged(results: Any, entries: list[dict[str, Any]], module: nn.Module, reduce: Any) -> None:
+    """Make `results`, the training loop's collection, what it was.
+
+    Args:
+        results: Lightning's collection, which is changed.
+        entries: what `plain_logged` returned.
+        module: the LightningModule, which holds the logged torchmetrics.
+        reduce: the strategy's function that reduces over the processes.
+    """
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    for entry in entries:
+        metric = entry["metric"]
+        value: Any = torch.zeros((), device=device)
+        if metric is not None:
+            value = attrgetter(entry["metric_attribute"])(module)
+        results.log(
+            entry["fx"],
+            entry["name"],
+            value,
+            reduce_fx=getattr(torch, entry["reduce_fx"]),
+            sync_dist=entry["sync_dist"],
+            sync_dist_fn=reduce,
+            rank_zero_only=entry["rank_zero_only"],
+            batch_size=1,
+            **{name: entry[name] for name in _LOG_OPTIONS},
+        )
+        result = results[_key(entry)]
+        for name, state in entry["state"].items():
+            setattr(result, name, _to(state, device))
+        result._computed = None
+        if metric is not None:
+            for name, state in metric.items():
+                setattr(value, name, _to(state, device))
+            value._computed = None
+
+
+def _entry(result: Any, state: dict[str, Any]) -> dict[str, Any]:
+    meta, metric = result.meta, None
+    if not result.is_tensor:
+        # The module's own torchmetrics object: its state is what it is now.
+        metric = {name: _to(getattr(result.value, name), "cpu") for name in result.value._defaults}
+        metric["_update_count"] = result.value._update_count
+    return {
+        "fx": meta.fx,
+        "name": meta.name,
+        "reduce_fx": meta.reduce_fx.__name__,
+        "sync_dist": meta.sync.should,
+        "rank_zero_only": meta.sync.rank_zero_only,
+        "metric": metric,
+        "state": {name: _to(value, "cpu") for name, value in state.items() if result.is_tensor or name != "value"},
+        **{name: getattr(meta, name) for name in _LOG_OPTIONS},
+    }
+
+
+def _key(entry: dict[str, Any]) -> str:
+    return f"{entry['fx']}.{entry['name']}"
+
+
+def _to(value: Any, device: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().to(device, copy=True)
+    return [_to(item, device) for item in value] if isinstance(value, list) else value
