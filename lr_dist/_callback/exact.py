@@ -74,9 +74,7 @@ class ExactFit:
         if self._tracker is not None or Loops(trainer).missing:
             return
         if (state := saved_state(checkpoint)) is None:
-            _warn(
-                "it was written without exact_resume (neither ExactResume nor LayerwiseLR added it), and holds no random states"
-            )
+            _warn("it was written without exact_resume (or ExactResume), and holds no random states")
             return
         if (found := state.get("format", 1)) not in range(1, self.FORMAT + 1):
             _warn(f"a later version of lr-dist wrote it (format {found}, and this version reads up to {self.FORMAT})")

@@ -286,7 +286,10 @@ def _set_counters(progress: dict[str, Any], **values: int) -> None:
 
 
 def snapshot_logged(results: dict[str, Any]) -> LoggedSnapshot:
-    """The values that were logged in this epoch so far. Lightning replaces its tensors and never changes them, so that no copy is needed."""
+    """The values that were logged in this epoch so far.
+
+    Lightning replaces its tensors and never changes them, so that no copy is needed.
+    """
     return {
         key: (result, {name: getattr(result, name) for name in _LOG_STATES if hasattr(result, name)})
         for key, result in results.items()
