@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import exact
 import pytest
+import tiny
+from exact import Case, Saver, assert_same
 
-from lr_dist.errors import InvalidScheduleError
-from lr_dist.layer_schedule import LayerSchedule, layer_factor
+from lr_dist import LayerSchedule, LayerwiseLR
+from lr_dist.errors import InvalidScheduleError, ResumeMismatchError
+from lr_dist.layer_schedule import layer_factor
 from lr_dist.names import group_names
 
 LAYERS = group_names(3)
@@ -117,3 +122,50 @@ def test_a_layer_that_the_model_lacks_or_that_is_named_twice_is_refused() -> Non
         LayerSchedule(warmup_steps={"layers.3": 5}).warmup(3)
     with pytest.raises(InvalidScheduleError, match=r"names layers\.2 twice, once as layers\.-1"):
         LayerSchedule(warmup_steps={"layers.2": 5, "layers.-1": 6}).warmup(3)
+
+
+# As arguments of LayerwiseLR -----------------------------------------------------------------------------
+
+SCHEDULE = LayerSchedule(every_n_steps=2, warmup_steps={"head": 0, "embeddings": 4})
+OPTIONS: dict[str, Any] = {"unfreeze_every_n_steps": 2, "layer_warmup_steps": {"head": 0, "embeddings": 4}}
+
+
+def test_a_schedule_and_the_options_that_stand_for_it_are_the_same_to_a_checkpoint() -> None:
+    one, other = LayerwiseLR(tiny.EXPLICIT, schedule=SCHEDULE), LayerwiseLR(tiny.EXPLICIT, **OPTIONS)
+    assert one.schedule == other.schedule == SCHEDULE
+    assert one.state_dict() == other.state_dict()
+    assert one.state_dict()["schedule"] == SCHEDULE.to_dict()
+    # No schedule at all is none in the checkpoint, too.
+    assert LayerwiseLR(tiny.EXPLICIT, schedule=LayerSchedule()).state_dict()["schedule"] is None
+
+
+def test_a_run_with_the_options_is_resumed_with_the_schedule(tmp_path: Path) -> None:
+    def run(folder: Path, ckpt: Path | None, **options: Any) -> tuple[Any, Saver]:
+        saver = Saver(folder, "on_train_batch_end")
+        case = Case(options={"max_epochs": 2})
+        layerwise = LayerwiseLR(tiny.EXPLICIT, verbose=False, **options)
+        return exact.run(case, layerwise, saver, layerwise=False, ckpt=ckpt, seed=1 if ckpt is None else 2), saver
+
+    unbroken, saver = run(tmp_path / "old", None, **OPTIONS)
+    path = saver.paths["on_train_batch_end", 5]
+    assert_same(run(tmp_path / "new", path, schedule=SCHEDULE)[0], unbroken)
+    with pytest.raises(ResumeMismatchError, match="schedule"):
+        run(tmp_path / "other", path, schedule=LayerSchedule(every_n_steps=3))
+
+
+def test_the_callback_takes_a_schedule_or_the_options() -> None:
+    with pytest.raises(InvalidScheduleError, match=r"LayerSchedule.* and layer_warmup_steps=0 exclude each other"):
+        LayerwiseLR(tiny.EXPLICIT, schedule=SCHEDULE, layer_warmup_steps=0)
+    with pytest.raises(InvalidScheduleError, match=r"must be a LayerSchedule, not \{'every_n_steps': 2\}"):
+        LayerwiseLR(tiny.EXPLICIT, schedule={"every_n_steps": 2})  # type: ignore[arg-type]
+    with pytest.raises(InvalidScheduleError, match=r"stacks"):
+        LayerwiseLR(tiny.EXPLICIT, schedule=SCHEDULE, stacks=("a", "b"))
+
+
+def test_an_option_of_the_callback_is_named_as_it_was_given() -> None:
+    with pytest.raises(InvalidScheduleError, match=r"^unfreeze_every_n_epochs=0: every_n_epochs must be"):
+        LayerwiseLR(tiny.EXPLICIT, unfreeze_every_n_epochs=0)
+    with pytest.raises(InvalidScheduleError, match=r"^unfreeze_every_n_epochs=1, unfreeze_every_n_steps=2: .*exclude"):
+        LayerwiseLR(tiny.EXPLICIT, unfreeze_every_n_epochs=1, unfreeze_every_n_steps=2)
+    with pytest.raises(InvalidScheduleError, match=r"layer_warmup_steps="):
+        LayerwiseLR(tiny.EXPLICIT, layer_warmup_steps={"nose": 2})

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import yaml
 
-from lr_dist import LRDistribution
+from lr_dist import ExactResume, LayerSchedule, LayerwiseLR, LRDistribution
 
 pytestmark = pytest.mark.skipif(
     not lightning_cli._JSONARGPARSE_SIGNATURES_AVAILABLE,
@@ -86,6 +86,18 @@ def test_the_variants_in_its_comments_can_be_used_as_they_stand(main: Any, tmp_p
     cli = main(arguments(written(tmp_path / "in", options)))
     assert rates_of(cli) == pytest.approx(DECAY)
     assert len(cli.trainer.optimizers[0].param_groups[-2]["params"]) == 16 + 2
+
+
+def test_a_schedule_and_exact_resume_can_be_written_in_a_configuration(main: Any, tmp_path: Path) -> None:
+    schedule = {"every_n_epochs": 1, "warmup_steps": {"head": 0, "layers.-1": 2}}
+    text = written(tmp_path, {"distribution": "flat:lr=1e-4", "schedule": schedule})
+    cli = main(arguments(text))
+    layerwise = next(callback for callback in cli.trainer.callbacks if isinstance(callback, LayerwiseLR))
+    assert layerwise.schedule == LayerSchedule(every_n_epochs=1, warmup_steps={"head": 0, "layers.-1": 2})
+    config = yaml.safe_load(text.read_text())
+    config["trainer"]["callbacks"] = [{"class_path": "lr_dist.ExactResume"}]
+    text.write_text(yaml.safe_dump(config))
+    assert any(isinstance(callback, ExactResume) for callback in main(arguments(text)).trainer.callbacks)
 
 
 def test_the_program_runs_in_a_process_of_its_own(tmp_path: Path) -> None:
