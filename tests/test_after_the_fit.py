@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 
-from lr_dist import LayerwiseLR, LossAdaptiveLR, LRDistribution
+from lr_dist import ExactResume, LayerwiseLR, LossAdaptiveLR, LRDistribution
 
 DISTRIBUTION = LRDistribution.from_dict(tiny.EXPLICIT)
 
@@ -48,9 +48,10 @@ def callbacks(**options: Any) -> list[Any]:
     return [layerwise, LossAdaptiveLR()]
 
 
+@pytest.mark.parametrize("more", [[], [ExactResume]], ids=["", "ExactResume"])
 @pytest.mark.parametrize("end", ENDS)
-def test_trainer_and_module_are_freed_while_the_callbacks_live(end: str) -> None:
-    ours = callbacks()
+def test_trainer_and_module_are_freed_while_the_callbacks_live(end: str, more: list[type[L.Callback]]) -> None:
+    ours = [*callbacks(), *(kind() for kind in more)]
 
     def fit() -> list[weakref.ref[Any]]:
         module = tiny.Classifier(adamw)

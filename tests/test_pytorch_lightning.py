@@ -16,7 +16,7 @@ import tiny
 import torch
 import twin
 
-from lr_dist import LayerwiseLR, LossAdaptiveLR, LRDistribution
+from lr_dist import ExactResume, LayerwiseLR, LossAdaptiveLR, LRDistribution
 from lr_dist.errors import UnsupportedTrainerError
 
 pl = pytest.importorskip("pytorch_lightning")
@@ -26,6 +26,8 @@ CHOSEN = (
     "tests/test_callback.py",
     "tests/test_resume.py",
     "tests/test_exact_resume.py::test_a_run_resumes_exactly_from_every_hook",
+    "tests/test_exact_resume_alone.py",
+    "tests/test_lightning_internals.py",
     "tests/test_exact_resume_stops.py::test_a_run_that_the_scheduler_of_a_cluster_ends_resumes_exactly",
     "tests/test_exact_resume_stops.py::test_a_window_that_changes_with_the_epoch",
     "tests/test_schedulers.py::test_a_plateau_reduces_every_layer_down_to_its_own_floor",
@@ -154,7 +156,7 @@ def test_one_process_trains_with_both_twins_and_ends_at_the_same_weights() -> No
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("callback", [LayerwiseLR, LossAdaptiveLR])
+@pytest.mark.parametrize("callback", [ExactResume, LayerwiseLR, LossAdaptiveLR])
 def test_the_callbacks_are_of_both_twins_classes(callback: type) -> None:
     assert issubclass(callback, L.Callback)
     assert issubclass(callback, pl.Callback)
