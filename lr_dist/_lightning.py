@@ -121,12 +121,12 @@ def package_of(trainer: Any) -> ModuleType:
         if isinstance(trainer, package.Trainer):
             if _version(package) < _OLDEST:
                 raise UnsupportedTrainerError(
-                    f"The Trainer is of {package.__name__} {package.__version__}, and LayerwiseLR works from version "
+                    f"The Trainer is of {package.__name__} {package.__version__}, and lr-dist works from version "
                     f"{'.'.join(map(str, _OLDEST))} on. Run: pip install -U {package.__name__.partition('.')[0]}"
                 )
             return package
     raise UnsupportedTrainerError(
-        f"LayerwiseLR works with the Trainer of lightning.pytorch or pytorch_lightning, not with "
+        f"lr-dist's callbacks work with the Trainer of lightning.pytorch or pytorch_lightning, not with "
         f"{type(trainer).__module__}.{type(trainer).__qualname__}. Make it with `import lightning.pytorch as L; "
         "L.Trainer(...)`."
     )

@@ -126,7 +126,7 @@ class RankMismatchError(LRDistError, RuntimeError):
 
 
 class UnsupportedCallbackError(LRDistError, ValueError):
-    """Another callback of the Trainer that would overwrite the layers' rates."""
+    """Callbacks of a Trainer that cannot work together, such as one that would take the layers' rates away."""
 
 
 class ResumeMismatchError(LRDistError, RuntimeError):

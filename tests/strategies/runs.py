@@ -28,7 +28,7 @@ from torch.optim import lr_scheduler as sch
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lr_dist import LayerwiseLR
+from lr_dist import ExactResume, LayerwiseLR
 from lr_dist.layers import clean_name
 from lr_dist.methods import build_method
 
@@ -51,6 +51,7 @@ class Case:
         distribution: as `LayerwiseLR` takes it, RANK being the number of the process; None leaves the callback out.
         optimizer: a key of `OPTIMIZERS`.
         layerwise: further options of `LayerwiseLR`.
+        exact: with an `ExactResume` among the callbacks.
         methods: text forms of methods against forgetting.
         options: of the Trainer.
         dropout: above 0, every process draws its own random numbers.
@@ -69,6 +70,7 @@ class Case:
     distribution: str | None = FROZEN_LAYER
     optimizer: str = "adamw"
     layerwise: tuple[tuple[str, Any], ...] = ()
+    exact: bool = False
     methods: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
     dropout: float = 0.0
@@ -336,6 +338,8 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
         allowed = (Halving,) if case.allow_own_schedule else ()
         further = dict(case.layerwise)
         callbacks.insert(0, LayerwiseLR(distribution, allow_schedulers=allowed, **further))
+    if case.exact:
+        callbacks.append(ExactResume())
     callbacks += [build_method(text) for text in case.methods]
     if case.save_after is not None:
         callbacks.append(_SaveAfter(case.save_after, str(case.checkpoint)))

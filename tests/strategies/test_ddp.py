@@ -92,6 +92,12 @@ def test_a_run_resumes_exactly_within_an_accumulation_window(together: Run, tmp_
     assert checks.resumes(case, together, tmp_path, within_window=True) == []
 
 
+@pytest.mark.parametrize("distribution", [None, "decay:lr=2e-3,factor=0.5"], ids=["alone", "beside_LayerwiseLR"])
+def test_exact_resume_of_its_own_resumes_each_process(distribution: str | None, together: Run, tmp_path: Path) -> None:
+    case = Case("exact", "ddp", "SequentialLR", distribution=distribution, exact=True)
+    assert checks.resumes(case, together, tmp_path, within_window=True) == []
+
+
 def test_writing_a_checkpoint_leaves_the_run_alone(together: Run, tmp_path: Path) -> None:
     case = Case("plain", "ddp", "SequentialLR", dropout=0.2)
     saving = Case("saving", "ddp", "SequentialLR", dropout=0.2, save_after=3, checkpoint=str(tmp_path / "own.ckpt"))

@@ -85,6 +85,12 @@ def test_a_run_resumes_exactly_within_an_accumulation_window(kind: str, together
     assert checks.resumes(Case("window", kind, "StepLR"), together, tmp_path, within_window=True) == []
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_exact_resume_of_its_own_resumes_each_process(kind: str, together: Run, tmp_path: Path) -> None:
+    case = Case("exact", kind, "StepLR", distribution=None, exact=True)
+    assert checks.resumes(case, together, tmp_path, within_window=True) == []
+
+
 def test_a_distributed_checkpoint_is_a_folder_with_a_file_of_each_process(together: Run, tmp_path: Path) -> None:
     path = tmp_path / "shares.ckpt"
     together(Case("shares", "fsdp2-distributed", save_after=2, checkpoint=str(path)))
