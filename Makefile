@@ -22,6 +22,7 @@ test: $(VENV)/.dev ## the tests; those on real GLUE run where LR_DIST_DATA or ..
 
 # What the libraries' versions bear on; not what is slow, and not what looks at lr-dist alone.
 OLDEST_TESTS := tests/test_callback.py tests/test_schedulers.py tests/test_resume.py tests/test_exact_resume.py \
+	tests/test_exact_resume_alone.py tests/test_lightning_internals.py \
 	tests/test_groups.py tests/test_distribution.py tests/test_huggingface.py tests/test_huggingface_resume.py \
 	tests/test_peft.py tests/cli tests/packaging/test_versions.py tests/presets tests/report tests/tasks/test_custom.py \
 	tests/search/test_space.py tests/search/test_study.py tests/search/test_search_command.py
