@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.checked import checked_trials
-from lr_dist.search.precision import precisions
-from lr_dist.search.slots import SLOT, by_slot, settled
+from lr_dist.search.engine.slots import SLOT, by_slot, settled
+from lr_dist.search.trials.checked import checked_trials
+from lr_dist.search.trials.precision import precisions
 
 if TYPE_CHECKING:
     from optuna import Study

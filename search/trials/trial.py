@@ -10,8 +10,8 @@ from optuna import TrialPruned
 from optuna.trial import Trial
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.config import LEAST_RATE, SearchConfig
-from lr_dist.search.objective import Reference, p_o, p_s, partial, value, violation
+from lr_dist.search.trials.config import LEAST_RATE, SearchConfig
+from lr_dist.search.trials.objective import Reference, p_o, p_s, partial, value, violation
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb

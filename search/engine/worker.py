@@ -17,7 +17,7 @@ from optuna.trial import Trial, TrialState
 
 from lr_dist.errors import DivergedError, LRDistError, TrialError
 from lr_dist.runs.redact import redact
-from lr_dist.search.slots import (
+from lr_dist.search.engine.slots import (
     BEAT,
     ERROR,
     REASON,
@@ -31,7 +31,7 @@ from lr_dist.search.slots import (
     release_dead,
     slot_of,
 )
-from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, study_errors
+from lr_dist.search.engine.storage import HEARTBEAT_S, is_storage_error, study_errors
 from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 
 MAX_ERRORS = 3
@@ -52,7 +52,7 @@ def drain(
         study: shared with other workers through its storage.
         objective: runs a trial. Ctrl-C and SIGTERM reach it only inside of `lr_dist.sequence.interrupts.interruptible`,
             where it must not use the storage: one that came in between would leave a trial that runs for ever.
-        plan: the slots, see `lr_dist.search.slots.fill`.
+        plan: the slots, see `lr_dist.search.engine.slots.fill`.
         stopped: asked between trials.
         poll_s: seconds between looks where nothing waits but others still work.
 

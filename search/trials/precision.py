@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 from lr_dist.errors import MixedHardwareWarning
 from lr_dist.runs.precision import AUTO, PRECISIONS
-from lr_dist.search.config import SearchConfig
-from lr_dist.search.study import IDENTITY
+from lr_dist.search.trials.config import SearchConfig
+from lr_dist.search.trials.study import IDENTITY
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -11,7 +11,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_dist.search.slots import SLOT
+from lr_dist.search.engine.slots import SLOT
 
 
 def tpe(seed: int | None) -> TPESampler:

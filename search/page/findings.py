@@ -10,12 +10,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, listed, shown
-from lr_dist.search.checked import checked_identity, checked_trials, space_of
-from lr_dist.search.combine import PAPER_BASE, Trial, geometric_mean, geometric_spread, rank_weighted_log_mean
-from lr_dist.search.preset import DIGITS
-from lr_dist.search.slots import by_slot
+from lr_dist.search.combining.combine import PAPER_BASE, Trial, geometric_mean, geometric_spread, rank_weighted_log_mean
+from lr_dist.search.combining.preset import DIGITS
+from lr_dist.search.engine.slots import by_slot
 from lr_dist.search.space import Space
-from lr_dist.search.summary import best_trial, distribution_of, feasible
+from lr_dist.search.trials.checked import checked_identity, checked_trials, space_of
+from lr_dist.search.trials.summary import best_trial, distribution_of, feasible
 
 if TYPE_CHECKING:
     from optuna import Study

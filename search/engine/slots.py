@@ -22,8 +22,8 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from lr_dist.errors import StorageError
-from lr_dist.search.process import is_gone_here, machine, this_process
-from lr_dist.search.storage import GRACE_S, backend_of, sqlite_file
+from lr_dist.search.engine.process import is_gone_here, machine, this_process
+from lr_dist.search.engine.storage import GRACE_S, backend_of, sqlite_file
 
 SLOT, LABEL, OWNER, BEAT, REASON, ERROR = "slot", "label", "owner", "beat", "reason", "error"
 # Of a trial that its worker gave back unfinished (Ctrl-C, SIGTERM, another trial had its slot): nobody's fault.
@@ -103,8 +103,8 @@ def release_dead(study: Study, watch: Watch | None = None) -> list[int]:
     show. `fill` queues all of them again.
 
     On this machine a worker is gone when its process is. Elsewhere it is gone when its heartbeat stopped: Optuna's own
-    where the storage keeps them, else the one that `lr_dist.search.worker` writes, as seen by this process's clock. A
-    trial without an owner for a minute was taken by a worker that died in that moment.
+    where the storage keeps them, else the one that `worker.run_trial` writes, as seen by this process's clock. A trial
+    without an owner for a minute was taken by a worker that died in that moment.
 
     Args:
         study: the study.

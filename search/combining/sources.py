@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
 from lr_dist.reading import expanded
-from lr_dist.search.checked import checked_identity, space_of
-from lr_dist.search.combine import Trial
-from lr_dist.search.kenneweg2022 import read_trials
+from lr_dist.search.combining.combine import Trial
+from lr_dist.search.combining.kenneweg2022 import read_trials
 from lr_dist.search.space import Space
-from lr_dist.search.summary import complete_trials, feasible
+from lr_dist.search.trials.checked import checked_identity, space_of
+from lr_dist.search.trials.summary import complete_trials, feasible
 
 if TYPE_CHECKING:
     from optuna import Study

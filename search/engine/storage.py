@@ -294,7 +294,7 @@ def _was_second(error: BaseException) -> bool:
 def _journal(name: str) -> BaseStorage:
     from optuna.storages import JournalStorage
 
-    from lr_dist.search.journal import WholeLines
+    from lr_dist.search.engine.journal import WholeLines
 
     path = Path(name).expanduser()
     _check_file(path)

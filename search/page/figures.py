@@ -13,10 +13,10 @@ from optuna.trial import FrozenTrial, TrialState
 from lr_dist._distribution.plot import plot_rates
 from lr_dist.runs.numbers import number
 from lr_dist.runs.svg import new_figure, short, to_svg
-from lr_dist.search.combine import PAPER_BASE, geometric_spread
-from lr_dist.search.findings import Findings, front_of
-from lr_dist.search.slots import LABEL
-from lr_dist.search.summary import distribution_of, feasible
+from lr_dist.search.combining.combine import PAPER_BASE, geometric_spread
+from lr_dist.search.engine.slots import LABEL
+from lr_dist.search.page.findings import Findings, front_of
+from lr_dist.search.trials.summary import distribution_of, feasible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

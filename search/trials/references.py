@@ -14,10 +14,10 @@ import optuna
 from optuna.trial import TrialState
 
 from lr_dist.errors import TrialError
-from lr_dist.search.config import Goal, SearchConfig
-from lr_dist.search.objective import Reference, p_s
-from lr_dist.search.trial import ReferenceObjective
-from lr_dist.search.worker import drain
+from lr_dist.search.engine.worker import drain
+from lr_dist.search.trials.config import Goal, SearchConfig
+from lr_dist.search.trials.objective import Reference, p_s
+from lr_dist.search.trials.trial import ReferenceObjective
 from lr_dist.sequence.bench import Bench
 
 if TYPE_CHECKING:

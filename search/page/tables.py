@@ -11,10 +11,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.runs.numbers import number
-from lr_dist.search.findings import Findings
-from lr_dist.search.slots import ERROR, LABEL, REASON
+from lr_dist.search.engine.slots import ERROR, LABEL, REASON
+from lr_dist.search.page.findings import Findings
 from lr_dist.search.space import Space
-from lr_dist.search.summary import distribution_of, feasible
+from lr_dist.search.trials.summary import distribution_of, feasible
 
 
 @dataclass(frozen=True)
