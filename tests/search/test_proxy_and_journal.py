@@ -18,8 +18,9 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from lr_dist.search.engine.optuna_private import has_heartbeats, storage_of
 from lr_dist.search.engine.process import machine
-from lr_dist.search.engine.slots import BEAT, OWNER, SLOT, Watch, claim, fill, has_heartbeats, release_dead, settled
+from lr_dist.search.engine.slots import BEAT, OWNER, SLOT, Watch, claim, fill, release_dead, settled
 from lr_dist.search.engine.storage import open_storage
 from lr_dist.search.engine.worker import run_trial
 
@@ -117,7 +118,7 @@ def test_a_worker_elsewhere_is_dead_when_its_sign_of_life_stops_and_not_before(
     monkeypatch.setattr("lr_dist.search.engine.worker.HEARTBEAT_S", 0.1)
     monkeypatch.setattr("lr_dist.search.engine.slots.GRACE_S", 1.5)
     study = new_study(url, "elsewhere")
-    assert not has_heartbeats(study._storage)
+    assert not has_heartbeats(storage_of(study))
     fill(study, PLAN[:3])
     silent = claim(study)
     assert silent is not None
