@@ -29,15 +29,15 @@ import sqlalchemy.dialects.postgresql
 import sqlalchemy.dialects.sqlite
 from optuna.trial import Trial
 
-import lr_dist.search.journal
-import lr_dist.search.process
-import lr_dist.search.slots
-import lr_dist.search.storage
-import lr_dist.search.worker
+import lr_dist.search.engine.journal
+import lr_dist.search.engine.process
+import lr_dist.search.engine.slots
+import lr_dist.search.engine.storage
+import lr_dist.search.engine.worker
 from lr_dist.errors import StorageError
-from lr_dist.search.slots import SLOT
-from lr_dist.search.storage import open_storage
-from lr_dist.search.worker import drain
+from lr_dist.search.engine.slots import SLOT
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import drain
 from lr_dist.sequence.interrupts import interruptible
 
 __all__ = ["Workers", "alembic", "plan_of", "psutil", "psycopg", "sqlalchemy", "work"]
@@ -74,8 +74,8 @@ def work(
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # Waiting times in proportion to trials of a moment.
-    lr_dist.search.slots.NAMELESS_S = 1.0
-    lr_dist.search.journal.LOCK_GRACE_S = 3
+    lr_dist.search.engine.slots.NAMELESS_S = 1.0
+    lr_dist.search.engine.journal.LOCK_GRACE_S = 3
     if heartbeat is not None:
         _move_elsewhere(*heartbeat)
     if file_mb is not None:
@@ -113,11 +113,11 @@ def work(
 
 def _move_elsewhere(beat_s: int, grace_s: int) -> None:
     here = f"machine of {os.getpid()}"
-    for module in (lr_dist.search.process, lr_dist.search.slots):
+    for module in (lr_dist.search.engine.process, lr_dist.search.engine.slots):
         module.machine = lambda: here  # type: ignore[attr-defined]
-    for module in (lr_dist.search.storage, lr_dist.search.worker):
+    for module in (lr_dist.search.engine.storage, lr_dist.search.engine.worker):
         module.HEARTBEAT_S = beat_s  # type: ignore[attr-defined]
-    for module in (lr_dist.search.storage, lr_dist.search.slots):
+    for module in (lr_dist.search.engine.storage, lr_dist.search.engine.slots):
         module.GRACE_S = grace_s  # type: ignore[attr-defined]
 
 

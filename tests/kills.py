@@ -38,8 +38,8 @@ from fast_worker import INTERRUPTED, STORAGE_ERROR, Workers
 from optuna.trial import TrialState
 from postgres_server import Server, installed, running
 
-from lr_dist.search.slots import REASON, SLOT, settled
-from lr_dist.search.storage import open_storage
+from lr_dist.search.engine.slots import REASON, SLOT, settled
+from lr_dist.search.engine.storage import open_storage
 
 BACKENDS = ("sqlite", "journal", "postgres")
 WORKERS, BEAT_S, GRACE_S = 3, 1, 3

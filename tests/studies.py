@@ -13,11 +13,11 @@ from optuna import Study
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from lr_dist.search.config import Goal, SearchConfig
-from lr_dist.search.objective import Reference, p_o, p_s, value, violation
-from lr_dist.search.slots import REASON, SLOT
+from lr_dist.search.engine.slots import REASON, SLOT
 from lr_dist.search.space import Space
-from lr_dist.search.study import IDENTITY
+from lr_dist.search.trials.config import Goal, SearchConfig
+from lr_dist.search.trials.objective import Reference, p_o, p_s, value, violation
+from lr_dist.search.trials.study import IDENTITY
 from lr_dist.sequence.metrics import was_learned
 
 BASELINE, ALONE, FLAT_P_S, EXAMPLES = 0.5, 0.9, 0.8, 200

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lr_dist.search.config import Goal, SearchConfig
 from lr_dist.search.space import Space
+from lr_dist.search.trials.config import Goal, SearchConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 # Both are scored by accuracy.

@@ -14,8 +14,8 @@ from lr_dist.runs.redact import redact_command
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from lr_dist.search.preset import Combined
-    from lr_dist.search.sources import Source
+    from lr_dist.search.combining.preset import Combined
+    from lr_dist.search.combining.sources import Source
 
 
 def parser() -> ArgumentParser:
@@ -43,7 +43,7 @@ def run(settings: Namespace) -> int:
     from lr_dist.cli.terminal import terminal
     from lr_dist.reading import expanded
     from lr_dist.runs.atomic import write_text
-    from lr_dist.search.preset import combine_sources
+    from lr_dist.search.combining.preset import combine_sources
 
     sources = [source for name in settings.sources for source in _read(name, settings)]
     if settings.pairs:
@@ -88,9 +88,9 @@ def table(combined: Combined) -> RenderableType:
 
 def _read(name: str, settings: Namespace) -> list[Source]:
     from lr_dist.reading import expanded
-    from lr_dist.search.sources import from_csv, from_study
-    from lr_dist.search.storage import default_storage, open_existing, storage_errors
-    from lr_dist.search.study import load_study
+    from lr_dist.search.combining.sources import from_csv, from_study
+    from lr_dist.search.engine.storage import default_storage, open_existing, storage_errors
+    from lr_dist.search.trials.study import load_study
 
     if name.endswith(".csv"):
         return from_csv(name, settings.setting)

@@ -63,8 +63,8 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
     from optuna_dashboard import wsgi
 
     from lr_dist.reading import expanded
-    from lr_dist.search.storage import default_storage, open_storage, storage_errors, study_errors
-    from lr_dist.search.study import load_study
+    from lr_dist.search.engine.storage import default_storage, open_storage, storage_errors, study_errors
+    from lr_dist.search.trials.study import load_study
 
     logging.set_verbosity(logging.WARNING)
     opened = open_storage(storage or default_storage(expanded(output)))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from lr_dist.search.config import SearchConfig
-    from lr_dist.search.summary import StudySummary
+    from lr_dist.search.trials.config import SearchConfig
+    from lr_dist.search.trials.summary import StudySummary
 
 
 def parser() -> ArgumentParser:
@@ -131,8 +131,8 @@ def run(settings: Namespace) -> int:
     require_extras("search", "tasks")
     from lr_dist.cli.terminal import terminal
     from lr_dist.runs.precision import AUTO
-    from lr_dist.search.session import Search
-    from lr_dist.search.storage import default_storage
+    from lr_dist.search.engine.storage import default_storage
+    from lr_dist.search.trials.session import Search
     from lr_dist.sequence.output import checked_folder
 
     console = terminal()
@@ -150,8 +150,8 @@ def run(settings: Namespace) -> int:
 
 def _config(settings: Namespace) -> SearchConfig:
     from lr_dist.errors import ConfigurationError
-    from lr_dist.search.config import Goal, SearchConfig
     from lr_dist.search.space import Space
+    from lr_dist.search.trials.config import Goal, SearchConfig
     from lr_dist.sequence.arm import methods_of
     from lr_dist.sequence.settings import SequenceSettings
 
@@ -186,8 +186,8 @@ def _config(settings: Namespace) -> SearchConfig:
 
 def _open(settings: Namespace) -> Any:
     from lr_dist.reading import expanded
-    from lr_dist.search.storage import default_storage, open_existing, storage_errors
-    from lr_dist.search.study import load_study
+    from lr_dist.search.engine.storage import default_storage, open_existing, storage_errors
+    from lr_dist.search.trials.study import load_study
 
     storage = open_existing(settings.storage or default_storage(expanded(settings.output)))
     with storage_errors(storage):
@@ -196,7 +196,7 @@ def _open(settings: Namespace) -> Any:
 
 def _status(settings: Namespace) -> int:
     from lr_dist.cli.terminal import terminal
-    from lr_dist.search.summary import StudySummary
+    from lr_dist.search.trials.summary import StudySummary
 
     terminal().print(overview(StudySummary.of(_open(settings))))
     return 0
@@ -205,8 +205,8 @@ def _status(settings: Namespace) -> int:
 def _report(settings: Namespace) -> int:
     from lr_dist.cli.terminal import clean
     from lr_dist.reading import expanded
-    from lr_dist.search.report import write_report
-    from lr_dist.search.storage import default_storage, storage_errors
+    from lr_dist.search.engine.storage import default_storage, storage_errors
+    from lr_dist.search.page.report import write_report
 
     settings.study = settings.name or settings.study
     storage = settings.storage or default_storage(expanded(settings.output))
@@ -220,7 +220,7 @@ def _report(settings: Namespace) -> int:
 def _export(settings: Namespace) -> int:
     from lr_dist.cli.terminal import clean
     from lr_dist.runs.atomic import is_file_or_new
-    from lr_dist.search.export import write_csv
+    from lr_dist.search.page.export import write_csv
 
     rows = write_csv(_open(settings), settings.csv)
     # Beside the rows, where these go to standard output.
@@ -247,7 +247,7 @@ class SearchView:
 
     def update(self, study: Any, workers: int) -> None:
         """Show the study as it is now."""
-        from lr_dist.search.summary import StudySummary
+        from lr_dist.search.trials.summary import StudySummary
 
         self._live.update(overview(StudySummary.of(study), workers))
 
@@ -261,7 +261,7 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
     from rich.table import Table
     from rich.text import Text
 
-    from lr_dist.search.precision import mixed
+    from lr_dist.search.trials.precision import mixed
 
     table = Table(title=Text(f"Study {summary.name}"), title_justify="left", show_header=False)
     table.add_column(style="dim")
@@ -284,7 +284,7 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
 
 
 def _best(trial: FrozenTrial) -> Mapping[str, str]:
-    from lr_dist.search.summary import distribution_of, not_learned
+    from lr_dist.search.trials.summary import distribution_of, not_learned
 
     rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})"}
     # The studies of the references keep less.

@@ -24,14 +24,14 @@ from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy import insert, text
 
-import lr_dist.search.trial
-from lr_dist.search.config import SearchConfig
-from lr_dist.search.objective import Reference
-from lr_dist.search.slots import SLOT
-from lr_dist.search.storage import open_storage
-from lr_dist.search.study import open_study, plan
-from lr_dist.search.trial import SequenceObjective
-from lr_dist.search.worker import drain
+import lr_dist.search.trials.trial
+from lr_dist.search.engine.slots import SLOT
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import drain
+from lr_dist.search.trials.config import SearchConfig
+from lr_dist.search.trials.objective import Reference
+from lr_dist.search.trials.study import open_study, plan
+from lr_dist.search.trials.trial import SequenceObjective
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.observers import EpochEnd, TestAfterEpochs
 from lr_dist.sequence.runner import SequenceRun
@@ -71,7 +71,7 @@ def config(trials: int) -> SearchConfig:
 def open_instant(url: str, name: str, trials: int) -> tuple[Study, SequenceObjective]:
     """The study, created or continued as by `lr-dist search`, and its objective without training."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    lr_dist.search.trial.run_sequence = instant_run
+    lr_dist.search.trials.trial.run_sequence = instant_run
     searched = config(trials)
     bench: Any = SimpleNamespace(
         settings=searched.settings,

@@ -16,7 +16,7 @@ from common import parser, publish
 from search_throughput import LR, tasks
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.trial import run_once
+from lr_dist.search.trials.trial import run_once
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.differences import Interval

@@ -149,8 +149,8 @@ def count(study: Study, trials: int) -> dict[str, Any]:
 
 def queue(study: Study, trials: int) -> None:
     """What `lr-dist search` does before it starts workers."""
-    from lr_dist.search.slots import fill
-    from lr_dist.search.study import plan
+    from lr_dist.search.engine.slots import fill
+    from lr_dist.search.trials.study import plan
 
     fill(study, plan(instant_search.config(trials), instant_search.LAYERS))
 
@@ -177,8 +177,8 @@ def fill_finished(bench: Bench, trials: int) -> str:
     study, objective = instant_search.open_instant(url, "scale", trials)
     examples = min(trials, 30)
     if len(study.get_trials(deepcopy=False)) < examples:
-        from lr_dist.search.study import plan
-        from lr_dist.search.worker import drain
+        from lr_dist.search.engine.worker import drain
+        from lr_dist.search.trials.study import plan
 
         drain(study, objective, plan(instant_search.config(examples), instant_search.LAYERS))
     there = study.get_trials(deepcopy=False)
@@ -205,10 +205,10 @@ def finished(bench: Bench, trials: int, turns: int) -> dict[str, Any]:
 
 
 def worker_turns(study: Study, objective: Any, trials: int, turns: int) -> dict[str, Any]:
-    """Median seconds of the parts of a worker's turn; the parts are those of `lr_dist.search.worker.drain`."""
-    from lr_dist.search.slots import claim, fill, release_dead
-    from lr_dist.search.study import plan
-    from lr_dist.search.worker import run_trial
+    """Median seconds of the parts of a worker's turn; the parts are those of `lr_dist.search.engine.worker.drain`."""
+    from lr_dist.search.engine.slots import claim, fill, release_dead
+    from lr_dist.search.engine.worker import run_trial
+    from lr_dist.search.trials.study import plan
 
     searched = instant_search.config(trials)
     slots = plan(searched, instant_search.LAYERS)

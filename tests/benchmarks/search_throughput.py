@@ -32,8 +32,8 @@ from plain_trial import plain_trial
 from two_tasks import data_dir, operations
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.session import threads_of
-from lr_dist.search.trial import run_once
+from lr_dist.runs.machine import threads_of
+from lr_dist.search.trials.trial import run_once
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import peak_memory_mb

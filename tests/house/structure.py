@@ -17,6 +17,11 @@ ROOT = Path(__file__).resolve().parents[2]
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("lr_dist.cli", "lr_dist.__main__"),
     ("lr_dist.report",),
+    ("lr_dist.search.page",),
+    ("lr_dist.search.combining", "lr_dist.search.kenneweg2022"),
+    ("lr_dist.search.trials",),
+    ("lr_dist.search.space",),
+    ("lr_dist.search.engine",),
     ("lr_dist.search",),
     ("lr_dist.sequence",),
     ("lr_dist.methods",),

@@ -12,8 +12,20 @@ def test_no_room_imports_a_higher_one_and_no_modules_import_each_other() -> None
     assert house.circles() == []
     assert house.upward() == []
     # Not for want of looking: search/ is read through its link, and lazy imports count.
-    assert "lr_dist.sequence.arm" in house.imports["lr_dist.search.trial"]
+    assert "lr_dist.sequence.arm" in house.imports["lr_dist.search.trials.trial"]
     assert "lr_dist.sequence.compare" in house.imports["lr_dist.cli.compare"]
+
+
+def test_the_search_engine_knows_nothing_of_learning_rates() -> None:
+    house = House.read()
+    engine = [module for module in house.imports if module.startswith("lr_dist.search.engine")]
+    others = {other for module in engine for other in house.imports[module]} - set(engine)
+    assert {"lr_dist.errors", "lr_dist.sequence.interrupts"} <= others
+    assert all(
+        other in ("lr_dist.errors", "lr_dist.extras", "lr_dist.sequence.interrupts")
+        or other.startswith("lr_dist.runs.")
+        for other in others
+    ), others
 
 
 def test_circles_and_imports_upward_are_found(tmp_path: Path) -> None:

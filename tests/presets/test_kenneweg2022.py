@@ -12,8 +12,8 @@ from lr_dist import load_preset
 from lr_dist.distribution import GROUPED_KEYS
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
 from lr_dist.presets.registry import SHIPPED
-from lr_dist.search.combine import Combination
-from lr_dist.search.kenneweg2022 import (
+from lr_dist.search.combining.combine import Combination
+from lr_dist.search.combining.kenneweg2022 import (
     PAIRS,
     Row,
     combine_rows,

@@ -17,8 +17,8 @@ from studies import config_of, study_of
 from lr_dist.cli import main
 from lr_dist.errors import StorageError
 from lr_dist.runs.redact import hide, hide_address, is_secret, redact, redact_command, redact_data, redact_usage
-from lr_dist.search.report import render_report
-from lr_dist.search.storage import open_storage, shown_storage
+from lr_dist.search.engine.storage import open_storage, shown_storage
+from lr_dist.search.page.report import render_report
 
 # Every secret holds this; nothing else does.
 CORE = "Zq7Xk"
@@ -142,7 +142,8 @@ def test_no_output_of_a_command_holds_the_password(
     study_of(config_of(), 4, name="study", storage=open_storage(storage))
     # SQLite takes no password: the commands are told of one and see the file all the same.
     monkeypatch.setattr(
-        "lr_dist.search.storage.open_existing", lambda url: open_storage(storage) if CORE in url else open_storage(url)
+        "lr_dist.search.engine.storage.open_existing",
+        lambda url: open_storage(storage) if CORE in url else open_storage(url),
     )
     for url in (f"postgresql://me:{CORE}@host/db", f"postgresql://me@host/db?password={CORE}"):
         for arguments in (

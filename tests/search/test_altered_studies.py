@@ -22,15 +22,15 @@ from lr_dist.cli import main
 from lr_dist.cli.dashboard import serve
 from lr_dist.cli.search import overview
 from lr_dist.errors import InvalidTrialsError, LRDistError, StorageError
-from lr_dist.search.export import write_csv
-from lr_dist.search.findings import Findings
-from lr_dist.search.report import render_report
-from lr_dist.search.slots import REASON, fill, release_dead
-from lr_dist.search.sources import from_study
-from lr_dist.search.storage import open_storage
-from lr_dist.search.study import IDENTITY
-from lr_dist.search.summary import StudySummary
-from lr_dist.search.worker import drain
+from lr_dist.search.combining.sources import from_study
+from lr_dist.search.engine.slots import REASON, fill, release_dead
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import drain
+from lr_dist.search.page.export import write_csv
+from lr_dist.search.page.findings import Findings
+from lr_dist.search.page.report import render_report
+from lr_dist.search.trials.study import IDENTITY
+from lr_dist.search.trials.summary import StudySummary
 
 PLAN = [{"params": {}, "attrs": {}}] * 8
 JSON = st.recursive(

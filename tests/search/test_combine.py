@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lr_dist.errors import InvalidRateError, InvalidTrialsError, ZeroRateError
-from lr_dist.search.combine import Trial, combine, geometric_mean, geometric_spread, rank_weighted_log_mean
+from lr_dist.search.combining.combine import Trial, combine, geometric_mean, geometric_spread, rank_weighted_log_mean
 
 
 def test_the_best_trial_weighs_1_and_every_next_one_1_8_times_less() -> None:

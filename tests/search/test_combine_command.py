@@ -9,10 +9,10 @@ from studies import config_of, study_of
 
 from lr_dist.cli import main
 from lr_dist.presets import read_preset
-from lr_dist.search.export import write_csv
-from lr_dist.search.sources import from_csv, from_study
+from lr_dist.search.combining.sources import from_csv, from_study
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.page.export import write_csv
 from lr_dist.search.space import Space
-from lr_dist.search.storage import open_storage
 
 PAIRS = ["sst2>mrpc", "mrpc>sst2", "qqp>mrpc", "mrpc>qqp"]
 # Rates x 1e-6 of embeddings, g1 ... g8, head: all trials and task-shift trials, with and without the flat ones.

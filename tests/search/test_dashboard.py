@@ -19,7 +19,7 @@ import pytest
 from studies import config_of, study_of
 
 from lr_dist.cli import main
-from lr_dist.search.storage import open_storage
+from lr_dist.search.engine.storage import open_storage
 
 NAME = "sst2>qqp, knots & friends"
 

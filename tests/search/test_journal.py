@@ -19,15 +19,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lr_dist.errors import StorageError, TornRecordWarning
-from lr_dist.search import journal
-from lr_dist.search.journal import LinkLock, WholeLines
-from lr_dist.search.storage import open_storage
+from lr_dist.search.engine import journal
+from lr_dist.search.engine.journal import LinkLock, WholeLines
+from lr_dist.search.engine.storage import open_storage
 
 # A writer that stops itself at a moment of the real `append_logs`: between its look at the file and its write.
 STOPPED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from lr_dist.search.journal import WholeLines
+from lr_dist.search.engine.journal import WholeLines
 backend = WholeLines(Path(sys.argv[1]))
 write = os.write
 def stopping(file, data):

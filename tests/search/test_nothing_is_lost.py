@@ -15,9 +15,9 @@ from fast_worker import INTERRUPTED, STORAGE_ERROR, Workers
 from kills import BACKENDS, run_round
 from optuna.trial import TrialState
 
-from lr_dist.search.session import _stop
-from lr_dist.search.slots import SLOT, settled
-from lr_dist.search.storage import open_storage
+from lr_dist.search.engine.slots import SLOT, settled
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.team import _stop
 
 # LR_DIST_SOAK=N makes these tests N times as long.
 TIMES = int(os.environ.get("LR_DIST_SOAK") or 1)

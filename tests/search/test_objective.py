@@ -8,9 +8,9 @@ import optuna
 import pytest
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.search.config import Goal, SearchConfig
-from lr_dist.search.objective import Reference, p_o, p_s, partial, value, violation
-from lr_dist.search.summary import best_trial
+from lr_dist.search.trials.config import Goal, SearchConfig
+from lr_dist.search.trials.objective import Reference, p_o, p_s, partial, value, violation
+from lr_dist.search.trials.summary import best_trial
 
 # As seen with mrpc: two thirds are of one class, and hardly anything is learned; and a task that is learned well.
 LEARNED = Reference(baseline=(0.5, 0.68), alone=(0.9, 0.78), flat_p_s=0.75)

@@ -18,15 +18,15 @@ from lr_dist.cli.search import overview
 from lr_dist.errors import MixedHardwareWarning, StudyMismatchError
 from lr_dist.runs import precision
 from lr_dist.runs.precision import choose_precision, measure
-from lr_dist.search.precision import in_precision_of_study, precisions, warn_of_mixed
-from lr_dist.search.report import render_report
-from lr_dist.search.session import Search, identity, load_benches
-from lr_dist.search.slots import claim
-from lr_dist.search.storage import open_storage
-from lr_dist.search.study import IDENTITY, load_study
-from lr_dist.search.summary import StudySummary
-from lr_dist.search.trial import SequenceObjective
-from lr_dist.search.worker import run_trial
+from lr_dist.search.engine.slots import claim
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import run_trial
+from lr_dist.search.page.report import render_report
+from lr_dist.search.trials.precision import in_precision_of_study, precisions, warn_of_mixed
+from lr_dist.search.trials.session import Search, identity, load_benches
+from lr_dist.search.trials.study import IDENTITY, load_study
+from lr_dist.search.trials.summary import StudySummary
+from lr_dist.search.trials.trial import SequenceObjective
 from lr_dist.sequence.settings import SequenceSettings
 
 

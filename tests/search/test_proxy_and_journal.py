@@ -18,10 +18,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from lr_dist.search.process import machine
-from lr_dist.search.slots import BEAT, OWNER, SLOT, Watch, claim, fill, has_heartbeats, release_dead, settled
-from lr_dist.search.storage import open_storage
-from lr_dist.search.worker import run_trial
+from lr_dist.search.engine.optuna_private import has_heartbeats, storage_of
+from lr_dist.search.engine.process import machine
+from lr_dist.search.engine.slots import BEAT, OWNER, SLOT, Watch, claim, fill, release_dead, settled
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import run_trial
 
 PAGE = Path(__file__).parents[2] / "docs" / "workers.md"
 PLAN: list[dict[str, Any]] = [{"params": {}, "attrs": {}}] * 6
@@ -29,8 +30,8 @@ PLAN: list[dict[str, Any]] = [{"params": {}, "attrs": {}}] * 6
 WORKER = """
 import sys, time
 import optuna
-from lr_dist.search.storage import open_storage
-from lr_dist.search.worker import drain
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import drain
 url, name, seconds = sys.argv[1:]
 study = optuna.load_study(study_name=name, storage=open_storage(url), sampler=optuna.samplers.RandomSampler())
 def objective(trial):
@@ -114,10 +115,10 @@ def test_the_trial_of_a_killed_worker_is_marked_and_run_again_at_the_next_start(
 def test_a_worker_elsewhere_is_dead_when_its_sign_of_life_stops_and_not_before(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lr_dist.search.worker.HEARTBEAT_S", 0.1)
-    monkeypatch.setattr("lr_dist.search.slots.GRACE_S", 1.5)
+    monkeypatch.setattr("lr_dist.search.engine.worker.HEARTBEAT_S", 0.1)
+    monkeypatch.setattr("lr_dist.search.engine.slots.GRACE_S", 1.5)
     study = new_study(url, "elsewhere")
-    assert not has_heartbeats(study._storage)
+    assert not has_heartbeats(storage_of(study))
     fill(study, PLAN[:3])
     silent = claim(study)
     assert silent is not None

@@ -21,16 +21,16 @@ from studies import BASELINE, complete_trial, config_of, empty_study, ended, stu
 from lr_dist.cli import main
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, LayerCountError, UnwritableFileError
-from lr_dist.search.config import Goal, SearchConfig
-from lr_dist.search.figures import MOST_LINES, MOST_POINTS
-from lr_dist.search.findings import Findings, front_of
-from lr_dist.search.importance import LEAST_TRIALS, importances
-from lr_dist.search.preset import combine_sources
-from lr_dist.search.report import DEFAULT_LAYERS, render_report, write_report
-from lr_dist.search.slots import ERROR, REASON
-from lr_dist.search.sources import from_study
+from lr_dist.search.combining.preset import combine_sources
+from lr_dist.search.combining.sources import from_study
+from lr_dist.search.engine.slots import ERROR, REASON
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.page.figures import MOST_LINES, MOST_POINTS
+from lr_dist.search.page.findings import Findings, front_of
+from lr_dist.search.page.importance import LEAST_TRIALS, importances
+from lr_dist.search.page.report import DEFAULT_LAYERS, render_report, write_report
 from lr_dist.search.space import FAMILIES, Space
-from lr_dist.search.storage import open_storage
+from lr_dist.search.trials.config import Goal, SearchConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 URL = "sqlite:////somewhere/study.db"
@@ -94,11 +94,11 @@ def rates(embeddings: float, k1: float, head: float) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def searched(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, optuna.Study]:
     """(storage, study) of a search that really ran: three flat rates, then one that the sampler drew."""
-    from lr_dist.search.references import run_references
-    from lr_dist.search.session import identity, load_benches
-    from lr_dist.search.study import open_study
-    from lr_dist.search.trial import SequenceObjective
-    from lr_dist.search.worker import drain
+    from lr_dist.search.engine.worker import drain
+    from lr_dist.search.trials.references import run_references
+    from lr_dist.search.trials.session import identity, load_benches
+    from lr_dist.search.trials.study import open_study
+    from lr_dist.search.trials.trial import SequenceObjective
 
     config = SearchConfig(
         tiny_model,

@@ -24,10 +24,10 @@ from tiny_search import PAIR
 
 from lr_dist.cli import main
 from lr_dist.cli.search import SearchView
-from lr_dist.search.process import is_gone_here
-from lr_dist.search.slots import LABEL, OWNER, SLOT, fill, settled
-from lr_dist.search.storage import default_storage, open_storage
-from lr_dist.search.study import IDENTITY, load_study
+from lr_dist.search.engine.process import is_gone_here
+from lr_dist.search.engine.slots import LABEL, OWNER, SLOT, fill, settled
+from lr_dist.search.engine.storage import default_storage, open_storage
+from lr_dist.search.trials.study import IDENTITY, load_study
 
 TRIALS = 8
 

@@ -17,8 +17,8 @@ import sqlalchemy
 from fast_worker import plan_of
 from optuna.trial import TrialState
 
-from lr_dist.search import process, slots
-from lr_dist.search.slots import (
+from lr_dist.search.engine import process, slots
+from lr_dist.search.engine.slots import (
     BEAT,
     ERROR,
     MAX_LOST,
@@ -32,8 +32,8 @@ from lr_dist.search.slots import (
     release_dead,
     settled,
 )
-from lr_dist.search.storage import open_storage
-from lr_dist.search.worker import MAX_ERRORS, drain, run_trial
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import MAX_ERRORS, drain, run_trial
 
 KINDS = ["sqlite:///{}/study.db", "journal:{}/study.log"]
 
@@ -175,7 +175,7 @@ def test_on_a_journal_another_machines_trial_is_released_when_its_beat_stops(tmp
 
 def test_a_worker_on_a_journal_beats(tmp_path, monkeypatch):
     study = new_study(KINDS[1].format(tmp_path))
-    monkeypatch.setattr("lr_dist.search.worker.HEARTBEAT_S", 0.05)
+    monkeypatch.setattr("lr_dist.search.engine.worker.HEARTBEAT_S", 0.05)
 
     def objective(trial: optuna.Trial) -> tuple[float, ...]:
         time.sleep(0.4)

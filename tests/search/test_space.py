@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import pickle
 
 import optuna
 import pytest
@@ -70,6 +72,43 @@ def test_flat_is_one_rate(layers):
 @pytest.mark.parametrize("knots", [1, 2, 7])
 def test_k_says_how_many_rates_are_drawn_over_the_layers(knots):
     assert Space("knots", knots=knots).names == ("embeddings", *(f"k{i + 1}" for i in range(knots)), "head")
+
+
+GROUPED_NAMES = ("embeddings", "g1", "g2", "g3", "g4", "g5", "g6", "g7", "g8", "head")
+
+
+@pytest.mark.parametrize(
+    ("space", "written", "names"),
+    [
+        (Space(), '{"family": "knots", "low": 1e-07, "high": 0.001, "fixed": {}, "knots": 4}',
+         ("embeddings", "k1", "k2", "k3", "k4", "head")),
+        (Space("knots", low=1e-6, knots=2, fixed={"head": 5e-4}),
+         '{"family": "knots", "low": 1e-06, "high": 0.001, "fixed": {"head": 0.0005}, "knots": 2}',
+         ("embeddings", "k1", "k2", "head")),
+        (Space("grouped", high=1e-2, knots=7, fixed={"embeddings": 0}),
+         '{"family": "grouped", "low": 1e-07, "high": 0.01, "fixed": {"embeddings": 0}}', GROUPED_NAMES),
+        (Space("decay", factor_low=0.5),
+         '{"family": "decay", "low": 1e-07, "high": 0.001, "fixed": {}, "factor_low": 0.5, "factor_high": 1.0}',
+         ("lr", "factor")),
+        (Space("flat", factor_low=0.5), '{"family": "flat", "low": 1e-07, "high": 0.001, "fixed": {}}', ("lr",)),
+    ],
+    ids=lambda value: value.family if isinstance(value, Space) else "",
+)  # fmt: skip
+def test_studies_made_before_find_their_space_as_it_was_written(space, written, names):
+    """Byte for byte, with the names of its parameters: any other text is another study's."""
+    assert json.dumps(space.to_dict()) == written
+    assert space.names == names
+    assert Space(**json.loads(written)).to_dict() == space.to_dict()
+    assert pickle.loads(pickle.dumps(space)) == space
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_space_is_found_by_the_names_of_its_parameters(family):
+    names = Space(family, knots=6).names
+    assert Space.with_names(names[::-1]) == Space(family, knots=6 if family == "knots" else 4)
+    assert Space.with_names([*names, "other"]) is None
+    assert Space.with_names([f"k{i}" for i in range(300)]) is None
+    assert Space.with_names([]) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,8 +18,8 @@ import pytest
 import sqlalchemy
 
 from lr_dist.errors import LRDistError, StorageError
-from lr_dist.search.storage import DEAD_WIRE_S, default_storage, open_storage, storage_errors
-from lr_dist.search.worker import drain
+from lr_dist.search.engine.storage import DEAD_WIRE_S, default_storage, open_storage, storage_errors
+from lr_dist.search.engine.worker import drain
 
 PLAN = [{"params": {}, "attrs": {}}] * 3
 
@@ -212,7 +212,7 @@ import subprocess, sys, time
 import optuna
 from postgres_server import installed, running
 from lr_dist.errors import StorageError
-from lr_dist.search.storage import open_storage, storage_errors
+from lr_dist.search.engine.storage import open_storage, storage_errors
 def ip(*arguments):
     return subprocess.run(["ip", *arguments]).returncode == 0
 with running(installed()) as server:

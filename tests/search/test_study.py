@@ -15,12 +15,12 @@ from lr_dist.errors import (
     StudyMismatchError,
     UnknownStudyError,
 )
-from lr_dist.search.config import Goal, SearchConfig
-from lr_dist.search.slots import LABEL, SLOT, by_slot, fill
+from lr_dist.search.engine.slots import LABEL, SLOT, by_slot, fill
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import drain
 from lr_dist.search.space import Space
-from lr_dist.search.storage import open_storage
-from lr_dist.search.study import IDENTITY, check_queued, load_study, open_study, plan
-from lr_dist.search.worker import drain
+from lr_dist.search.trials.config import Goal, SearchConfig
+from lr_dist.search.trials.study import IDENTITY, check_queued, load_study, open_study, plan
 from lr_dist.sequence.settings import SequenceSettings
 
 CONFIG = SearchConfig("minilm", (("sst2", "qqp"),), trials=12)
@@ -157,14 +157,14 @@ def test_a_study_that_something_else_made_is_refused(url):
 
 def test_an_empty_study_that_minimises_is_refused(url, monkeypatch):
     optuna.create_study(storage=open_storage(url), study_name="study", direction="minimize")
-    monkeypatch.setattr("lr_dist.search.study.PATIENCE_S", 0.0)
+    monkeypatch.setattr("lr_dist.search.trials.study.PATIENCE_S", 0.0)
     with pytest.raises(StudyMismatchError, match="that lr-dist search did not make"):
         opened(url)
 
 
 def test_a_study_whose_maker_died_before_it_said_what_for_is_taken_over(url, monkeypatch):
     optuna.create_study(storage=open_storage(url), study_name="study", direction="maximize")
-    monkeypatch.setattr("lr_dist.search.study.PATIENCE_S", 0.0)
+    monkeypatch.setattr("lr_dist.search.trials.study.PATIENCE_S", 0.0)
     assert opened(url).user_attrs[IDENTITY]["weights"] == "weights"
 
 
@@ -206,7 +206,7 @@ def test_two_workers_with_one_seed_do_not_draw_the_same(url):
     config = replace(CONFIG, sampler_seed=7)
     first, second = opened(url, config), opened(url, config)
     fill(first, [{"params": {}, "attrs": {}}] * 2)
-    from lr_dist.search.slots import claim
+    from lr_dist.search.engine.slots import claim
 
     assert claim(first).suggest_float("lr", 1e-7, 1e-3, log=True) != claim(second).suggest_float(
         "lr", 1e-7, 1e-3, log=True

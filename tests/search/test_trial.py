@@ -13,17 +13,17 @@ from tiny_search import PAIR, config_of, sqlite
 
 from lr_dist import LRDistribution
 from lr_dist.errors import TrialError
-from lr_dist.search.config import Goal
-from lr_dist.search.objective import Reference
-from lr_dist.search.references import run_references
-from lr_dist.search.session import identity, load_benches
-from lr_dist.search.slots import REASON, by_slot, claim, fill
+from lr_dist.search.engine.slots import REASON, by_slot, claim, fill
+from lr_dist.search.engine.storage import open_storage
+from lr_dist.search.engine.worker import drain
 from lr_dist.search.space import Space
-from lr_dist.search.storage import open_storage
-from lr_dist.search.study import open_study
-from lr_dist.search.summary import StudySummary, distribution_of
-from lr_dist.search.trial import SequenceObjective
-from lr_dist.search.worker import drain
+from lr_dist.search.trials.config import Goal
+from lr_dist.search.trials.objective import Reference
+from lr_dist.search.trials.references import run_references
+from lr_dist.search.trials.session import identity, load_benches
+from lr_dist.search.trials.study import open_study
+from lr_dist.search.trials.summary import StudySummary, distribution_of
+from lr_dist.search.trials.trial import SequenceObjective
 
 BACK = (PAIR[1], PAIR[0])
 

@@ -16,8 +16,8 @@ import yaml
 from optuna.trial import TrialState
 
 from lr_dist.errors import StorageError
-from lr_dist.search.slots import SLOT, settled
-from lr_dist.search.storage import open_storage
+from lr_dist.search.engine.slots import SLOT, settled
+from lr_dist.search.engine.storage import open_storage
 
 PAGE = (Path(__file__).parents[2] / "docs" / "workers.md").read_text(encoding="utf-8")
 STUDY, TRIALS = "sst2-qqp", 4

@@ -11,11 +11,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, LRDistError, shown
-from lr_dist.search.config import MODES, Goal
-from lr_dist.search.slots import ERROR, LABEL, REASON, slot_of
+from lr_dist.search.engine.slots import ERROR, LABEL, REASON, slot_of
+from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.space import Space
-from lr_dist.search.storage import study_errors
-from lr_dist.search.study import IDENTITY
+from lr_dist.search.trials.config import MODES, Goal
+from lr_dist.search.trials.study import IDENTITY
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -14,10 +14,11 @@ import optuna
 from optuna.trial import TrialState
 
 from lr_dist.errors import TrialError
-from lr_dist.search.config import Goal, SearchConfig
-from lr_dist.search.objective import Reference, p_s
-from lr_dist.search.trial import ReferenceObjective
-from lr_dist.search.worker import drain
+from lr_dist.search.engine.worker import drain
+from lr_dist.search.trials.config import Goal, SearchConfig
+from lr_dist.search.trials.objective import Reference, p_s
+from lr_dist.search.trials.record import TrialRecord
+from lr_dist.search.trials.trial import ReferenceObjective
 from lr_dist.sequence.bench import Bench
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _best(study: Study, bench: Bench) -> list[float]:
             f"No flat rate learned {names} without diverging, so there is nothing to measure trials by. Give lower "
             "--reference-rates, or a longer --warmup."
         )
-    return list(max(complete, key=lambda trial: trial.value or 0.0).user_attrs["final"])
+    return list(TrialRecord.of(max(complete, key=lambda trial: trial.value or 0.0)).final)
 
 
 def _reference(goal: Goal, bench: Bench, best: Sequence[Sequence[float]]) -> Reference:

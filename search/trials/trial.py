@@ -10,8 +10,9 @@ from optuna import TrialPruned
 from optuna.trial import Trial
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.config import LEAST_RATE, SearchConfig
-from lr_dist.search.objective import Reference, p_o, p_s, partial, value, violation
+from lr_dist.search.trials.config import LEAST_RATE, SearchConfig
+from lr_dist.search.trials.objective import Reference, p_o, p_s, partial, value, violation
+from lr_dist.search.trials.record import SequenceScores, TrialRecord, keep
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
@@ -47,9 +48,8 @@ class SequenceObjective:
         goal = self.config.goal
         distribution = self.config.space.suggest(trial)
         arm = Arm.of(distribution, self.config.methods)
-        trial.set_user_attr("distribution", distribution.to_dict())
-        trial.set_user_attr("environment", describe_environment(self.benches[0].choices()))
-        runs: list[dict[str, Any]] = list(trial.user_attrs.get("runs", ()))
+        keep(trial, distribution=distribution, environment=describe_environment(self.benches[0].choices()))
+        runs = list(TrialRecord.of(trial).runs)
         for seed in self.config.seeds:
             before = 0.0
             for index, (bench, reference) in enumerate(zip(self.benches, self.references, strict=True)):
@@ -58,7 +58,7 @@ class SequenceObjective:
                     watch = self._watch(trial, index, before) if seed == self.config.seeds[0] else _unwatched
                     run = {"sequence": index, **run_once(bench, arm, seed, watch)}
                     runs.append(run)
-                    trial.set_user_attr("runs", runs)
+                    keep(trial, runs=runs)
                 if goal.mode != "pareto":
                     before += value(goal, reference, run["final"])[0]
         return self._value(trial, runs)
@@ -80,7 +80,7 @@ class SequenceObjective:
                 # Hyperband compares with the trials that it was asked about. It is asked about the queued ones, too,
                 # but as they are what others are measured by, they are run to the end.
                 hopeless = trial.should_prune()
-            if hopeless and "label" not in trial.user_attrs:
+            if hopeless and not TrialRecord.of(trial).is_queued:
                 raise TrialPruned
 
         return heard
@@ -92,36 +92,39 @@ class SequenceObjective:
             finals = [next(r["final"] for r in runs if (r["seed"], r["sequence"]) == (seed, i)) for i in self._indices]
             each = [value(goal, ref, final) for ref, final in zip(self.references, finals, strict=True)]
             by_seed.append(tuple(statistics.fmean(column) for column in zip(*each, strict=True)))
-        trial.set_user_attr("values_by_seed", by_seed)
-        trial.set_user_attr("value_sd", [_sd(column) for column in zip(*by_seed, strict=True)])
-        trial.set_user_attr("sequences", [self._sequence(i, runs) for i in self._indices])
-        trial.set_user_attr("seconds", round(sum(run["seconds"] for run in runs), 3))
-        trial.set_user_attr("worker_peak_memory_mb", peak_memory_mb())
+        keep(
+            trial,
+            values_by_seed=by_seed,
+            value_sd=[_sd(column) for column in zip(*by_seed, strict=True)],
+            sequences=[self._sequence(i, runs) for i in self._indices],
+            seconds=round(sum(run["seconds"] for run in runs), 3),
+            worker_peak_memory_mb=peak_memory_mb(),
+        )
         for index in self._indices:
             excess = violation(goal, self.references[index], _mean_final(index, runs))
             if excess is not None:
                 trial.set_constraint(f"p_s of sequence {index}", excess)
         return tuple(statistics.fmean(column) for column in zip(*by_seed, strict=True))
 
-    def _sequence(self, index: int, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def _sequence(self, index: int, runs: Sequence[dict[str, Any]]) -> SequenceScores:
         """Means over the seeds of one sequence, and how far each task is from its majority class."""
         bench = self.benches[index]
         finals = [run["final"] for run in runs if run["sequence"] == index]
         mean = _mean_final(index, runs)
         split = bench.settings.evaluate_on
-        return {
-            "tasks": [task.name for task in bench.tasks],
-            "p_o": p_o(mean),
-            "p_s": p_s(mean),
-            "p_o_sd": _sd([p_o(final) for final in finals]),
-            "p_s_sd": _sd([p_s(final) for final in finals]),
-            "final": mean,
-            "baseline": list(bench.baseline),
-            "learned": [
+        return SequenceScores(
+            tasks=[task.name for task in bench.tasks],
+            p_o=p_o(mean),
+            p_s=p_s(mean),
+            p_o_sd=_sd([p_o(final) for final in finals]),
+            p_s_sd=_sd([p_s(final) for final in finals]),
+            final=mean,
+            baseline=list(bench.baseline),
+            learned=[
                 was_learned(score, low, len(getattr(task, split)))
                 for score, low, task in zip(mean, bench.baseline, bench.tasks, strict=True)
             ],
-        }
+        )
 
     @property
     def _indices(self) -> range:
@@ -139,12 +142,12 @@ class ReferenceObjective:
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         """The mean over the seeds of the scores above the majority class, summed over the tasks."""
         lr = trial.suggest_float("lr", LEAST_RATE, 1.0, log=True)
-        trial.set_user_attr("environment", describe_environment(self.bench.choices()))
+        keep(trial, environment=describe_environment(self.bench.choices()))
         arm = Arm.of(LRDistribution.flat(lr), self.methods)
         runs = [run_once(self.bench, arm, seed) for seed in self.seeds]
-        trial.set_user_attr("runs", runs)
+        keep(trial, runs=runs)
         final = [statistics.fmean(column) for column in zip(*(run["final"] for run in runs), strict=True)]
-        trial.set_user_attr("final", final)
+        keep(trial, final=final)
         return (sum(score - low for score, low in zip(final, self.bench.baseline, strict=True)),)
 
 

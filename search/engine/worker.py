@@ -17,7 +17,8 @@ from optuna.trial import Trial, TrialState
 
 from lr_dist.errors import DivergedError, LRDistError, TrialError
 from lr_dist.runs.redact import redact
-from lr_dist.search.slots import (
+from lr_dist.search.engine.optuna_private import has_heartbeats, record_heartbeat, storage_of, trial_id
+from lr_dist.search.engine.slots import (
     BEAT,
     ERROR,
     REASON,
@@ -26,12 +27,11 @@ from lr_dist.search.slots import (
     claim,
     exclusive,
     fill,
-    has_heartbeats,
     is_complete,
     release_dead,
     slot_of,
 )
-from lr_dist.search.storage import HEARTBEAT_S, is_storage_error, study_errors
+from lr_dist.search.engine.storage import HEARTBEAT_S, is_storage_error, study_errors
 from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 
 MAX_ERRORS = 3
@@ -52,7 +52,7 @@ def drain(
         study: shared with other workers through its storage.
         objective: runs a trial. Ctrl-C and SIGTERM reach it only inside of `lr_dist.sequence.interrupts.interruptible`,
             where it must not use the storage: one that came in between would leave a trial that runs for ever.
-        plan: the slots, see `lr_dist.search.slots.fill`.
+        plan: the slots, see `lr_dist.search.engine.slots.fill`.
         stopped: asked between trials.
         poll_s: seconds between looks where nothing waits but others still work.
 
@@ -85,7 +85,7 @@ def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
     leaves the slot to be queued again. Where this process was taken for dead and another one has the slot, what it
     found is dropped.
     """
-    with _heartbeat(study._storage, trial._trial_id):
+    with _heartbeat(storage_of(study), trial_id(trial)):
         try:
             values = _finite(objective(trial))
         except TrialPruned:
@@ -123,7 +123,7 @@ def _finite(values: Sequence[float]) -> list[float]:
 
 
 def _tell(study: Study, trial: Trial, state: TrialState, values: list[float] | None = None) -> None:
-    with exclusive(study._storage), contextlib.suppress(UpdateFinishedTrialError):
+    with exclusive(storage_of(study)), contextlib.suppress(UpdateFinishedTrialError):
         study.tell(trial, values, state=state, skip_if_finished=True)
 
 
@@ -131,14 +131,14 @@ def _note_error(study: Study, trial: Trial, error: Exception) -> None:
     """Keep the error; a slot that failed so often is settled, so that one bad trial does not block the study."""
     message = redact(f"{type(error).__name__}: {error}")
     trial.set_user_attr(ERROR, message[:1000])
-    slot = slot_of(study._storage.get_trial(trial._trial_id))
+    slot = slot_of(storage_of(study).get_trial(trial_id(trial)))
     errors = sum(slot_of(t) == slot and ERROR in t.user_attrs for t in study.get_trials(deepcopy=False))
     if errors >= MAX_ERRORS:
         trial.set_user_attr(REASON, f"failed {errors} times, last with {message}"[:1000])
 
 
 @contextmanager
-def _heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
+def _heartbeat(storage: BaseStorage, key: int) -> Iterator[None]:
     """Keep telling the storage that this trial is alive: where it has no place for that, in a user attribute."""
     ended = threading.Event()
 
@@ -147,9 +147,9 @@ def _heartbeat(storage: BaseStorage, trial_id: int) -> Iterator[None]:
             # A storage that cannot be reached is the main thread's business; it may be back at the next beat.
             with contextlib.suppress(Exception):
                 if has_heartbeats(storage):
-                    storage.record_heartbeat(trial_id)  # type: ignore[attr-defined]
+                    record_heartbeat(storage, key)
                 else:
-                    storage.set_trial_user_attr(trial_id, BEAT, count)
+                    storage.set_trial_user_attr(key, BEAT, count)
             if ended.wait(HEARTBEAT_S):
                 return
 

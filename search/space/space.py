@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from lr_dist._distribution.families import grouped_layers, weighted_mean
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, InvalidDistributionError, shown
+from lr_dist.search.space.kinds import KINDS, MOST_KNOTS, Kind
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
-GROUPED = ("embeddings", *(f"g{i}" for i in range(1, 9)), "head")
-FAMILIES = ("grouped", "knots", "decay", "flat")
+FAMILIES = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class Space:
                 raise ConfigurationError(
                     f"{what} must be finite numbers with 0 < low < high, not {shown(low)}, {shown(high)}."
                 )
-        if isinstance(self.knots, bool) or not isinstance(self.knots, int) or not 1 <= self.knots <= 100:
-            raise ConfigurationError(f"knots must be a whole number from 1 to 100, not {shown(self.knots)}.")
+        if isinstance(self.knots, bool) or not isinstance(self.knots, int) or not 1 <= self.knots <= MOST_KNOTS:
+            raise ConfigurationError(f"knots must be a whole number from 1 to {MOST_KNOTS}, not {shown(self.knots)}.")
         if not isinstance(self.fixed, Mapping):
             raise ConfigurationError(f"fixed must map parameters to values, not be {shown(self.fixed)}.")
         unknown = [name for name in self.fixed if name not in self.names]
@@ -81,14 +80,16 @@ class Space:
         except InvalidDistributionError as error:
             raise ConfigurationError(f"The bounds or fixed hold a value that is no rate: {error}") from error
 
+    @cached_property
+    def kind(self) -> Kind:
+        """What this family has of its own, under the settings that it uses."""
+        kind = KINDS[self.family]
+        return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
+
     @property
     def names(self) -> tuple[str, ...]:
         """All parameters, in the order of depth."""
-        if self.family == "grouped":
-            return GROUPED
-        if self.family == "knots":
-            return ("embeddings", *(f"k{i}" for i in range(1, self.knots + 1)), "head")
-        return ("lr", "factor") if self.family == "decay" else ("lr",)
+        return self.kind.names
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -97,7 +98,7 @@ class Space:
 
     def bounds(self, name: str) -> tuple[float, float]:
         """The smallest and the largest value of a searched parameter."""
-        return (self.factor_low, self.factor_high) if name == "factor" else (self.low, self.high)
+        return self.kind.bounds(name) or (self.low, self.high)
 
     def suggest(self, trial: Trial) -> LRDistribution:
         """Draw the searched parameters, each log-uniform within its bounds."""
@@ -106,15 +107,7 @@ class Space:
 
     def distribution(self, searched: Mapping[str, float]) -> LRDistribution:
         """The distribution of a trial's parameters."""
-        values = {**searched, **self.fixed}
-        if self.family == "flat":
-            return LRDistribution.flat(values["lr"])
-        if self.family == "decay":
-            return LRDistribution.decay(values["lr"], values["factor"])
-        if self.family == "grouped":
-            return LRDistribution.grouped(values)
-        layers = [values[f"k{i}"] for i in range(1, self.knots + 1)]
-        return LRDistribution.from_layers(embeddings=values["embeddings"], layers=layers, head=values["head"])
+        return self.kind.distribution({**searched, **self.fixed})
 
     def project(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
         """The searched parameters whose distribution comes near to a given one; None where none is near.
@@ -127,48 +120,24 @@ class Space:
             distribution: absolute rates.
             num_layers: of the model, where the two shall agree.
         """
-        rates = distribution.rates(num_layers)
-        if self.family in ("flat", "decay"):
-            values = self._geometric(list(rates.values()))
-        else:
-            layers = list(rates.values())[1:-1]
-            values = {"embeddings": rates["embeddings"], **self._middle(distribution, layers), "head": rates["head"]}
+        values = self.kind.read(distribution, num_layers)
         if values is None or any(values[name] == 0 for name in self.searched):
             return None
         return {name: min(max(values[name], self.bounds(name)[0]), self.bounds(name)[1]) for name in self.searched}
 
-    def _geometric(self, rates: list[float]) -> dict[str, float] | None:
-        """`lr` and `factor` of rates in one ratio from each depth to the next; None for any others."""
-        if 0 in rates:
-            return None
-        steps = [math.log(after / before) for before, after in itertools.pairwise(rates)]
-        if max(steps) - min(steps) > 1e-9 or (self.family == "flat" and abs(steps[0]) > 1e-9):
-            return None
-        return {"lr": rates[-1], "factor": math.exp(-steps[0])}
-
-    def _middle(self, distribution: LRDistribution, layers: list[float]) -> dict[str, float]:
-        """The parameters between embeddings and head."""
-        names = self.names[1:-1]
-        if self.family == "grouped":
-            if distribution.family == "grouped" and not distribution.edits:
-                own = dict(distribution.values)
-                return {name: own[name] for name in names}
-            members = grouped_layers(len(layers))
-            if all(members) and 0 not in layers:
-                means = [weighted_mean([layers[i] for i in group], [1.0] * len(group)) for group in members]
-                return dict(zip(names, means, strict=True))
-        # A distribution of M values is read at the depths of N layers; the same the other way round.
-        read = LRDistribution.from_layers(embeddings=1.0, layers=layers, head=1.0).rates(len(names))
-        return dict(zip(names, list(read.values())[1:-1], strict=True))
-
     def to_dict(self) -> dict[str, Any]:
         """Plain data: what must not change under one study's name."""
-        own: dict[str, Any] = {"family": self.family, "low": self.low, "high": self.high, "fixed": dict(self.fixed)}
-        if self.family == "knots":
-            own["knots"] = self.knots
-        if self.family == "decay":
-            own |= {"factor_low": self.factor_low, "factor_high": self.factor_high}
-        return own
+        own = {"family": self.family, "low": self.low, "high": self.high, "fixed": dict(self.fixed)}
+        return {**own, **asdict(self.kind)}  # type: ignore[call-overload]
+
+    @classmethod
+    def with_names(cls, names: Collection[str]) -> Space | None:
+        """The space, with the bounds by default, that has just these parameters; None where none has."""
+        for family, kind in KINDS.items():
+            space = cls(family, **kind.settings_for(names))
+            if set(space.names) == set(names):
+                return space
+        return None
 
 
 def _positive(value: Any) -> bool:

@@ -11,7 +11,8 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_dist.search.slots import SLOT
+from lr_dist.search.engine.optuna_private import trial_id
+from lr_dist.search.engine.slots import SLOT
 
 
 def tpe(seed: int | None) -> TPESampler:
@@ -54,8 +55,9 @@ class SlotSampler(BaseSampler):
         self._sampler(trial).after_trial(study, trial, state, values)
 
     def _sampler(self, trial: FrozenTrial) -> TPESampler:
-        if self._of_trial is None or self._of_trial[0] != trial._trial_id:
+        key = trial_id(trial)
+        if self._of_trial is None or self._of_trial[0] != key:
             slot = trial.user_attrs.get(SLOT, trial.number)
             digest = hashlib.sha256(f"{self._seed} {slot}".encode()).digest()
-            self._of_trial = (trial._trial_id, tpe(int.from_bytes(digest[:4], "big")))
+            self._of_trial = (key, tpe(int.from_bytes(digest[:4], "big")))
         return self._of_trial[1]

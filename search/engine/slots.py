@@ -22,8 +22,18 @@ from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from lr_dist.errors import StorageError
-from lr_dist.search.process import is_gone_here, machine, this_process
-from lr_dist.search.storage import GRACE_S, backend_of, sqlite_file
+from lr_dist.search.engine.optuna_private import (
+    engine_of,
+    fixed_params,
+    has_heartbeats,
+    record_heartbeat,
+    running_trial,
+    storage_of,
+    study_id,
+    trial_id,
+)
+from lr_dist.search.engine.process import is_gone_here, machine, this_process
+from lr_dist.search.engine.storage import GRACE_S, sqlite_file
 
 SLOT, LABEL, OWNER, BEAT, REASON, ERROR = "slot", "label", "owner", "beat", "reason", "error"
 # Of a trial that its worker gave back unfinished (Ctrl-C, SIGTERM, another trial had its slot): nobody's fault.
@@ -83,7 +93,7 @@ def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
     """
     # Whoever finds something missing waits here, so that of many commands that start at once only one queues it.
     if _missing(study.get_trials(deepcopy=False), plan):
-        with exclusive(study._storage), _alone_at(study):
+        with exclusive(storage_of(study)), _alone_at(study):
             _fill(study, plan)
 
 
@@ -94,7 +104,7 @@ def claim(study: Study, slots: int | None = None) -> Trial | None:
         study: the study.
         slots: only one of the first so many slots; None: any.
     """
-    with exclusive(study._storage):
+    with exclusive(storage_of(study)):
         return _claim(study, slots)
 
 
@@ -103,23 +113,23 @@ def release_dead(study: Study, watch: Watch | None = None) -> list[int]:
     show. `fill` queues all of them again.
 
     On this machine a worker is gone when its process is. Elsewhere it is gone when its heartbeat stopped: Optuna's own
-    where the storage keeps them, else the one that `lr_dist.search.worker` writes, as seen by this process's clock. A
-    trial without an owner for a minute was taken by a worker that died in that moment.
+    where the storage keeps them, else the one that `worker.run_trial` writes, as seen by this process's clock. A trial
+    without an owner for a minute was taken by a worker that died in that moment.
 
     Args:
         study: the study.
         watch: what this process has seen before; without one only what can be told at once is.
     """
     watch = watch or Watch()
-    with exclusive(study._storage):
+    with exclusive(storage_of(study)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(study)
         released = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _is_gone(trial, watch.still_s(trial), has_heartbeats(study._storage)):
+            if _is_gone(trial, watch.still_s(trial), has_heartbeats(storage_of(study))):
                 with contextlib.suppress(UpdateFinishedTrialError):
-                    if study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
+                    if storage_of(study).set_trial_state_values(trial_id(trial), state=TrialState.FAIL):
                         released.append(trial.number)
         return released
 
@@ -133,9 +143,9 @@ class Watch:
     def still_s(self, trial: FrozenTrial) -> float:
         """Seconds for which this trial has looked as it does now."""
         sign = (trial.user_attrs.get(OWNER), trial.user_attrs.get(BEAT))
-        before = self._seen.get(trial._trial_id)
+        before = self._seen.get(trial_id(trial))
         if before is None or before[0] != sign:
-            before = self._seen[trial._trial_id] = (sign, time.monotonic())
+            before = self._seen[trial_id(trial)] = (sign, time.monotonic())
         return time.monotonic() - before[1]
 
 
@@ -170,11 +180,6 @@ def exclusive(storage: Any) -> Iterator[None]:
         lock.release()
 
 
-def has_heartbeats(storage: Any) -> bool:
-    """Whether the storage keeps heartbeats itself: databases do, journals and the gRPC proxy do not."""
-    return bool(getattr(storage, "get_heartbeat_interval", lambda: None)())
-
-
 def without_worker(attrs: Mapping[str, Any]) -> dict[str, Any]:
     """The user attributes with which a lost trial is queued again."""
     return {key: attrs[key] for key in (SLOT, LABEL, *KEPT) if key in attrs}
@@ -186,7 +191,7 @@ def _alone_at(study: Study) -> Iterator[None]:
 
     Not needed for exactness, which the slots give: it saves the trials that several would queue for the same slots.
     """
-    engine = getattr(backend_of(study._storage), "engine", None)
+    engine = engine_of(storage_of(study))
     if engine is None or engine.dialect.name != "postgresql":
         yield
         return
@@ -194,7 +199,7 @@ def _alone_at(study: Study) -> Iterator[None]:
 
     with engine.connect() as connection:
         connection.execute(
-            text("SELECT pg_advisory_xact_lock(:first, :study)"), {"first": LOCK, "study": study._study_id}
+            text("SELECT pg_advisory_xact_lock(:first, :study)"), {"first": LOCK, "study": study_id(study)}
         )
         yield
 
@@ -224,7 +229,7 @@ def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
         trial, attrs = last[slot], without_worker(last[slot].user_attrs)
         reason = _why_given_up(lost[slot])
         if reason is None:
-            study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params}, user_attrs=attrs)
+            study.enqueue_trial({**fixed_params(trial), **trial.params}, user_attrs=attrs)
         else:
             study.add_trial(
                 create_trial(
@@ -264,7 +269,7 @@ def _not_there(plan: Sequence[Mapping[str, Any]], trials: list[FrozenTrial]) -> 
         if not params:
             continue
         for trial in trials:
-            if trial.system_attrs.get("fixed_params") == params or (label and trial.user_attrs.get(LABEL) == label):
+            if fixed_params(trial) == params or (label and trial.user_attrs.get(LABEL) == label):
                 trials.remove(trial)
                 break
         else:
@@ -273,7 +278,7 @@ def _not_there(plan: Sequence[Mapping[str, Any]], trials: list[FrozenTrial]) -> 
 
 
 def _claim(study: Study, slots: int | None) -> Trial | None:
-    for waiting in study._storage.get_all_trials(study._study_id, deepcopy=False, states=(TrialState.WAITING,)):
+    for waiting in storage_of(study).get_all_trials(study_id(study), deepcopy=False, states=(TrialState.WAITING,)):
         slot = slot_of(waiting)
         if slot is None or (slots is not None and slot >= slots):
             continue
@@ -292,18 +297,18 @@ def _take(study: Study, waiting: FrozenTrial) -> Trial | None:
     Raises:
         UpdateFinishedTrialError: another process has failed it.
     """
-    storage = study._storage
-    if not storage.set_trial_state_values(waiting._trial_id, state=TrialState.RUNNING):
+    storage, key = storage_of(study), trial_id(waiting)
+    if not storage.set_trial_state_values(key, state=TrialState.RUNNING):
         return None
     # Each of these alone is enough for others to see that this process died; until then the trial has no name.
     if has_heartbeats(storage):
-        storage.record_heartbeat(waiting._trial_id)  # type: ignore[attr-defined]
-    storage.set_trial_user_attr(waiting._trial_id, OWNER, this_process())
+        record_heartbeat(storage, key)
+    storage.set_trial_user_attr(key, OWNER, this_process())
     if _is_second(study, waiting):
-        storage.set_trial_user_attr(waiting._trial_id, RETURNED, True)
-        storage.set_trial_state_values(waiting._trial_id, state=TrialState.FAIL)
+        storage.set_trial_user_attr(key, RETURNED, True)
+        storage.set_trial_state_values(key, state=TrialState.FAIL)
         return None
-    return Trial(study, waiting._trial_id)
+    return running_trial(study, key)
 
 
 def _is_second(study: Study, trial: FrozenTrial) -> bool:

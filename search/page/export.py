@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from lr_dist.errors import InvalidTrialsError
 from lr_dist.runs.atomic import write_text
-from lr_dist.search.checked import checked_identity, checked_trials, space_of
-from lr_dist.search.slots import by_slot, settled
-from lr_dist.search.summary import row_of
+from lr_dist.search.engine.slots import by_slot, settled
+from lr_dist.search.trials.checked import checked_identity, checked_trials, space_of
+from lr_dist.search.trials.summary import row_of
 
 if TYPE_CHECKING:
     from optuna import Study

@@ -11,10 +11,10 @@ from typing import Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.runs.numbers import number
-from lr_dist.search.findings import Findings
-from lr_dist.search.slots import ERROR, LABEL, REASON
+from lr_dist.search.page.findings import Findings
 from lr_dist.search.space import Space
-from lr_dist.search.summary import distribution_of, feasible
+from lr_dist.search.trials.record import TrialRecord
+from lr_dist.search.trials.summary import distribution_of, feasible
 
 
 @dataclass(frozen=True)
@@ -55,32 +55,30 @@ class Rate:
 
 def trial_row(trial: FrozenTrial, space: Space) -> Row:
     """A complete trial's row."""
-    attrs = trial.user_attrs
+    record = TrialRecord.of(trial)
     return Row(
         trial=trial.number,
-        label=str(attrs.get(LABEL, "")),
-        values=[_with_sd(v, sd, 4) for v, sd in zip(trial.values, attrs["value_sd"], strict=True)],
+        label=record.label or "",
+        values=[_with_sd(v, sd, 4) for v, sd in zip(trial.values, record.value_sd, strict=True)],
         sequences=[
             (
-                _with_sd(sequence["p_o"], sequence["p_o_sd"]),
-                _with_sd(sequence["p_s"], sequence["p_s_sd"]),
+                _with_sd(scores.p_o, scores.p_o_sd),
+                _with_sd(scores.p_s, scores.p_s_sd),
                 {
                     # Two tasks of one name differ by their place.
-                    f"{task}" if sequence["tasks"].count(task) == 1 else f"{task} ({place + 1})": (
+                    f"{task}" if scores.tasks.count(task) == 1 else f"{task} ({place + 1})": (
                         _signed(score - low),
                         ok,
                     )
                     for place, (task, score, low, ok) in enumerate(
-                        zip(
-                            sequence["tasks"], sequence["final"], sequence["baseline"], sequence["learned"], strict=True
-                        )
+                        zip(scores.tasks, scores.final, scores.baseline, scores.learned, strict=True)
                     )
                 },
             )
-            for sequence in attrs["sequences"]
+            for scores in record.scores
         ],
         feasible=feasible(trial),
-        seconds=attrs["seconds"],
+        seconds=record.seconds or 0.0,
         distribution=str(distribution_of(trial)),
         rounded=_rounded(trial, space),
     )
@@ -90,10 +88,10 @@ def unlearned(complete: Sequence[FrozenTrial]) -> dict[str, int]:
     """`sst2>qqp: qqp` -> how many complete trials left this task no better than its majority class."""
     counts: dict[str, int] = {}
     for trial in complete:
-        for sequence in trial.user_attrs["sequences"]:
-            title = ">".join(sequence["tasks"])
-            for task, ok in zip(sequence["tasks"], sequence["learned"], strict=True):
-                counts[f"{title}: {task}"] = counts.get(f"{title}: {task}", 0) + (not ok)
+        for scores in TrialRecord.of(trial).scores:
+            for task, ok in zip(scores.tasks, scores.learned, strict=True):
+                name = f"{scores.title}: {task}"
+                counts[name] = counts.get(name, 0) + (not ok)
     return counts
 
 
@@ -113,10 +111,10 @@ def rates_table(findings: Findings) -> list[Rate]:
 
 def failures(findings: Findings) -> list[tuple[int, str, str, str]]:
     """(trial, state, reason, distribution) of the failed trials, then of the attempts that were queued again."""
-    failed = [(t, "failed", t.user_attrs[REASON]) for t in findings.with_state(TrialState.FAIL)]
-    again = [(t, "queued again", t.user_attrs.get(ERROR, "its worker ended")) for t in findings.retried]
+    failed = [(t, "failed", TrialRecord.of(t).reason) for t in findings.with_state(TrialState.FAIL)]
+    again = [(t, "queued again", TrialRecord.of(t).error or "its worker ended") for t in findings.retried]
     return [
-        (t.number, state, str(reason), _rounded(t, findings.space) if "distribution" in t.user_attrs else "")
+        (t.number, state, str(reason), "" if TrialRecord.of(t).distribution is None else _rounded(t, findings.space))
         for t, state, reason in [*failed, *again]
     ]
 
@@ -125,7 +123,7 @@ def environments(trials: Sequence[FrozenTrial]) -> dict[str, list[tuple[str, int
     """Versions and machine -> each value that the trials ran under, and how many; more than one where they differ."""
     found: dict[str, Counter[str]] = {}
     for trial in trials:
-        environment = dict(trial.user_attrs.get("environment", {}))
+        environment = dict(TrialRecord.of(trial).environment or {})
         flat: dict[str, Any] = {**environment.pop("versions", {}), **environment}
         # What was measured differs from start to start; what was chosen may not.
         if isinstance(flat.get("precision"), dict):

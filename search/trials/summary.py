@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.checked import checked_trials
-from lr_dist.search.precision import precisions
-from lr_dist.search.slots import SLOT, by_slot, settled
+from lr_dist.search.engine.slots import by_slot, settled
+from lr_dist.search.trials.checked import checked_trials
+from lr_dist.search.trials.precision import precisions
+from lr_dist.search.trials.record import TrialRecord
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -93,37 +94,34 @@ def feasible(trial: FrozenTrial) -> bool:
 
 def distribution_of(trial: FrozenTrial) -> LRDistribution:
     """What a trial tried."""
-    return LRDistribution.from_dict(trial.user_attrs["distribution"])
+    tried = TrialRecord.of(trial).tried
+    assert tried is not None, f"trial {trial.number} has not begun"
+    return tried
 
 
 def not_learned(trial: FrozenTrial) -> list[str]:
     """Tasks that this trial left no better than their majority class, as `sst2>qqp: qqp`."""
-    missing = []
-    for sequence in trial.user_attrs.get("sequences", ()):
-        title = ">".join(sequence["tasks"])
-        missing += [
-            f"{title}: {task}" for task, ok in zip(sequence["tasks"], sequence["learned"], strict=True) if not ok
-        ]
-    return missing
+    return [task for scores in TrialRecord.of(trial).scores for task in scores.not_learned]
 
 
 def row_of(trial: FrozenTrial) -> dict[str, Any]:
     """A trial as one flat row, for CSV: slot, state, value, p_o and p_s and their spreads a sequence, parameters."""
+    record = TrialRecord.of(trial)
     row: dict[str, Any] = {
         "trial": trial.number,
-        "slot": trial.user_attrs.get(SLOT),
-        "label": trial.user_attrs.get("label", ""),
+        "slot": record.slot,
+        "label": record.label or "",
         "state": trial.state.name.lower(),
-        "seconds": trial.user_attrs.get("seconds", ""),
+        "seconds": "" if record.seconds is None else record.seconds,
     }
     for index, value in enumerate(trial.values or ()):
         row[f"value_{index}" if len(trial.values) > 1 else "value"] = value
-    row["reason"] = trial.user_attrs.get("reason", "")
-    for sequence in trial.user_attrs.get("sequences", ()):
-        title = ">".join(sequence["tasks"])
+    row["reason"] = record.reason or ""
+    for scores in record.scores:
         for key in ("p_o", "p_s", "p_o_sd", "p_s_sd"):
-            row[f"{title} {key}"] = "" if sequence[key] is None else sequence[key]
-        row[f"{title} learned"] = all(sequence["learned"])
+            value = getattr(scores, key)
+            row[f"{scores.title} {key}"] = "" if value is None else value
+        row[f"{scores.title} learned"] = all(scores.learned)
     return {**row, **{name: trial.params[name] for name in trial.params}}
 
 

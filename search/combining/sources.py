@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
 from lr_dist.reading import expanded
-from lr_dist.search.checked import checked_identity, space_of
-from lr_dist.search.combine import Trial
-from lr_dist.search.kenneweg2022 import read_trials
+from lr_dist.search.combining.combine import Trial
+from lr_dist.search.combining.kenneweg2022 import read_trials
 from lr_dist.search.space import Space
-from lr_dist.search.summary import complete_trials, feasible
+from lr_dist.search.trials.checked import checked_identity, space_of
+from lr_dist.search.trials.summary import complete_trials, feasible
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -104,7 +104,7 @@ def _published(path: Path, setting: str | None) -> list[Source]:
 
 def _exported(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]) -> Source:
     names = [c for c in columns if c not in _NOT_RATES and " " not in c]
-    space = _space_of(names)
+    space = Space.with_names(names)
     if space is None or "value" not in columns:
         raise InvalidTrialsError(
             f"{path} holds no trials: it needs the columns of `lr-dist search export`, or those of the authors' file."
@@ -121,9 +121,3 @@ def _exported(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]
         raise InvalidTrialsError(f"{path} has no complete trial.")
     pairs = dict.fromkeys(column.rsplit(" ", 1)[0] for column in columns if column.endswith(" p_o"))
     return Source(" + ".join(pairs) or path.stem, tuple(trials), space)
-
-
-def _space_of(names: Sequence[str]) -> Space | None:
-    knots = sum(name.startswith("k") for name in names)
-    candidates = [Space("grouped"), Space("decay"), Space("flat"), *([Space("knots", knots=knots)] if knots else [])]
-    return next((space for space in candidates if set(space.names) == set(names)), None)

@@ -14,12 +14,12 @@ from lr_dist.distribution import check_num_layers
 from lr_dist.extras import require_libraries
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.numbers import number
-from lr_dist.search import figures
-from lr_dist.search.findings import Findings
-from lr_dist.search.importance import importances
-from lr_dist.search.storage import shown_storage
-from lr_dist.search.summary import distribution_of, not_learned
-from lr_dist.search.tables import environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.engine.storage import shown_storage
+from lr_dist.search.page import figures
+from lr_dist.search.page.findings import Findings
+from lr_dist.search.page.importance import importances
+from lr_dist.search.page.tables import environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.trials.summary import distribution_of, not_learned
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -55,7 +55,7 @@ def render_report(study: Study, *, storage: str, num_layers: int | None = None) 
 
     environment = Environment(
         # The style is that of a comparison's page.
-        loader=ChoiceLoader([PackageLoader("lr_dist.search", "."), PackageLoader("lr_dist.report", ".")]),
+        loader=ChoiceLoader([PackageLoader("lr_dist.search.page", "."), PackageLoader("lr_dist.report", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

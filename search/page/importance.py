@@ -10,7 +10,7 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial
 
-from lr_dist.search.summary import feasible
+from lr_dist.search.trials.summary import feasible
 
 # PED-ANOVA compares where the best trials lie with where all lie; Optuna advises at least five of the best.
 LEAST_TRIALS, LEAST_BEST, SHARE = 15, 5, 0.1

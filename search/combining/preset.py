@@ -8,8 +8,8 @@ from datetime import date
 
 from lr_dist.errors import InvalidTrialsError
 from lr_dist.presets.schema import Preset, Provenance
-from lr_dist.search.combine import Combination, combine
-from lr_dist.search.sources import Source
+from lr_dist.search.combining.combine import Combination, combine
+from lr_dist.search.combining.sources import Source
 
 # exp and log may differ in the last bit between machines; 6 digits do not.
 DIGITS = 6

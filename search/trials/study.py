@@ -12,7 +12,7 @@ from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, StudyMismatchError, UnknownStudyError
 from lr_dist.presets import list_presets, resolve_distribution
-from lr_dist.search.config import SearchConfig
+from lr_dist.search.trials.config import SearchConfig
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -75,7 +75,7 @@ def load_study(storage: BaseStorage, name: str) -> Study:
 
 def sampler(config: SearchConfig) -> Any:
     """TPE. With a seed, a slot's draws depend on that, the slot and the trials before it, not on the worker."""
-    from lr_dist.search.sampler import SlotSampler, tpe
+    from lr_dist.search.space.sampler import SlotSampler, tpe
 
     if config.sampler_seed is None:
         return tpe(None)

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from lr_dist.errors import MixedHardwareWarning
 from lr_dist.runs.precision import AUTO, PRECISIONS
-from lr_dist.search.config import SearchConfig
-from lr_dist.search.study import IDENTITY
+from lr_dist.search.trials.config import SearchConfig
+from lr_dist.search.trials.record import TrialRecord
+from lr_dist.search.trials.study import IDENTITY
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -42,13 +43,8 @@ def in_precision_of_study(storage: BaseStorage, name: str, config: SearchConfig)
 
 def precisions(trials: Iterable[FrozenTrial]) -> dict[str, int]:
     """Precision -> how many of these trials were begun in it; those that do not say are left out."""
-    found: Counter[str] = Counter()
-    for trial in trials:
-        environment = trial.user_attrs.get("environment")
-        choice = environment.get("precision") if isinstance(environment, dict) else None
-        if isinstance(choice, dict) and choice.get("chosen") in PRECISIONS:
-            found[choice["chosen"]] += 1
-    return dict(found.most_common())
+    begun_in = (TrialRecord.of(trial).precision for trial in trials)
+    return dict(Counter(precision for precision in begun_in if precision in PRECISIONS).most_common())
 
 
 def mixed(counts: Mapping[str, int]) -> str:

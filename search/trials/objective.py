@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lr_dist.search.config import Goal
+from lr_dist.search.trials.config import Goal
 
 
 @dataclass(frozen=True)

@@ -6,17 +6,17 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist._distribution.plot import plot_rates
 from lr_dist.runs.numbers import number
 from lr_dist.runs.svg import new_figure, short, to_svg
-from lr_dist.search.combine import PAPER_BASE, geometric_spread
-from lr_dist.search.findings import Findings, front_of
-from lr_dist.search.slots import LABEL
-from lr_dist.search.summary import distribution_of, feasible
+from lr_dist.search.combining.combine import PAPER_BASE, geometric_spread
+from lr_dist.search.page.findings import Findings, front_of
+from lr_dist.search.trials.record import TrialRecord
+from lr_dist.search.trials.summary import distribution_of, feasible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,13 +45,13 @@ def history_figure(findings: Findings) -> str:
 def majority_figure(findings: Findings, sequence: int) -> str:
     """How far every complete trial's scores after the whole sequence are above the majority class, task by task."""
     trials = _thinned(findings.complete, findings.top)
-    rows = [trial.user_attrs["sequences"][sequence] for trial in trials]
+    rows = [TrialRecord.of(trial).scores[sequence] for trial in trials]
     figure = new_figure(WIDTH, 3.2)
     axes = figure.subplots()
     axes.axhline(0, color="0.3", lw=1, label="majority class")
-    for task, name in enumerate(rows[0]["tasks"]):
-        above = [row["final"][task] - row["baseline"][task] for row in rows]
-        learned = [row["learned"][task] for row in rows]
+    for task, name in enumerate(rows[0].tasks):
+        above = [row.final[task] - row.baseline[task] for row in rows]
+        learned = [row.learned[task] for row in rows]
         colour = f"C{task % 10}"
         _dots(axes, [t.number for t in trials], above, learned, color=colour, label=short(name))
     axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: not learned")
@@ -64,34 +64,34 @@ def majority_figure(findings: Findings, sequence: int) -> str:
 
 def front_figure(findings: Findings, sequence: int) -> str:
     """p_o against p_s of one sequence: every complete trial, and those that no other one beats in both."""
-    rows = {trial.number: trial.user_attrs["sequences"][sequence] for trial in findings.complete}
-    points = [(rows[trial.number]["p_s"], rows[trial.number]["p_o"]) for trial in findings.complete]
+    rows = {trial.number: TrialRecord.of(trial).scores[sequence] for trial in findings.complete}
+    points = [(rows[trial.number].p_s, rows[trial.number].p_o) for trial in findings.complete]
     front = [findings.complete[i] for i in front_of(points)]
     figure = new_figure(WIDTH, 4.8)
     axes = figure.subplots()
     drawn = _thinned(findings.complete, front)
     for queued, marker in ((False, "o"), (True, "D")):
-        some = [trial for trial in drawn if (LABEL in trial.user_attrs) == queued]
+        some = [trial for trial in drawn if TrialRecord.of(trial).is_queued == queued]
         _dots(
             axes,
-            [rows[t.number]["p_s"] for t in some],
-            [rows[t.number]["p_o"] for t in some],
-            [all(rows[t.number]["learned"]) for t in some],
+            [rows[t.number].p_s for t in some],
+            [rows[t.number].p_o for t in some],
+            [all(rows[t.number].learned) for t in some],
             marker=marker,
             color="0.35" if queued else COLOUR,
             label="queued (flat rates, presets)" if queued else "trial",
         )
-    xs, ys = [rows[t.number]["p_s"] for t in front], [rows[t.number]["p_o"] for t in front]
+    xs, ys = [rows[t.number].p_s for t in front], [rows[t.number].p_o for t in front]
     axes.plot(xs, ys, "-o", color=GOLD, ms=6, lw=1.2, mfc="none", mew=1.6, label="Pareto front", zorder=4)
     if findings.best is not None:
         best = rows[findings.best.number]
-        axes.plot(best["p_s"], best["p_o"], "*", color="k", ms=13, label="best value", zorder=5)
+        axes.plot(best.p_s, best.p_o, "*", color="k", ms=13, label="best value", zorder=5)
     axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: a task not learned")
-    baseline = findings.complete[0].user_attrs["sequences"][sequence]["baseline"]
-    axes.axvline(baseline[-1], color="0.5", ls=":", lw=1)
-    axes.axhline(statistics.fmean(baseline[:-1]), color="0.5", ls=":", lw=1, label="majority class")
+    first = rows[findings.complete[0].number]
+    axes.axvline(first.baseline[-1], color="0.5", ls=":", lw=1)
+    axes.axhline(statistics.fmean(first.baseline[:-1]), color="0.5", ls=":", lw=1, label="majority class")
     _number_apart(axes, [(t.number, x, y) for t, x, y in zip(front, xs, ys, strict=True)])
-    tasks = [short(task) for task in findings.complete[0].user_attrs["sequences"][sequence]["tasks"]]
+    tasks = [short(task) for task in first.tasks]
     axes.set_xlabel(f"p_s: score on {tasks[-1]}, learned last")
     axes.set_ylabel(f"p_o: score on {tasks[0]}" if len(tasks) == 2 else "p_o: mean score on the earlier tasks")
     axes.grid(alpha=0.3)
@@ -189,13 +189,13 @@ def depth_figure(findings: Findings, num_layers: int) -> str:
 
 def _history(axes: Axes, findings: Findings, objective: int) -> None:
     complete = findings.complete
-    queued = [trial for trial in complete if LABEL in trial.user_attrs]
-    others = [trial for trial in complete if LABEL not in trial.user_attrs]
+    queued = [trial for trial in complete if TrialRecord.of(trial).is_queued]
+    others = [trial for trial in complete if not TrialRecord.of(trial).is_queued]
     shown = _thinned(others, findings.top)
     value = [trial.values[objective] for trial in shown]
     _dots(axes, [t.number for t in shown], value, [feasible(t) for t in shown], color=COLOUR, label="trial")
     for index, trial in enumerate(queued[:MOST_POINTS]):
-        label = short(trial.user_attrs[LABEL]) if index < MOST_LABELS else None
+        label = short(TrialRecord.of(trial).label or "") if index < MOST_LABELS else None
         if index == MOST_LABELS:
             label = f"{len(queued) - MOST_LABELS} more queued"
         _dots(
@@ -312,5 +312,5 @@ def _number_apart(axes: Axes, points: Sequence[tuple[int, float, float]]) -> Non
 
 
 def _name(trial: FrozenTrial) -> str:
-    label: Any = trial.user_attrs.get(LABEL)
+    label = TrialRecord.of(trial).label
     return f"{trial.number} ({label})" if label else str(trial.number)

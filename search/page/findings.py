@@ -10,12 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, listed, shown
-from lr_dist.search.checked import checked_identity, checked_trials, space_of
-from lr_dist.search.combine import PAPER_BASE, Trial, geometric_mean, geometric_spread, rank_weighted_log_mean
-from lr_dist.search.preset import DIGITS
-from lr_dist.search.slots import by_slot
+from lr_dist.search.combining.combine import PAPER_BASE, Trial, geometric_mean, geometric_spread, rank_weighted_log_mean
+from lr_dist.search.combining.preset import DIGITS
+from lr_dist.search.engine.slots import by_slot
 from lr_dist.search.space import Space
-from lr_dist.search.summary import best_trial, distribution_of, feasible
+from lr_dist.search.trials.checked import checked_identity, checked_trials, space_of
+from lr_dist.search.trials.record import TrialRecord
+from lr_dist.search.trials.summary import best_trial, distribution_of, feasible
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -72,10 +73,10 @@ class Findings:
         stored = checked_trials(study)
         trials = sorted(by_slot(stored).values(), key=lambda trial: trial.number)
         standing = {trial.number for trial in trials}
-        complete = [t for t in trials if t.state == TrialState.COMPLETE and "sequences" in t.user_attrs]
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and TrialRecord.of(t).sequences]
         for trial in complete:
-            tasks = [sequence["tasks"] for sequence in trial.user_attrs["sequences"]]
-            if tasks != [sequence["tasks"] for sequence in complete[0].user_attrs["sequences"]]:
+            tasks = _tasks(trial)
+            if tasks != _tasks(complete[0]):
                 raise InvalidTrialsError(
                     f"Trial {trial.number} of {study.study_name!r} learned {shown(tasks)}, not the tasks of trial "
                     f"{complete[0].number}: one of them was altered. Restore the study from a copy."
@@ -123,8 +124,12 @@ class Findings:
     def titles(self) -> list[str]:
         """The task sequences, as `sst2>qqp`; with the names of a shift's halves where a trial is complete."""
         if self.complete:
-            return [">".join(sequence["tasks"]) for sequence in self.complete[0].user_attrs["sequences"]]
+            return [scores.title for scores in TrialRecord.of(self.complete[0]).scores]
         return [">".join(str(task) for task in sequence) for sequence in self.identity["sequences"]]
+
+
+def _tasks(trial: FrozenTrial) -> list[list[str]]:
+    return [scores.tasks for scores in TrialRecord.of(trial).scores]
 
 
 def is_flat(trial: FrozenTrial) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lr_dist.errors import LRDistError, StorageError
 from lr_dist.extras import require_libraries
 from lr_dist.runs.redact import hide_address, quotes_secret, redact
+from lr_dist.search.engine.optuna_private import backend_of, storage_of, study_id
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -123,19 +124,19 @@ def study_errors(study: Study) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        where = f"{study.study_name!r} in {shown_storage(study._storage)}"
+        where = f"{study.study_name!r} in {shown_storage(storage_of(study))}"
         if isinstance(error, KeyError) and _is_unreadable(error) and _is_deleted(study):
             raise StorageError(f"The study {where} was deleted while it was in use.") from error
         if _is_unreadable(error):
-            url = _url_of(study._storage)
+            url = _url_of(storage_of(study))
             raise StorageError(_unreadable(f"The study {where}", error, url)) from _cause(error, url)
-        with storage_errors(study._storage):
+        with storage_errors(storage_of(study)):
             raise
 
 
 def _is_deleted(study: Study) -> bool:
     try:
-        study._storage.get_study_user_attrs(study._study_id)
+        storage_of(study).get_study_user_attrs(study_id(study))
     except KeyError:
         return True
     return False
@@ -169,11 +170,6 @@ def is_storage_error(error: BaseException) -> bool:
         return True
     # Not imported for its own sake: it is there where a storage uses it.
     return any(kind.__module__.startswith("grpc") and kind.__name__ == "RpcError" for kind in type(error).__mro__)
-
-
-def backend_of(storage: Any) -> Any:
-    """The storage itself, behind the cache that Optuna puts before a database."""
-    return getattr(storage, "_backend", storage)
 
 
 def sqlite_file(storage: BaseStorage) -> Path | None:
@@ -294,7 +290,7 @@ def _was_second(error: BaseException) -> bool:
 def _journal(name: str) -> BaseStorage:
     from optuna.storages import JournalStorage
 
-    from lr_dist.search.journal import WholeLines
+    from lr_dist.search.engine.journal import WholeLines
 
     path = Path(name).expanduser()
     _check_file(path)

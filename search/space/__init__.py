@@ -1,0 +1,5 @@
+"""What is searched: a family of learning-rate distributions with bounds, and how trials are drawn from it."""
+
+from lr_dist.search.space.space import FAMILIES, Space
+
+__all__ = ["FAMILIES", "Space"]

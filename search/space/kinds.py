@@ -1,0 +1,156 @@
+"""The kinds of spaces, one class each: its parameters, and how they become a distribution and are read off one.
+
+A new kind is a class here and its name in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist._distribution.families import GROUPED_KEYS, grouped_layers, weighted_mean
+from lr_dist.distribution import LRDistribution
+
+# Logarithms of ratios: what differs by less is one ratio.
+TOLERANCE = 1e-9
+MOST_KNOTS = 100
+
+
+class Kind(ABC):
+    """What one kind of space has of its own.
+
+    A subclass is a frozen dataclass; its fields are those of the settings of `Space` that it uses, under their names.
+    They are a part of a study's identity.
+    """
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """All parameters, in the order of depth."""
+
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        """The bounds of a parameter that has its own; None for a rate, whose bounds are those of the space."""
+        return None
+
+    @abstractmethod
+    def distribution(self, values: Mapping[str, float]) -> LRDistribution:
+        """The distribution with these values of all parameters."""
+
+    @abstractmethod
+    def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
+        """The parameters whose distribution comes near to a given one, whatever the bounds; None where none is near."""
+
+    @classmethod
+    def settings_for(cls, names: Collection[str]) -> dict[str, Any]:
+        """The settings under which the kind may have just these parameters; they are valid for any names."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Flat(Kind):
+    """One rate everywhere: `lr`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("lr",)
+
+    def distribution(self, values: Mapping[str, float]) -> LRDistribution:
+        return LRDistribution.flat(values["lr"])
+
+    def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
+        found = _geometric(distribution, num_layers)
+        return None if found is None or abs(found[1]) > TOLERANCE else {"lr": found[0]}
+
+
+@dataclass(frozen=True)
+class Decay(Kind):
+    """The head's rate `lr`, and the `factor` from each layer to the one below it (LLRD)."""
+
+    factor_low: float
+    factor_high: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("lr", "factor")
+
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        return (self.factor_low, self.factor_high) if name == "factor" else None
+
+    def distribution(self, values: Mapping[str, float]) -> LRDistribution:
+        return LRDistribution.decay(values["lr"], values["factor"])
+
+    def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
+        found = _geometric(distribution, num_layers)
+        return None if found is None else {"lr": found[0], "factor": math.exp(-found[1])}
+
+
+class _ByDepth(Kind):
+    """A rate each for embeddings and head, and some for the layers between them."""
+
+    def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
+        rates = distribution.rates(num_layers)
+        between = self._between(distribution, list(rates.values())[1:-1])
+        names = self.names[1:-1]
+        return {"embeddings": rates["embeddings"], **dict(zip(names, between, strict=True)), "head": rates["head"]}
+
+    def _between(self, distribution: LRDistribution, layers: Sequence[float]) -> list[float]:
+        """The parameters between embeddings and head, read at their relative depths among the layers' rates."""
+        # A distribution of M values is read at the depths of N layers; the same the other way round.
+        read = LRDistribution.from_layers(embeddings=1.0, layers=layers, head=1.0).rates(len(self.names) - 2)
+        return list(read.values())[1:-1]
+
+
+@dataclass(frozen=True)
+class Grouped(_ByDepth):
+    """The ten rates of arXiv 2404.01317: embeddings, g1 ... g8, head."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return GROUPED_KEYS
+
+    def distribution(self, values: Mapping[str, float]) -> LRDistribution:
+        return LRDistribution.grouped(values)
+
+    def _between(self, distribution: LRDistribution, layers: Sequence[float]) -> list[float]:
+        if distribution.family == "grouped" and not distribution.edits:
+            own = dict(distribution.values)
+            return [own[name] for name in self.names[1:-1]]
+        members = grouped_layers(len(layers))
+        if all(members) and 0 not in layers:
+            return [weighted_mean([layers[i] for i in group], [1.0] * len(group)) for group in members]
+        return super()._between(distribution, layers)
+
+
+@dataclass(frozen=True)
+class Knots(_ByDepth):
+    """Rates at k relative depths from the first layer to the last: embeddings, k1 ..., head."""
+
+    knots: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("embeddings", *(f"k{i}" for i in range(1, self.knots + 1)), "head")
+
+    def distribution(self, values: Mapping[str, float]) -> LRDistribution:
+        layers = [values[name] for name in self.names[1:-1]]
+        return LRDistribution.from_layers(embeddings=values["embeddings"], layers=layers, head=values["head"])
+
+    @classmethod
+    def settings_for(cls, names: Collection[str]) -> dict[str, Any]:
+        return {"knots": min(max(1, sum(name.startswith("k") for name in names)), MOST_KNOTS)}
+
+
+KINDS: Mapping[str, type[Kind]] = {"grouped": Grouped, "knots": Knots, "decay": Decay, "flat": Flat}
+
+
+def _geometric(distribution: LRDistribution, num_layers: int) -> tuple[float, float] | None:
+    """The head's rate and the logarithm of the ratio from each depth to the next; None where that is not one ratio."""
+    rates = list(distribution.rates(num_layers).values())
+    if 0 in rates:
+        return None
+    steps = [math.log(after / before) for before, after in itertools.pairwise(rates)]
+    return None if max(steps) - min(steps) > TOLERANCE else (rates[-1], steps[0])

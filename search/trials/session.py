@@ -1,0 +1,163 @@
+"""`lr-dist search`: check everything, then let worker processes fill the study's slots."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist.errors import ConfigurationError
+from lr_dist.runs.machine import threads_of
+from lr_dist.runs.precision import Measurement, PrecisionChoice, measured_before, remember
+from lr_dist.search.engine.team import View, handling, run_workers
+from lr_dist.search.trials.config import SearchConfig
+from lr_dist.sequence.interrupts import interrupts_held_back
+
+
+@dataclass(frozen=True)
+class Search:
+    """A checked search.
+
+    Attributes:
+        config: what is searched.
+        storage: its URL.
+        study: its name.
+        workers: processes on this machine.
+    """
+
+    config: SearchConfig
+    storage: str
+    study: str
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or not 1 <= self.workers <= 256:
+            raise ConfigurationError(f"workers must be a whole number from 1 to 256, not {self.workers!r}.")
+        if not self.study.strip() or self.study.startswith("reference/"):
+            raise ConfigurationError(f"{self.study!r} is no name for a study; names in reference/ are lr-dist's own.")
+
+    def prepare(self) -> PrecisionChoice:
+        """Load and check all that can fail, and create the study or compare it with what is there.
+
+        Returns:
+            The precision that this machine's workers train in, and why.
+
+        Raises:
+            LRDistError: the named error of whatever cannot work; nothing in the storage has changed.
+
+        Warns:
+            MixedHardwareWarning: other machines of the study chose another precision.
+        """
+        from lr_dist.search.engine.slots import fill
+        from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
+        from lr_dist.search.trials.precision import in_precision_of_study, warn_of_mixed
+        from lr_dist.search.trials.study import check_queued, open_study, plan
+
+        storage = open_storage(self.storage)
+        with storage_errors(storage):
+            config = in_precision_of_study(storage, self.study, self.config)
+        benches = load_benches(config)
+        num_layers = benches[0].model_info["num_layers"]
+        check_queued(config, num_layers)
+        slots = plan(config, num_layers)
+        precision: PrecisionChoice = benches[0].precision
+        with storage_errors(storage):
+            study = open_study(storage, self.study, config, identity(config, benches))
+            with study_errors(study):
+                fill(study, slots)
+                warn_of_mixed(study, precision.chosen)
+        return precision
+
+    def run(self, view: View) -> None:
+        """Run worker processes until every slot is settled. A worker that was killed is started again.
+
+        Raises:
+            LRDistError: what a worker ended with; all that finished is in the storage.
+            KeyboardInterrupt: Ctrl-C, or a request to terminate; the trials at work are queued again.
+        """
+        from lr_dist.search.engine.slots import is_complete
+        from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
+        from lr_dist.search.trials.precision import warn_of_mixed
+        from lr_dist.search.trials.study import load_study
+
+        storage = open_storage(self.storage)
+        # SIGTERM is what a scheduler sends before it kills: the same as Ctrl-C.
+        with storage_errors(storage), handling(signal.SIGTERM, signal.default_int_handler):
+            with interrupts_held_back():
+                study = load_study(storage, self.study)
+            with study_errors(study):
+                with interrupts_held_back():
+                    complete = is_complete(study, self.config.trials)
+                if not complete:
+                    run_workers(lambda: _Work(self, measured_before()), self.workers, study, view)
+                    with interrupts_held_back():
+                        warn_of_mixed(study)
+
+
+def load_benches(config: SearchConfig) -> list[Any]:
+    """One bench a sequence.
+
+    Raises:
+        LRDistError: a model or a task that cannot be used, or a sequence of one task only.
+    """
+    from lr_dist.sequence.bench import Bench
+
+    benches = [
+        Bench.prepare(
+            config.model,
+            sequence,
+            config.settings,
+            limit=config.limit,
+            dev_size=config.dev_size,
+            data_dir=config.data_dir,
+            data_seed=config.data_seed,
+        )
+        for sequence in config.sequences
+    ]
+    for sequence, bench in zip(config.sequences, benches, strict=True):
+        if len(bench.tasks) < 2:
+            raise ConfigurationError(f"A sequence needs two tasks or more, or a shift; {list(sequence)} is one task.")
+    return benches
+
+
+def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
+    """See `SearchConfig.identity`; with the number of layers, for whoever looks at the study without the model."""
+    data = [[task.fingerprint for task in bench.tasks] for bench in benches]
+    info = benches[0].model_info
+    return {**config.identity(info["fingerprint"], data), "num_layers": info["num_layers"]}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a worker process runs: references first, then trials, until nothing is left.
+
+    Attributes:
+        search: what is searched.
+        measured: what the process that began the worker found out about this machine.
+    """
+
+    search: Search
+    measured: tuple[Measurement, ...]
+
+    def __call__(self) -> None:
+        import torch
+
+        torch.set_num_threads(threads_of(self.search.workers))
+        remember(self.measured)
+        from lr_dist.search.engine.storage import open_storage, storage_errors
+        from lr_dist.search.engine.worker import drain
+        from lr_dist.search.trials.precision import in_precision_of_study
+        from lr_dist.search.trials.references import run_references
+        from lr_dist.search.trials.study import open_study, plan
+        from lr_dist.search.trials.trial import SequenceObjective
+
+        storage = open_storage(self.search.storage)
+        with storage_errors(storage):
+            config = in_precision_of_study(storage, self.search.study, self.search.config)
+        benches = load_benches(config)
+        with storage_errors(storage), interrupts_held_back():
+            study = open_study(storage, self.search.study, config, identity(config, benches))
+            references = run_references(storage, config, benches)
+            if references is not None:
+                objective = SequenceObjective(config, benches, references)
+                drain(study, objective, plan(config, benches[0].model_info["num_layers"]))
