@@ -41,7 +41,9 @@ def test_as_float(value: Any, number: float) -> None:
     assert as_float(value) == number
 
 
-@pytest.mark.parametrize("value", [None, True, "1", b"1", [1], torch.ones(2), 10**400, object()], ids=repr)
+@pytest.mark.parametrize(
+    "value", [None, True, "1", b"1", [1], torch.ones(2), 10**400, object()], ids=lambda value: type(value).__name__
+)
 def test_what_is_not_one_number_becomes_nan(value: Any) -> None:
     assert math.isnan(as_float(value))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from lr_dist import __version__
 from lr_dist.cli.boundary import OPTION, guarded
-from lr_dist.cli.terminal import accept_any_text, clean
+from lr_dist.cli.terminal import accept_any_text, clean, ignore_impossible_sizes
 from lr_dist.errors import ConfigurationError, LRDistError, shown
 from lr_dist.runs.redact import redact_usage
 
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Tokenizers fork badly and warn about it; every loader here is single-process.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     accept_any_text()
+    ignore_impossible_sizes()
     whole = OPTION in arguments
     arguments = [argument for argument in arguments if argument != OPTION]
     command = " ".join(["lr-dist", *[argument for argument in arguments if argument in COMMANDS][:1]])

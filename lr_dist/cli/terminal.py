@@ -6,6 +6,7 @@ right-to-left mark that reverses a line. Only the styles that rich itself adds a
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from typing import TYPE_CHECKING
@@ -41,6 +42,13 @@ def accept_any_text() -> None:
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
+
+
+def ignore_impossible_sizes() -> None:
+    """Drop COLUMNS and LINES of more than five characters, which rich would take for the terminal's size."""
+    for name in ("COLUMNS", "LINES"):
+        if len(os.environ.get(name, "")) > 5:
+            del os.environ[name]
 
 
 class _Cleaned:

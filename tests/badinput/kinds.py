@@ -108,7 +108,6 @@ def option(draw: random.Random, folder: Path, sources: Sources) -> Case:
                 *("--sequences", "--space", "--low", "--high", "--knots", "--fixed", "--objective", "--tolerance"),
                 *(
                     "--reference-rates",
-                    "--trials",
                     "--queued",
                     "--sampler-seed",
                     "--workers",

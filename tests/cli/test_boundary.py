@@ -236,3 +236,12 @@ def test_a_storage_that_is_a_mapping_shows_no_password(tmp_path: Path, capsys: p
     said = capsys.readouterr().err
     assert "storage must be one text" in said
     assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("name", ["COLUMNS", "LINES"])
+def test_an_impossible_size_of_the_terminal_is_ignored(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "9" * 5_000)
+    assert main(["presets", "list"]) == 0
+    assert "kenneweg2022" in capsys.readouterr().out
