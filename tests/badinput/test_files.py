@@ -78,7 +78,7 @@ def test_a_value_of_another_kind_at_any_place_is_read_or_named(tmp_path: Path) -
         (("runs", 0, "matrix", 1), [0.5], r"runs\[0\]\.matrix is not 3 rows of 2 scores"),
         (("runs", 0, "metrics", "p_o"), "0.9", r"runs\[0\]\.metrics\.p_o is '0\.9', and not a number"),
         (("runs", 1, "status"), "fine", r"runs\[1\]\.status is 'fine'"),
-        (("runs", 0, "arm"), "mine", r"runs\[0\]\.arm is 'mine', which is none"),
+        (("runs", 0, "arm"), "mine", r"runs\[0\]\.arm is 'mine', which is not in"),
         (("arms", 0, "stages", 0, "rates", "head"), -1, r"arms\[0\]\.stages\[0\]\.rates\.head is -1"),
         (("tasks", 1, "examples", "validation"), 0, r"tasks\[1\]\.examples\.validation is 0"),
         (("summary", 0, "matrix", "sd"), None, r"summary\[0\]\.matrix\.sd is None"),
