@@ -10,8 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.errors import LRDistError, StorageError
+from lr_dist.errors import PATH, LRDistError, StorageError, shown
 from lr_dist.extras import require_libraries
+from lr_dist.reading import expanded
 from lr_dist.runs.redact import hide_address, quotes_secret, redact
 from lr_dist.search.engine.optuna_private import backend_of, storage_of, study_id
 
@@ -40,7 +41,7 @@ def default_storage(output: str | Path) -> str:
     """The URL of the SQLite file in the output folder."""
     from sqlalchemy.engine import URL
 
-    return URL.create("sqlite", database=str(Path(output).expanduser().resolve() / "study.db")).render_as_string()
+    return URL.create("sqlite", database=str(expanded(output).resolve() / "study.db")).render_as_string()
 
 
 def open_storage(url: str) -> BaseStorage:
@@ -80,12 +81,22 @@ def open_existing(url: str) -> BaseStorage:
     if url.startswith("sqlite"):
         with _opening_errors(url):
             name = make_url(url).database
-    if name and name != ":memory:" and not Path(name).expanduser().exists():
+    if name and name != ":memory:" and not _exists(name):
         raise StorageError(
-            f"There is no {name}, so no study to look at. Give the --storage that the search had, or the --output "
-            "folder that holds its study.db."
+            f"There is no {shown(name, PATH)}, so no study to look at. Give the --storage that the search had, or the "
+            "--output folder that holds its study.db."
         )
     return open_storage(url)
+
+
+def _exists(name: str) -> bool:
+    try:
+        return expanded(name).exists()
+    except OSError as error:
+        raise StorageError(
+            f"The storage {shown(name, PATH)} cannot be read: {error.strerror or error}. Give another --storage or "
+            "--output."
+        ) from error
 
 
 @contextlib.contextmanager
@@ -292,7 +303,7 @@ def _journal(name: str) -> BaseStorage:
 
     from lr_dist.search.engine.journal import WholeLines
 
-    path = Path(name).expanduser()
+    path = expanded(name)
     _check_file(path)
     return JournalStorage(WholeLines(path))
 

@@ -22,7 +22,7 @@ def test_the_search_engine_knows_nothing_of_learning_rates() -> None:
     others = {other for module in engine for other in house.imports[module]} - set(engine)
     assert {"lr_dist.errors", "lr_dist.sequence.interrupts"} <= others
     assert all(
-        other in ("lr_dist.errors", "lr_dist.extras", "lr_dist.sequence.interrupts")
+        other in ("lr_dist.errors", "lr_dist.extras", "lr_dist.reading", "lr_dist.sequence.interrupts")
         or other.startswith("lr_dist.runs.")
         for other in others
     ), others

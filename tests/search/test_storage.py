@@ -18,7 +18,13 @@ import pytest
 import sqlalchemy
 
 from lr_dist.errors import LRDistError, StorageError
-from lr_dist.search.engine.storage import DEAD_WIRE_S, default_storage, open_storage, storage_errors
+from lr_dist.search.engine.storage import (
+    DEAD_WIRE_S,
+    default_storage,
+    open_existing,
+    open_storage,
+    storage_errors,
+)
 from lr_dist.search.engine.worker import drain
 
 PLAN = [{"params": {}, "attrs": {}}] * 3
@@ -341,3 +347,13 @@ def test_a_journal_that_was_damaged_in_the_middle_is_named(tmp_path):
     with pytest.raises(StorageError, match=r"Line 4 of the journal .* is no record of Optuna"):
         optuna.load_study(storage=open_storage(f"journal:{file}"), study_name="study")
     assert fingerprint(file) == before
+
+
+@pytest.mark.parametrize(
+    "url", [f"journal:{'n' * 3000}/log", f"sqlite:///{'n' * 3000}/study.db", "journal:~nobody-here/log"]
+)
+def test_a_storage_whose_path_cannot_be_is_named(url: str) -> None:
+    with pytest.raises(LRDistError, match=r"cannot be read|home folder"):
+        open_existing(url)
+    with pytest.raises(LRDistError):
+        open_storage(url)
