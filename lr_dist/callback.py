@@ -29,6 +29,7 @@ from lr_dist._callback.finder import (
     finders,
     found_rate,
     is_own_checkpoint_of_a_tuner,
+    resumes_a_fit,
     suggestions,
 )
 from lr_dist._callback.gradual import Gradual
@@ -454,7 +455,7 @@ class LayerwiseLR(Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with another distribution.
         """
-        if trainer.state.fn == "fit" and not self._training and not is_own_checkpoint_of_a_tuner(trainer):
+        if resumes_a_fit(trainer) and not self._training:
             self._check_resumed(trainer, checkpoint)
             if self._resumes_exactly:
                 self._exact.load(trainer, checkpoint)

@@ -353,6 +353,14 @@ class LRDistribution:
         return plot_rates(self.rates(num_layers), ax, label or str(self), self.relative)
 
 
+def shown_distribution(data: Any) -> str:
+    """A distribution from a checkpoint (`to_dict`) as text, or the data itself if it is not valid."""
+    try:
+        return str(LRDistribution.from_dict(data))
+    except Exception:
+        return repr(data)
+
+
 def _pairs(values: Any) -> dict[Any, Any]:
     try:
         return dict(values)

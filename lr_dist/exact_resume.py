@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lr_dist._callback.company import callbacks_of, check_trainer
 from lr_dist._callback.exact import STATE_KEY, ExactFit
-from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
+from lr_dist._callback.finder import resumes_a_fit
 from lr_dist._lightning import Callback, L, give_back, kept
 from lr_dist.errors import UnsupportedCallbackError
 
@@ -98,7 +98,7 @@ class ExactResume(Callback):
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Take over this process's part of a checkpoint that a fit resumes from."""
-        if trainer.state.fn == "fit" and not is_own_checkpoint_of_a_tuner(trainer):
+        if resumes_a_fit(trainer):
             self._fit.load(trainer, checkpoint)
 
     @override

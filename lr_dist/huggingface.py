@@ -27,7 +27,7 @@ from lr_dist._callback.identity import identity
 from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.table import print_table
 from lr_dist.coverage import Coverage
-from lr_dist.distribution import LRDistribution
+from lr_dist.distribution import LRDistribution, shown_distribution
 from lr_dist.errors import (
     ConfigurationError,
     NothingToTrainError,
@@ -307,8 +307,9 @@ class LayerwiseTrainerMixin(_Trainer):
             )
         if state.get("fingerprint") != self._layerwise_distribution.fingerprint:
             raise ResumeMismatchError(
-                f"The checkpoint {checkpoint} was written under the distribution {_shown(state.get('distribution'))}, "
-                f"this Trainer has {self._layerwise_distribution}. Resuming would bring the old rates back. Give "
+                f"The checkpoint {checkpoint} was written under the distribution "
+                f"{shown_distribution(state.get('distribution'))}, this Trainer has {self._layerwise_distribution}. "
+                "Resuming would bring the old rates back. Give "
                 f"layerwise_lr the checkpoint's distribution, {_NEW_RUN}"
             )
         return state
@@ -425,11 +426,3 @@ def _compare(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
                 f"The checkpoint was written with {key} = {state.get(key)!s:.300}, this Trainer has {own[key]!s:.300}. "
                 f"Use the same model, TrainingArguments, optimizer groups and layerwise_overrides, {_NEW_RUN}"
             )
-
-
-def _shown(data: Any) -> str:
-    """A distribution from a checkpoint as text, whatever wrote it."""
-    try:
-        return str(LRDistribution.from_dict(data))
-    except Exception:
-        return repr(data)

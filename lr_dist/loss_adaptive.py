@@ -11,7 +11,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lr_dist._callback.changes import unwrapped
-from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
+from lr_dist._callback.finder import resumes_a_fit
 from lr_dist._callback.scaling import gradient_scaler, unscaled
 from lr_dist._lightning import Callback, L, give_back, kept
 from lr_dist.checks import check_finite
@@ -220,7 +220,7 @@ class LossAdaptiveLR(Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this callback, or with other settings.
         """
-        if trainer.state.fn != "fit" or is_own_checkpoint_of_a_tuner(trainer):
+        if not resumes_a_fit(trainer):
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None or state["settings"] != self._settings():

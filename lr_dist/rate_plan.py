@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import Any
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidDistributionError, shown
@@ -50,10 +49,6 @@ class RatePlan:
             return self.stages[0].fingerprint
         content = json.dumps([stage.fingerprint for stage in self.stages])
         return hashlib.sha256(content.encode()).hexdigest()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return {"stages": [stage.to_dict() for stage in self.stages]}
 
     def __str__(self) -> str:
         return SEPARATOR.join(map(str, self.stages))

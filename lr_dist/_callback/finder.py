@@ -101,6 +101,11 @@ def describe(distribution: LRDistribution, rate: float) -> str:
     )
 
 
+def resumes_a_fit(trainer: L.Trainer) -> bool:
+    """Whether a checkpoint that is being loaded is one that a fit resumes from, not a tuner's own."""
+    return trainer.state.fn == "fit" and not is_own_checkpoint_of_a_tuner(trainer)
+
+
 def is_own_checkpoint_of_a_tuner(trainer: L.Trainer) -> bool:
     """Whether the checkpoint being loaded is the one by which LearningRateFinder or BatchSizeFinder undo their run."""
     return Path(str(trainer.ckpt_path or "")).name.startswith((".lr_find_", ".scale_batch_size_"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lr_dist._lightning import L
-from lr_dist.distribution import LRDistribution
+from lr_dist.distribution import LRDistribution, shown_distribution
 from lr_dist.errors import ResumeMismatchError
 from lr_dist.layers import Overrides
 
@@ -90,8 +90,8 @@ def check_same(loaded: Mapping[str, Any], own: Mapping[str, Any], distribution: 
     """
     if loaded.get("fingerprint") != own["fingerprint"]:
         raise ResumeMismatchError(
-            f"The checkpoint was written under the distribution {_shown(loaded.get('distribution'))}, this run has "
-            f"{distribution}. Resuming would bring the old rates back. Give LayerwiseLR the checkpoint's "
+            f"The checkpoint was written under the distribution {shown_distribution(loaded.get('distribution'))}, "
+            f"this run has {distribution}. Resuming would bring the old rates back. Give LayerwiseLR the checkpoint's "
             f"distribution, {_NEW_RUN}"
         )
     for key, (name, same) in _FACTS.items():
@@ -119,11 +119,3 @@ def _from_weights(path: Any) -> str:
         f"start a new run from the weights alone: {convert}"
         f"model.load_state_dict(torch.load({file}, weights_only=True)['state_dict']), then fit without ckpt_path."
     )
-
-
-def _shown(data: Any) -> str:
-    """A distribution from a checkpoint as text, whatever wrote it."""
-    try:
-        return str(LRDistribution.from_dict(data))
-    except Exception:
-        return repr(data)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from lr_dist._callback.finder import is_own_checkpoint_of_a_tuner
+from lr_dist._callback.finder import resumes_a_fit
 from lr_dist._lightning import Callback, DeepSpeedStrategy, FSDPStrategy, L
 from lr_dist.errors import ResumeMismatchError, UnsupportedStrategyError
 
@@ -81,7 +81,7 @@ class Method(Callback):
         Raises:
             ResumeMismatchError: the checkpoint was written without this method, or with other settings.
         """
-        if trainer.state.fn != "fit" or is_own_checkpoint_of_a_tuner(trainer):
+        if not resumes_a_fit(trainer):
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is not None and state["settings"] == self.settings():

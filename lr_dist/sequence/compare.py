@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -127,8 +126,7 @@ class Comparison:
         return replace(self, config=replace(self.config, settings=bench.settings), bench=bench)
 
     def _run(self, output: Path, command: str, listener: Listener) -> ComparisonResult:
-        runs_folder = output / "runs"
-        _make_folder(runs_folder)
+        runs_folder = checked_folder(output / "runs")
         done = dict(self._finished(runs_folder))
         plan = [(label, seed) for seed in self.config.seeds for label in self.arms]
         left = [key for key in plan if key not in done]
@@ -278,17 +276,6 @@ def compare(config: CompareConfig, output: str | Path, *, listener: Listener, co
     """Check everything, then run the comparison in `output`; see `Comparison`."""
     folder = checked_folder(output)
     return Comparison.prepare(config).run(folder, command=command, listener=listener)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".write-test-"):
-            pass
-    except OSError as error:
-        raise ConfigurationError(
-            f"The folder {folder} cannot be written: {error.strerror or error}. Give another --output."
-        ) from error
 
 
 def _fixed(config: Mapping[str, Any], weights: str, data: Sequence[str]) -> dict[str, Any]:
