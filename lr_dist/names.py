@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _GROUP = re.compile(r"embeddings|head|layers\.(0|-?[1-9][0-9]{0,5})")
@@ -60,3 +62,9 @@ def layer_of(group: str) -> str:
 def is_layer(layer: str) -> bool:
     """Whether it is one of the transformer's layers, neither embeddings nor head."""
     return layer.rpartition("/")[2].startswith("layers.")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """` Did you mean NAME?` if one of the known names is close, otherwise nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]}?" if close else ""

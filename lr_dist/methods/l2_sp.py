@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from lr_dist.checks import check_finite
 from lr_dist.errors import InvalidRateError, UnsupportedOptimizerError
 from lr_dist.layers import Overrides, assign_layers, clean_name
 from lr_dist.methods.anchor import Anchor
-from lr_dist.methods.base import Method
+from lr_dist.methods.base import Method, MethodInfo, Setting
 
 
 class L2SP(Method):
@@ -46,6 +47,11 @@ class L2SP(Method):
     """
 
     name: ClassVar[str] = "l2-sp"
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "pulls the weights toward those before the first task",
+        "Li et al. 2018, arXiv 1802.01483",
+        stores="one copy of the weights",
+    )
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.0, *, overrides: Overrides | None = None) -> None:
         self.alpha = check_finite("alpha", alpha, error=InvalidRateError)
@@ -56,17 +62,16 @@ class L2SP(Method):
         self._head: set[str] = set()
 
     @override
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Setting]:
         return {"alpha": self.alpha, "beta": self.beta}
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def stage_started(self, module: L.LightningModule) -> None:
         """Copy theta_0, unless it is known from an earlier fit or a checkpoint."""
-        group_of = assign_layers(pl_module, self.overrides).group_of
-        self._names = {parameter: clean_name(name) for name, parameter in pl_module.named_parameters()}
+        group_of = assign_layers(module, self.overrides).group_of
+        self._names = {parameter: clean_name(name) for name, parameter in module.named_parameters()}
         self._head = {name for name in self._names.values() if group_of[name] == "head"}
-        trained = {p for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-        self._anchor.hold((n, p) for p, n in self._names.items() if p in trained and n not in self._head)
+        self._anchor.hold((n, p) for p, n in self._names.items() if p.requires_grad and n not in self._head)
 
     @override
     @torch.no_grad()
@@ -75,10 +80,13 @@ class L2SP(Method):
         scale = gradient_scale(trainer, optimizer)
         for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.requires_grad):
             name = self._names.get(parameter, "")
-            if name in self._anchor:
+            if name in self._head:
+                if self.beta:
+                    _add(parameter, name, parameter, self.beta * scale)
+            elif name:
+                # A layer that was frozen until now is still where it was.
+                self._anchor.hold([(name, parameter)] if name not in self._anchor else [])
                 _add(parameter, name, parameter - self._anchor[name], self.alpha * scale)
-            elif name in self._head and self.beta:
-                _add(parameter, name, parameter, self.beta * scale)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -86,12 +94,12 @@ class L2SP(Method):
         self._names = {}
 
     @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"settings": self.settings(), "anchor": self._anchor.state_dict()}
+    def state(self) -> dict[str, Any]:
+        return {"anchor": self._anchor.state_dict()}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._anchor.load_state_dict(state_dict["anchor"])
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._anchor.load_state_dict(state["anchor"])
 
 
 def _add(parameter: nn.Parameter, name: str, direction: torch.Tensor, strength: float) -> None:

@@ -78,8 +78,8 @@ class Arm:
         return cls(str(spec.get("label") or SEPARATOR.join([str(plan), *given])), plan, tuple(given))
 
     def build_methods(self) -> list[Method]:
-        """New callbacks, for one run."""
-        return [build_method(text) for text in self.methods]
+        """New callbacks, for one run, in the order in which they act at the end of a stage."""
+        return sorted((build_method(text) for text in self.methods), key=lambda method: method.order)
 
     def same_as(self, other: Arm) -> bool:
         """Whether both train in the same way; labels do not count."""

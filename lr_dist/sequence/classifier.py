@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -61,10 +61,16 @@ class SequenceClassifier(L.LightningModule):
         self._regression = False
         self._total_steps = 1
 
-    def start_task(self, head: str, *, regression: bool, total_steps: int) -> None:
+    def start_task(self, head: str, *, regression: bool, total_steps: int, trained_too: Collection[str] = ()) -> None:
         """Train this head, and those weights of the backbone that were trainable when the module was made.
 
         In the setup of the fit, `LayerwiseLR` freezes what its distribution freezes.
+
+        Args:
+            head: the task's.
+            regression: whether its labels are numbers.
+            total_steps: length of the schedule.
+            trained_too: heads of earlier tasks that are trained, too.
         """
         self._active = key_of(head)
         self._regression = regression
@@ -72,13 +78,17 @@ class SequenceClassifier(L.LightningModule):
         for weight_name, weight in self.backbone.named_parameters():
             weight.requires_grad_(weight_name in self._trainable)
         for name, module in self.heads.items():
-            module.requires_grad_(name == self._active)
+            module.requires_grad_(name == self._active or name in {key_of(each) for each in trained_too})
 
     def forward(self, batch: Mapping[str, Tensor], head: str | None = None) -> Tensor:
         """Outputs [batch, number of outputs] of one head (default: the active one), float32."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
         module = self.heads[self._active if head is None else key_of(head)]
         return module(self.dropout(self._vectors(inputs))).float()
+
+    def task_outputs(self, batch: Mapping[str, Tensor], head: str | None) -> Tensor:
+        """As `forward`: what methods call for the batches of other tasks."""
+        return self(batch, head)
 
     def _vectors(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The texts' vectors [batch, hidden]."""

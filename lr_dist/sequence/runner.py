@@ -22,10 +22,11 @@ from typing_extensions import override
 from lr_dist._lightning import Callback, L
 from lr_dist.callback import LayerwiseLR
 from lr_dist.errors import RateRangeWarning, StuckLayersWarning
-from lr_dist.methods import Method
+from lr_dist.methods import Method, StageContext
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
+from lr_dist.sequence.evaluate import evaluate
 from lr_dist.sequence.interrupts import interrupts_held_back
 from lr_dist.sequence.observers import AccuracyMatrix, Observer, SequenceState
 from lr_dist.sequence.seeds import derive_seed, set_seed
@@ -144,7 +145,15 @@ def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers:
     order = derive_seed(run.seed, "order", stage.index)
     loader = train_loader(stage.tokens.train, settings.batch_size, order, pad)
     regression = stage.task.kind == "regression"
-    run.module.start_task(stage.task.head, regression=regression, total_steps=settings.epochs * len(loader))
+    run.module.start_task(
+        stage.task.head,
+        regression=regression,
+        total_steps=settings.epochs * len(loader),
+        trained_too=[s.task.head for s in run.stages[: stage.index] if any(m.trains_earlier_heads for m in methods)],
+    )
+    context = stage_context(run, stage, held_out=any(method.needs.held_out for method in methods))
+    for method in methods:
+        method.enter(context)
     relay = _Relay(run, stage, observers)
     began = time.perf_counter()
     with _quiet():
@@ -163,6 +172,29 @@ def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers:
         _fit_or_interrupt(trainer, run.module, loader)
     run.module.train()
     return time.perf_counter() - began - relay.seconds
+
+
+def stage_context(run: SequenceState, stage: Stage, *, held_out: bool) -> StageContext:
+    """The stage as methods see it.
+
+    Args:
+        run: the run.
+        stage: the stage that begins.
+        held_out: whether a method asks for scores on held-out examples: those of dev, which no run trains on. In
+            results that are scored on dev, they are of the same split.
+    """
+    seen = run.stages[: stage.index + 1] if held_out else ()
+    return StageContext(
+        index=stage.index,
+        task=stage.task.name,
+        head=stage.task.head,
+        seed=derive_seed(run.seed, "methods"),
+        held_out={each.task.name: functools.partial(_held_out, run, each) for each in seen},
+    )
+
+
+def _held_out(run: SequenceState, stage: Stage, module: L.LightningModule) -> float:
+    return evaluate(run.module, stage.task, stage.tokens.dev, run.view.pad_token_id)[stage.task.primary]
 
 
 def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: DataLoader[Any]) -> None:

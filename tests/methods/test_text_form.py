@@ -12,7 +12,7 @@ from lr_dist.methods import METHODS, build_method
     ("text", "says"),
     [
         ("replay", "the methods are l2-sp"),
-        ("l2-sp:alpha", "must read key=number"),
+        ("l2-sp:alpha", "must read key=value"),
         ("l2-sp:alpha=-1", "at least 0"),
         ("l2-sp:alpha=nan", "finite"),
         ("l2-sp:gamma=1", "l2-sp has the settings alpha, beta"),

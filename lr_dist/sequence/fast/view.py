@@ -56,11 +56,14 @@ def view_of(
     """
     smaller, numbered, pad = backbone, list(tokens), tokens[0].pad_token_id
     if not needs.full_vocabulary:
-        smaller, numbered, pad = shrink_vocabulary(backbone, tokens, ("train", evaluate_on))
+        splits = dict.fromkeys(("train", evaluate_on, *(["dev"] if needs.held_out else [])))
+        smaller, numbered, pad = shrink_vocabulary(backbone, tokens, tuple(splits))
     if smaller is backbone:
         smaller = copy.deepcopy(backbone)
-    use_block_dropout(smaller)
     reads_first_token = tokenizer.cls_token_id is not None
+    if needs.plain_modules:
+        return View(smaller, tuple(numbered), pad, reads_first_token)
+    use_block_dropout(smaller)
     use_own_attention(smaller)
     cut = reads_first_token and not needs.all_tokens and keep_first_token(smaller, assign_layers(smaller))
     first = first_position(smaller, pad) if cut else None

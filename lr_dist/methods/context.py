@@ -1,0 +1,45 @@
+"""`StageContext`: which stage of a task sequence a method is in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from lr_dist._lightning import L
+
+Score = Callable[[L.LightningModule], float]
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """The stage that a fit learns.
+
+    Attributes:
+        index: number of the stage, from 0; in the first one there is no earlier task.
+        task: name of the task that is learned.
+        head: the head that it trains, for modules with a head a task (see `lr_dist.methods.task_functions`); None for
+            modules with one head.
+        seed: seed of the random draws that methods make themselves.
+        held_out: task -> its score (higher is better) on examples that are not trained on and not reported; the
+            earlier tasks in their order, then this one. Empty if there are none.
+    """
+
+    index: int = 0
+    task: str = ""
+    head: str | None = None
+    seed: int = 0
+    held_out: Mapping[str, Score] = field(default_factory=dict)
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator of its own for a method's draws in this stage, so that no other random number changes."""
+        seed = hash_of(f"{self.seed}/{self.index}/{name}")
+        return torch.Generator().manual_seed(seed)
+
+
+def hash_of(text: str) -> int:
+    """A 63-bit number, the same in every process (Python's own hash is not)."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
