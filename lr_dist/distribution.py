@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from lr_dist._distribution import text as text_form
 from lr_dist._distribution.depth import check_num_layers
 from lr_dist._distribution.edits import Edit, apply_edits
-from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS, weighted_mean
+from lr_dist._distribution.families import COMPOSED, FAMILIES, GROUPED_KEYS, weighted_mean
 from lr_dist._distribution.keys import checked_numbers, completed, family_of
 from lr_dist._distribution.plain import allow_in_checkpoints, write_in_yaml
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates, scaled
@@ -64,7 +64,7 @@ class LRDistribution:
         for part in dict(self.values).get("of", ()):
             if part.relative != self.relative:
                 raise InvalidDistributionError(
-                    f"A geometric mean is as relative as its parts: it has relative={self.relative}, and its part "
+                    f"A {self.family} is as relative as its parts: it has relative={self.relative}, and its part "
                     f"{shown(str(part))} has relative={part.relative}. Write the same in both."
                 )
 
@@ -189,6 +189,16 @@ class LRDistribution:
         return _geometric_mean(cls, distributions, weights)
 
     @classmethod
+    def maximum(cls, distributions: Sequence[LRDistribution]) -> LRDistribution:
+        """The highest rate at every depth; of one distribution, that one.
+
+        Raises:
+            InvalidDistributionError: no distribution, or relative mixed with absolute.
+        """
+        parts = _checked_parts("maximum", list(distributions))
+        return parts[0] if len(set(parts)) == 1 else cls("maximum", (("of", parts),), parts[0].relative)
+
+    @classmethod
     def parse(cls, text: str) -> LRDistribution:
         """Read the text form `family:key=value,...`, e.g. `decay:lr=4e-4,factor=0.7`.
 
@@ -210,11 +220,12 @@ class LRDistribution:
                 f"A distribution is a mapping with the key `family` (one of {', '.join(FAMILIES)}), not {shown(data)}."
             )
         rest = {key: value for key, value in data.items() if key not in ("family", "relative", "edits")}
-        if family_of(data["family"]) is FAMILIES["geometric_mean"] and isinstance(rest.get("of"), (list, tuple)):
+        family_of(data["family"])
+        if data["family"] in COMPOSED and isinstance(rest.get("of"), (list, tuple)):
             try:
                 rest["of"] = tuple(cls.from_dict(part) for part in rest["of"])
             except RecursionError:
-                raise InvalidDistributionError("geometric_mean is nested endlessly.") from None
+                raise InvalidDistributionError(f"{data['family']} is nested endlessly.") from None
         edits = data.get("edits", [])
         if not isinstance(edits, (list, tuple)):
             raise InvalidDistributionError(f"edits must be a list, not {shown(edits)}.")
@@ -250,7 +261,7 @@ class LRDistribution:
 
     @property
     def nesting(self) -> int:
-        """0, or for a geometric mean one more than the deepest of its parts."""
+        """0, or for a composed family one more than the deepest of its parts."""
         return max((1 + part.nesting for part in dict(self.values).get("of", ())), default=0)
 
     # Operations; each returns a new distribution ---------------------------------------------------------
@@ -380,25 +391,30 @@ def _checked(name: str, given: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
     """The family's values, complete, checked, as floats and tuples, in the family's order."""
     values = completed(name, given)
     if name == "geometric_mean":
-        parts, weights = _checked_parts(values["of"], values["weights"])
+        parts, weights = _checked_mean(values["of"], values["weights"])
         return ("of", parts), ("weights", weights)
+    if name == "maximum":
+        return (("of", _checked_parts(name, values["of"])),)
     return checked_numbers(family_of(name), values)
 
 
-def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...], tuple[float, ...]]:
+def _checked_parts(name: str, parts: Any) -> tuple[LRDistribution, ...]:
     if not isinstance(parts, (list, tuple)) or not all(isinstance(p, LRDistribution) for p in parts):
-        raise InvalidDistributionError(f"geometric_mean takes a list of distributions, not {shown(parts)}.")
+        raise InvalidDistributionError(f"{name} takes a list of distributions, not {shown(parts)}.")
     if not parts:
-        raise InvalidDistributionError("geometric_mean of no distributions; give at least one.")
+        raise InvalidDistributionError(f"{name} of no distributions; give at least one.")
     if max(part.nesting for part in parts) >= MAX_NESTING:
-        raise InvalidDistributionError(
-            f"geometric_mean is nested deeper than {MAX_NESTING} levels; take one mean with weights instead."
-        )
+        raise InvalidDistributionError(f"{name} is nested deeper than {MAX_NESTING} levels; nest less.")
     if len({part.relative for part in parts}) > 1:
         raise InvalidDistributionError(
-            "geometric_mean mixes relative and absolute distributions; turn one kind into the other first "
+            f"{name} mixes relative and absolute distributions; turn one kind into the other first "
             "with `absolute(base_lr)` or `relative_to(base_lr)`."
         )
+    return tuple(parts)
+
+
+def _checked_mean(of: Any, weights: Any) -> tuple[tuple[LRDistribution, ...], tuple[float, ...]]:
+    parts = _checked_parts("geometric_mean", of)
     for part in parts:
         if part.can_freeze:
             raise ZeroRateError(
@@ -411,14 +427,14 @@ def _checked_parts(parts: Any, weights: Any) -> tuple[tuple[LRDistribution, ...]
             f"geometric_mean of {len(parts)} distributions needs {len(parts)} weights that are not all 0; "
             f"got {shown(list(checked))}."
         )
-    return tuple(parts), checked
+    return parts, checked
 
 
 def _geometric_mean(
     cls: type[LRDistribution], parts: Sequence[LRDistribution], weights: Sequence[float] | None
 ) -> LRDistribution:
     count = len(parts) if isinstance(parts, (list, tuple)) else 1
-    of, checked = _checked_parts(parts, [1.0] * count if weights is None else weights)
+    of, checked = _checked_mean(parts, [1.0] * count if weights is None else weights)
     first = of[0]
     shapes = {(p.family, *((key, len(_as_tuple(value))) for key, value in p.values)) for p in of}
     if FAMILIES[first.family].log_linear and len(shapes) == 1 and not any(p.edits for p in of):

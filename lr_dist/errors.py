@@ -54,6 +54,10 @@ class ZeroRateError(InvalidRateError):
     """A rate of exactly 0 (a frozen layer) where a logarithm is needed, as in a geometric mean."""
 
 
+class InvalidPlanError(InvalidDistributionError):
+    """An invalid rate plan: a phase without a length, lengths that leave no steps, malformed text."""
+
+
 class LayerCountError(LRDistError, ValueError):
     """A number of layers for which a distribution cannot give rates."""
 

@@ -1,36 +1,205 @@
-"""`RatePlan`: the learning-rate distribution of each stage of a task sequence."""
+"""Rate plans: which learning-rate distribution holds in which stage of a task sequence and in which phase of a stage."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from lr_dist.checks import is_number, is_whole
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import InvalidDistributionError, shown
+from lr_dist.errors import InvalidPlanError, LRDistError, shown
 
-SEPARATOR = " | "
+STAGES, PHASES, DURATION = " | ", " > ", " @ "
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A part of a stage's steps with one distribution.
+
+    Attributes:
+        distribution: its rates.
+        share: its length as a share of the stage's steps, between 0 and 1; or
+        steps: its length in steps of the optimizer. The last phase of a stage has neither: it lasts until the end.
+
+    Raises:
+        InvalidPlanError: both, or a length out of range.
+    """
+
+    distribution: LRDistribution
+    share: float | None = None
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.distribution, LRDistribution):
+            raise InvalidPlanError(f"A phase has a distribution, not {shown(self.distribution)}.")
+        if self.share is not None and self.steps is not None:
+            raise InvalidPlanError(f"A phase has a share or steps, not both: share={self.share}, steps={self.steps}.")
+        if self.share is not None and not (is_number(self.share) and 0 < self.share < 1):
+            raise InvalidPlanError(f"A phase's share must lie between 0 and 1, not {shown(self.share)}; write 20%.")
+        if self.steps is not None and not is_whole(self.steps, 1):
+            raise InvalidPlanError(f"A phase lasts for a whole number of steps from 1, not {shown(self.steps)}.")
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it has a length of its own."""
+        return self.share is not None or self.steps is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        length = {"share": self.share, "steps": self.steps}
+        return {
+            "distribution": self.distribution.to_dict(),
+            **{key: value for key, value in length.items() if value is not None},
+        }
+
+    def __str__(self) -> str:
+        if self.share is not None:
+            return f"{self.distribution}{DURATION}{float(f'{100 * self.share:.12g}'):g}%"
+        return f"{self.distribution}{DURATION}{self.steps} steps" if self.steps is not None else str(self.distribution)
+
+
+@dataclass(frozen=True)
+class Phases:
+    """The rates of one stage in two phases or more, one after the other.
+
+    In text, `A @ 20% > B` is A for the first fifth of the stage's steps and then B; `A @ 100 steps > B` counts steps of
+    the optimizer. A schedule (warm-up, cosine) goes on over all phases and multiplies their rates.
+
+    Attributes:
+        phases: in their order; all but the last have a length.
+
+    Raises:
+        InvalidPlanError: fewer than two phases, a length that is missing or not allowed, shares of 1 or more together,
+            or absolute and relative distributions.
+    """
+
+    phases: tuple[Phase, ...]
+
+    def __post_init__(self) -> None:
+        phases = self.phases
+        if not isinstance(phases, tuple) or len(phases) < 2 or not all(isinstance(phase, Phase) for phase in phases):
+            raise InvalidPlanError(f"Phases is a tuple of two or more Phase, not {shown(phases)}.")
+        for phase in phases[:-1]:
+            if not phase.lasts:
+                raise InvalidPlanError(
+                    f"The phase {shown(str(phase))} has no length, and another one follows it. Write {phase} @ 20%, or "
+                    f"{phase} @ 100 steps."
+                )
+        if phases[-1].lasts:
+            raise InvalidPlanError(
+                f"The last phase lasts until the end of the stage; leave out the length in {shown(str(phases[-1]))}."
+            )
+        shares = sum(phase.share or 0 for phase in phases)
+        if shares >= 1:
+            raise InvalidPlanError(
+                f"The phases {shown(str(self))} take {100 * shares:g}% of the steps, which leaves none for the last."
+            )
+        if len({phase.distribution.relative for phase in phases}) > 1:
+            raise InvalidPlanError(
+                f"The phases {shown(str(self))} mix rates and multiples of the optimizer's rate (relative=true); write "
+                "all in the same way."
+            )
+
+    @property
+    def peak(self) -> LRDistribution:
+        """The highest rate of each depth over the phases: the optimizer's rates, which `factors` multiplies.
+
+        A depth with the rate 0 in it is frozen in every phase.
+        """
+        return LRDistribution.maximum([phase.distribution for phase in self.phases])
+
+    @property
+    def relative(self) -> bool:
+        """Whether the rates are multiples of the optimizer's own."""
+        return self.phases[0].distribution.relative
+
+    def absolute(self, base_lr: float) -> Phases:
+        """Relative rates as rates, for an optimizer with the rate `base_lr`; absolute ones as they are."""
+        return Phases(
+            tuple(Phase(phase.distribution.absolute(base_lr), phase.share, phase.steps) for phase in self.phases)
+        )
+
+    def starts(self, total_steps: int | None) -> tuple[int, ...]:
+        """The step of the optimizer, from 0, in which each phase begins. A phase of 0 steps is left out.
+
+        Args:
+            total_steps: length of the stage; None if it is not known.
+
+        Raises:
+            InvalidPlanError: shares of a stage of unknown length, or phases that are longer than it.
+        """
+        if total_steps is None and any(phase.share is not None for phase in self.phases):
+            raise InvalidPlanError(
+                f"The number of steps of this stage is not known, so the shares of {shown(str(self))} have no length. "
+                "Give the Trainer max_steps or max_epochs, or the phases a number of steps: @ 100 steps."
+            )
+        starts = [0]
+        share = 0.0
+        fixed = 0
+        for phase in self.phases[:-1]:
+            share += phase.share or 0
+            fixed += phase.steps or 0
+            starts.append(fixed + round(share * (total_steps or 0)))
+        if total_steps is not None and starts[-1] >= total_steps:
+            raise InvalidPlanError(
+                f"The last phase of {shown(str(self))} would begin in step {starts[-1]}, and the stage has {total_steps} "
+                "steps. Train longer, or shorten the phases."
+            )
+        return tuple(starts)
+
+    def phase_at(self, step: int, starts: Sequence[int]) -> Phase:
+        """The phase of a step, by what `starts` returned."""
+        return self.phases[max(index for index, start in enumerate(starts) if start <= step)]
+
+    def factors(self, phase: Phase, num_layers: int) -> dict[str, float]:
+        """Group -> its rate in a phase as a share of `peak`; 0 where it waits."""
+        peak, rates = self.peak.rates(num_layers), phase.distribution.rates(num_layers)
+        return {group: rate / peak[group] if rate else 0.0 for group, rate in rates.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {"phases": [phase.to_dict() for phase in self.phases]}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the content."""
+        return _sha256(self.to_dict())
+
+    def __str__(self) -> str:
+        return PHASES.join(map(str, self.phases))
+
+
+StageRates = LRDistribution | Phases
+
+
+def highest(rates: StageRates) -> LRDistribution:
+    """The distribution itself, or the highest rates of phases."""
+    return rates.peak if isinstance(rates, Phases) else rates
 
 
 @dataclass(frozen=True)
 class RatePlan:
-    """A distribution for each stage; the last one holds in all later stages.
+    """The rates of each stage; those of the last one hold in all later stages.
 
-    In text, `A` alone holds in all stages; `A | B` is A in the first stage and B in all later ones.
+    In text, `A` alone holds in all stages; `A | B` is A in the first stage and B in all later ones. Each can have
+    phases: `A | A @ 20% > B`.
 
     Attributes:
-        stages: one or more distributions.
+        stages: for each, a distribution or phases; one or more.
 
     Raises:
-        InvalidDistributionError: no distribution, or an element that is not a distribution.
+        InvalidPlanError: no stage, or an element that is neither.
     """
 
-    stages: tuple[LRDistribution, ...]
+    stages: tuple[StageRates, ...]
 
     def __post_init__(self) -> None:
-        if not self.stages or not all(isinstance(stage, LRDistribution) for stage in self.stages):
-            raise InvalidDistributionError(
-                f"A rate plan is a tuple of one distribution or more, not {shown(self.stages)}."
+        if not self.stages or not all(isinstance(stage, (LRDistribution, Phases)) for stage in self.stages):
+            raise InvalidPlanError(
+                f"A rate plan is a tuple of one distribution (or Phases) or more, not {shown(self.stages)}."
             )
         stages = self.stages
         # A | B | B and A | B are the same plan.
@@ -38,17 +207,71 @@ class RatePlan:
             stages = stages[:-1]
         object.__setattr__(self, "stages", tuple(stages))
 
-    def stage(self, index: int) -> LRDistribution:
-        """The distribution of stage `index`, counted from 0."""
+    def stage(self, index: int) -> StageRates:
+        """The rates of stage `index`, counted from 0."""
         return self.stages[min(index, len(self.stages) - 1)]
+
+    @property
+    def distributions(self) -> tuple[LRDistribution, ...]:
+        """Every distribution of the plan, in order."""
+        return tuple(
+            distribution
+            for stage in self.stages
+            for distribution in (
+                [phase.distribution for phase in stage.phases] if isinstance(stage, Phases) else [stage]
+            )
+        )
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex); for a plan of one distribution it is that of the distribution, as in results of schema 1."""
         if len(self.stages) == 1:
             return self.stages[0].fingerprint
-        content = json.dumps([stage.fingerprint for stage in self.stages])
-        return hashlib.sha256(content.encode()).hexdigest()
+        return _sha256([stage.fingerprint for stage in self.stages])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what YAML files hold."""
+        return {"stages": [stage.to_dict() for stage in self.stages]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RatePlan:
+        """Inverse of `to_dict`.
+
+        Raises:
+            InvalidPlanError: another form.
+            LRDistError: an invalid distribution.
+        """
+        if not isinstance(data, Mapping) or set(data) != {"stages"} or not isinstance(data["stages"], (list, tuple)):
+            raise InvalidPlanError(f"A rate plan is a mapping with the key stages, a list; got {shown(data)}.")
+        return cls(tuple(_stage_from(stage, index + 1) for index, stage in enumerate(data["stages"])))
 
     def __str__(self) -> str:
-        return SEPARATOR.join(map(str, self.stages))
+        return STAGES.join(map(str, self.stages))
+
+
+def _stage_from(data: Any, number: int) -> StageRates:
+    if not isinstance(data, Mapping) or "phases" not in data:
+        return _distribution_from(data, f"stage {number}")
+    if set(data) != {"phases"} or not isinstance(data["phases"], (list, tuple)):
+        raise InvalidPlanError(f"Stage {number} is a distribution or a mapping with the key phases; got {shown(data)}.")
+    return Phases(tuple(_phase_from(phase, f"stage {number}") for phase in data["phases"]))
+
+
+def _phase_from(data: Any, where: str) -> Phase:
+    if not isinstance(data, Mapping) or not {"distribution"} <= set(data) <= {"distribution", "share", "steps"}:
+        raise InvalidPlanError(
+            f"A phase ({where}) is a mapping with the keys distribution and share or steps; got {shown(data)}."
+        )
+    return Phase(_distribution_from(data["distribution"], where), data.get("share"), data.get("steps"))
+
+
+def _distribution_from(data: Any, where: str) -> LRDistribution:
+    try:
+        return LRDistribution.parse(data) if isinstance(data, str) else LRDistribution.from_dict(data)
+    except LRDistError as error:
+        raise type(error)(f"{where}: {error}") from error
+
+
+def _sha256(content: Any) -> str:
+    text = json.dumps(content, sort_keys=not isinstance(content, list))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -175,6 +175,13 @@ def _geometric_mean(values: Mapping[str, Any], num_layers: int) -> list[float]:
     return [weighted_mean(column, values["weights"]) for column in columns]
 
 
+def _maximum(values: Mapping[str, Any], num_layers: int) -> list[float]:
+    columns = zip(*(part.rates(num_layers).values() for part in values["of"]), strict=True)
+    return [max(column) for column in columns]
+
+
+# Families made of other distributions (`of`). They have no text form.
+COMPOSED = ("geometric_mean", "maximum")
 FAMILIES: Mapping[str, Family] = {
     "flat": Family(_flat, ("lr",), log_linear=True),
     "decay": Family(_decay, ("lr",), ("factor",), log_linear=True, instead={"total": "factor"}),
@@ -185,4 +192,6 @@ FAMILIES: Mapping[str, Family] = {
     "from_layers": Family(_from_layers, ("embeddings", "layers", "head"), log_linear=True),
     # Made by LRDistribution.geometric_mean where the mean of the rates is no member of a family above.
     "geometric_mean": Family(_geometric_mean, (), ("of", "weights")),
+    # Made by `Phases.peak`: the optimizer's rates, which every phase multiplies by factors of 1 or less.
+    "maximum": Family(_maximum, (), ("of",)),
 }

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from lr_dist._distribution.edits import Edit
-from lr_dist._distribution.families import FAMILIES
+from lr_dist._distribution.families import COMPOSED, FAMILIES
 from lr_dist.errors import InvalidDistributionError, InvalidRateError, shown
 from lr_dist.names import is_group_name
 
@@ -34,8 +34,8 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
         )
     family, _, rest = text.partition(":")
     family = family.strip()
-    if family == "geometric_mean":
-        raise InvalidDistributionError("geometric_mean has no text form; write it into a YAML file and give its path.")
+    if family in COMPOSED:
+        raise InvalidDistributionError(f"{family} has no text form; write it into a YAML file and give its path.")
     own = FAMILIES[family].keys if family in FAMILIES else ()
     values: dict[str, Any] = {}
     relative = False
@@ -66,10 +66,12 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
 
 
 def join(family: str, values: Mapping[str, Any], relative: bool, edits: Sequence[Edit]) -> str:
-    """The text form; a geometric mean has none that can be parsed and is shown as `geometric_mean(...)`."""
-    if family == "geometric_mean":
-        head = f"geometric_mean({'; '.join(str(part) for part in values['of'])})"
-        parts = [] if len(set(values["weights"])) == 1 else [f"weights={'/'.join(map(short, values['weights']))}"]
+    """The text form; a composed family has none that can be parsed and is shown as `geometric_mean(...)`."""
+    if family in COMPOSED:
+        head = f"{family}({'; '.join(str(part) for part in values['of'])})"
+        parts = (
+            [] if len(set(values.get("weights", ()))) < 2 else [f"weights={'/'.join(map(short, values['weights']))}"]
+        )
     else:
         head = family
         parts = [

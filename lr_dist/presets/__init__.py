@@ -10,6 +10,7 @@ path of a folder, or a list of `Preset`), or call `register_preset`.
 
 from __future__ import annotations
 
+from lr_dist.presets.plans import resolve_plan, resolve_stage
 from lr_dist.presets.registry import (
     PresetEntry,
     get_preset,
@@ -18,7 +19,7 @@ from lr_dist.presets.registry import (
     register_preset,
     unregister_preset,
 )
-from lr_dist.presets.resolve import resolve_distribution, resolve_plan
+from lr_dist.presets.resolve import resolve_distribution
 from lr_dist.presets.schema import Preset, Provenance, read_preset
 
 __all__ = [
@@ -32,5 +33,6 @@ __all__ = [
     "register_preset",
     "resolve_distribution",
     "resolve_plan",
+    "resolve_stage",
     "unregister_preset",
 ]

@@ -12,7 +12,6 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidDistributionError, LRDistError, UnknownPresetError, UnreadableFileError, shown
 from lr_dist.presets.registry import load_preset
 from lr_dist.presets.schema import Preset, read_data
-from lr_dist.rate_plan import RatePlan
 
 _WAYS = (
     f"A distribution is written as a preset's name (`lr-dist presets list`), a path that ends in .yaml or .yml, or "
@@ -55,18 +54,6 @@ def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) 
         return load_preset(text)
     except UnknownPresetError as error:
         raise UnknownPresetError(f"{error} {_WAYS}") from None
-
-
-def resolve_plan(spec: str | Path | Mapping[str, Any] | LRDistribution | RatePlan) -> RatePlan:
-    """Read a rate plan: any form that `resolve_distribution` takes, or several of them in text, as `A | B`.
-
-    Raises:
-        LRDistError: what `resolve_distribution` raises.
-    """
-    if isinstance(spec, RatePlan):
-        return spec
-    parts = spec.split("|") if isinstance(spec, str) else [spec]
-    return RatePlan(tuple(resolve_distribution(part) for part in parts))
 
 
 def _from_file(path: Path) -> LRDistribution:

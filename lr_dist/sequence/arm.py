@@ -10,7 +10,7 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.methods import Method, build_method
 from lr_dist.presets import resolve_plan
-from lr_dist.rate_plan import RatePlan
+from lr_dist.rate_plan import RatePlan, StageRates
 
 SEPARATOR = " + "
 KEYS = ("label", "rates", "methods")
@@ -95,12 +95,21 @@ class Arm:
         return {
             "label": self.label,
             "fingerprint": self.plan.fingerprint,
-            "stages": [
-                {"distribution": stage.to_dict(), "rates": stage.absolute(lr).rates(num_layers)}
-                for stage in self.plan.stages
-            ],
+            "stages": [_stage_to_dict(stage, lr, num_layers) for stage in self.plan.stages],
             "methods": list(self.methods),
         }
+
+
+def _stage_to_dict(stage: StageRates, lr: float, num_layers: int) -> dict[str, Any]:
+    """The rates of a stage; of phases the highest, and those of each phase."""
+
+    def plain(distribution: LRDistribution) -> dict[str, Any]:
+        return {"distribution": distribution.to_dict(), "rates": distribution.absolute(lr).rates(num_layers)}
+
+    if isinstance(stage, LRDistribution):
+        return plain(stage)
+    phases = [{**phase.to_dict(), **plain(phase.distribution)} for phase in stage.phases]
+    return {**plain(stage.peak), "phases": phases}
 
 
 def parse_arms(specs: Sequence[str | Mapping[str, Any] | Arm]) -> dict[str, Arm]:

@@ -80,7 +80,7 @@ class Comparison:
             data_seed=config.data_seed,
         )
         for arm in arms.values():
-            for distribution in arm.plan.stages:
+            for distribution in arm.plan.distributions:
                 warn_of_rates(distribution, bench.model_info["num_layers"], bench.settings.lr, "AdamW")
         return cls(replace(config, settings=bench.settings), bench, arms)
 

@@ -167,7 +167,7 @@ def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers:
             enable_progress_bar=False,
             enable_model_summary=False,
             # Stages are run whole and never saved within one.
-            callbacks=[LayerwiseLR(stage.distribution, verbose=False, exact_resume=False), *methods, relay],
+            callbacks=[LayerwiseLR(stage.rates, verbose=False, exact_resume=False), *methods, relay],
         )
         _fit_or_interrupt(trainer, run.module, loader)
     run.module.train()

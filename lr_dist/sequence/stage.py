@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lr_dist.distribution import LRDistribution
+from lr_dist.rate_plan import StageRates
 from lr_dist.tasks import Task, TokenizedTask
 
 
@@ -16,10 +16,10 @@ class Stage:
         index: number of the stage, from 0.
         task: the task that is learned.
         tokens: its texts as tokens.
-        distribution: its learning rates.
+        rates: its learning rates, a distribution or phases.
     """
 
     index: int
     task: Task
     tokens: TokenizedTask
-    distribution: LRDistribution
+    rates: StageRates
