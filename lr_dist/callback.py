@@ -11,14 +11,6 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lr_dist._callback.changes import Watch, unwrapped
-from lr_dist._callback.company import (
-    callbacks_of,
-    check_averaging,
-    check_callbacks,
-    check_not_unfrozen_twice,
-    check_resumed_callbacks,
-    check_trainer,
-)
 from lr_dist._callback.doubts import optimizer_doubts
 from lr_dist._callback.exact import HOST_KEY, ExactFit
 from lr_dist._callback.finder import (
@@ -35,6 +27,15 @@ from lr_dist._callback.finder import (
 from lr_dist._callback.gradual import Gradual
 from lr_dist._callback.hyperparameters import Hyperparameters, described
 from lr_dist._callback.identity import check_complete, check_present, check_same, identity
+from lr_dist._callback.optimizers import optimizers_to_split
+from lr_dist._callback.other_callbacks import (
+    callbacks_of,
+    check_averaging,
+    check_callbacks,
+    check_not_unfrozen_twice,
+    check_resumed_callbacks,
+    check_trainer,
+)
 from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
 from lr_dist._callback.strategies import (
@@ -68,7 +69,6 @@ from lr_dist.regroup import (
     Placement,
     check_replaced,
     describe_unread,
-    layer_optimizers,
     regroup_added,
     regroup_all,
     uncovered,
@@ -81,9 +81,10 @@ from lr_dist.step_factors import StepFactors
 class LayerwiseLR(Callback):
     """Splits the optimizer's parameter groups by layer and gives each its rate of a distribution.
 
-    Nothing else of the LightningModule changes: optimizer, its options and its schedule stay as `configure_optimizers`
-    returned them. Of each group the distribution replaces (absolute) or multiplies (relative) the rate where the
-    schedule's factor is 1, i.e. `lr` as given to the optimizer, or `max_lr` of OneCycleLR and CyclicLR; at every step
+    Nothing else in the LightningModule changes: the optimizer, its options and its schedule stay as
+    `configure_optimizers` returned them. The distribution replaces (absolute) or multiplies (relative) each group's
+    rate at the point where the schedule's factor is 1: `lr` as given to the optimizer, or `max_lr` of OneCycleLR and
+    CyclicLR. In every step
 
         rate of a layer = its rate in the distribution x factor of the schedule.
 
@@ -93,21 +94,21 @@ class LayerwiseLR(Callback):
         trainer = L.Trainer(callbacks=[LayerwiseLR("decay:lr=4e-4,factor=0.7")])
 
     A run that is resumed must use the same distribution, and ends bit for bit where the unbroken run ends
-    (docs/callback.md says where that cannot be).
+    (docs/callback.md lists the exceptions).
 
     Args:
         distribution: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
         overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
-        stacks: submodules that have a depth of their own each, as `("model.vision_model", "model.text_model")` or, with
+        stacks: submodules that each have their own depth, as `("model.vision_model", "model.text_model")` or, with
             names, `{"vision": "model.vision_model", ...}` (see `assign_layers`). Groups are called `vision/layers.0`.
-        allow_schedulers: scheduler classes beside the tested ones. They have to compute each group's rate from
+        allow_schedulers: scheduler classes to accept besides the tested ones. They must compute each group's rate from
             `base_lrs` or from the group's own `lr`.
         verbose: whether to print the table of layers and rates once, on rank 0.
-        exact_resume: whether checkpoints hold what Lightning leaves out of them (random states, the position in the
-            data, gradients of a window of `accumulate_grad_batches`), so that a resumed run equals the unbroken one.
-            Without it a run resumes as Lightning does. An `ExactResume` in the same Trainer does this instead.
-        schedule: when each layer starts (gradual unfreezing), and how it warms up. A layer that has not started is
-            frozen: no gradient, no moments, no weight decay.
+        exact_resume: whether to save what Lightning leaves out of checkpoints (random states, the position in the data,
+            gradients within a window of `accumulate_grad_batches`), so that a resumed run equals the unbroken one. If
+            False, a run resumes as Lightning does. An `ExactResume` in the same Trainer takes over this task.
+        schedule: when each layer starts (gradual unfreezing), and how it warms up. Until it starts, a layer is frozen:
+            no gradient, no optimizer state, no weight decay.
         unfreeze_every_n_epochs: in place of `schedule`, its `every_n_epochs`.
         unfreeze_every_n_steps: in place of `schedule`, its `every_n_steps`.
         layer_warmup_steps: in place of `schedule`, its `warmup_steps`.
@@ -142,8 +143,9 @@ class LayerwiseLR(Callback):
         self.stacks = stacks
         if stacks is not None and self.schedule:
             raise InvalidScheduleError(
-                "With stacks=..., each submodule has a depth of its own, and there is no order in which to unfreeze or "
-                "warm up the layers of several. Leave out the schedule (the unfreezing and warm-up options), or stacks."
+                "With stacks=..., each submodule has its own depth, so the layers of several submodules have no common "
+                "order to unfreeze or warm up in. Leave out the schedule (the unfreezing and warm-up options), or "
+                "stacks."
             )
         self.allow_schedulers = tuple(allow_schedulers)
         self.verbose = verbose
@@ -155,20 +157,20 @@ class LayerwiseLR(Callback):
         self._loaded: Mapping[str, Any] | None = None
         self._sizes: dict[str, int] = {}
         self._printed = self._in_use = False
-        self._told: set[str] = set()
+        self._warned: set[str] = set()
         self._suggested: list[float] = []
         self._found_lr: float | None = None
         self._watches: list[Watch] = []
         self._coverage: Coverage | None = None
         self._hyperparameters = Hyperparameters()
-        # From `on_train_start` on nothing is resumed any more, whatever checkpoint is read.
+        # After `on_train_start`, a checkpoint that is read is no longer one that the fit resumes from.
         self._training = False
         self._gradual = Gradual(self.schedule)
         self._exact = ExactFit()
         self._resumes_exactly = exact_resume
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what a process that is started gets, is a callback for another fit: without this fit's objects."""
+        """Without the objects of this fit: a copy, or the callback in a spawned process, serves another fit."""
         return {
             **kept(self),
             "_watches": [],
@@ -182,7 +184,7 @@ class LayerwiseLR(Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse what cannot work, and freeze the layers with rate 0 before the strategy wraps the model."""
+        """Check the Trainer, and freeze the layers with rate 0 before the strategy wraps the model."""
         self._in_use = True
         check_trainer(trainer)
         if stage != "fit":
@@ -192,7 +194,7 @@ class LayerwiseLR(Callback):
         check_alone(trainer, LayerwiseLR)
         if self.schedule:
             check_not_unfrozen_twice(trainer)
-        # Nothing of an earlier fit of this callback counts.
+        # Forget an earlier fit of this callback.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
         self._found_lr, self._watches, self._coverage, self._training = None, [], None, False
         self._hyperparameters.listen(trainer, self._described)
@@ -202,7 +204,7 @@ class LayerwiseLR(Callback):
         others = callbacks_of(trainer)
         self._resumes_exactly = self.exact_resume and not any(isinstance(other, ExactResume) for other in others)
         before_weights(trainer, lambda checkpoint: self._check_resumed(trainer, checkpoint))
-        # A model that is built in `configure_model` does not exist yet.
+        # A model that `configure_model` builds does not exist yet.
         if part_of(trainer, "utilities.model_helpers").is_overridden("configure_model", pl_module):
             after_configure_model(pl_module, lambda: self._before_wrapping(pl_module))
         else:
@@ -223,7 +225,7 @@ class LayerwiseLR(Callback):
         for optimizer in optimizers:
             check_processes_agree(trainer, optimizer)
             check_averaging(trainer, optimizer)
-            self._tell_doubts([*lost_steps(optimizer), *optimizer_doubts(optimizer, self.distribution)])
+            self._warn_once([*lost_steps(optimizer), *optimizer_doubts(optimizer, self.distribution)])
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.verbose and not self._printed and trainer.is_global_zero:
@@ -236,7 +238,7 @@ class LayerwiseLR(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Compare once more with what is resumed: some strategies load callbacks only after `on_fit_start`."""
+        """Compare with the checkpoint again: some strategies load the callbacks' state only after `on_fit_start`."""
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self._resumes_exactly:
@@ -247,7 +249,7 @@ class LayerwiseLR(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the rates when others have changed the optimizer: callbacks at the start of an epoch, mostly."""
+        """Restore the rates if the optimizer was changed, usually by a callback at the start of an epoch."""
         self._follow(trainer, pl_module)
         self._hyperparameters.finish(trainer)
         if batch_idx == 0:
@@ -255,7 +257,7 @@ class LayerwiseLR(Callback):
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        """The same for what the module itself does, the last time before the rates are used."""
+        """The same for changes by the module, at the last moment before the rates are used."""
         self._follow(trainer, pl_module)
         if trainer.global_step == 0:
             self._check_model(trainer)
@@ -263,24 +265,24 @@ class LayerwiseLR(Callback):
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A checkpoint that is written from now on need not be validated again."""
+        """Record that validation is done: a run resumed from a later checkpoint must not repeat it."""
         self._exact.on_validation_end()
 
     @override
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Leave the model of a fit that was refused as it was given."""
+        """Undo the freezing if the fit fails before training starts."""
         for parameter, trainable in self._trainable:
             parameter.requires_grad_(trainable)
-        # Lightning calls no `teardown` now.
+        # Lightning does not call `teardown` after an exception.
         self._trainable, self._watches, self._coverage, self._training = [], [], None, False
         self._hyperparameters.close()
         give_back(self)
-        # A checkpoint that is written now cannot count on the other processes.
+        # A checkpoint that is written from here on must not wait for the other processes.
         self._exact.on_exception()
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Keep of the run only what `Tuner.lr_find` found, for the fit that follows it."""
+        """Drop the run's objects; keep only the rate that `Tuner.lr_find` found, for the next fit."""
         if not self._watches:
             self._suggested = suggestions(trainer) or self._suggested
         self._trainable, self._watches, self._coverage, self._training = [], [], None, False
@@ -289,18 +291,18 @@ class LayerwiseLR(Callback):
         release(trainer.strategy)
         self._exact.teardown(trainer)
 
-    def _tell_doubts(self, doubts: Sequence[UserWarning]) -> None:
-        """Once, though `Tuner.lr_find` and a second fit come here again."""
+    def _warn_once(self, doubts: Sequence[UserWarning]) -> None:
+        """Issue each warning once: `Tuner.lr_find` and a second fit call this again."""
         for doubt in doubts:
-            if str(doubt) not in self._told:
-                self._told.add(str(doubt))
+            if str(doubt) not in self._warned:
+                self._warned.add(str(doubt))
                 rank_zero_warn(doubt)
 
     def _before_wrapping(self, pl_module: L.LightningModule) -> None:
         check_parameters(pl_module)
         self._trainable = [(parameter, parameter.requires_grad) for parameter in pl_module.parameters()]
         self._num_layers = self._freeze(pl_module).num_layers
-        # FSDP leaves each process a share of a parameter.
+        # Taken before FSDP shards the parameters.
         self._sizes = {clean_name(name): parameter.numel() for name, parameter in pl_module.named_parameters()}
 
     def _freeze(self, pl_module: L.LightningModule) -> LayerMap:
@@ -311,11 +313,11 @@ class LayerwiseLR(Callback):
         return layer_map
 
     def _split(self, trainer: L.Trainer, pl_module: L.LightningModule) -> list[Optimizer]:
-        """Split the groups of the optimizers that hold the layers, and return these."""
+        """Split the groups of the optimizers that hold the layers, and return these optimizers."""
         layer_map = self._freeze(pl_module)
         placement = Placement.of(pl_module, layer_map)
         optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
-        holders = layer_optimizers(optimizers, placement)
+        holders = optimizers_to_split(optimizers, placement)
         check_replaced(optimizers, placement, pl_module)
         self._check_coverage(pl_module, optimizers, placement)
         if self.schedule and len(holders) > 1:
@@ -333,7 +335,7 @@ class LayerwiseLR(Callback):
             self._found_lr = found or self._found_lr or (self._loaded or {}).get("found_lr")
             if self._found_lr is not None:
                 anchor_at(self._found_lr, *pairs[0])
-        # What the module keeps for itself is followed whatever its type: nobody could allow it, and it is checked.
+        # Schedulers that the module steps itself are accepted whatever their type: `RateCheck` compares their rates.
         allowed = (*self.allow_schedulers, *types_of(scheduler for own in hidden.values() for scheduler in own))
         results = regroup_all(pairs, placement, self._applied(), allow_schedulers=allowed)
         if (ratios := results[0].ratios.describe()) and not self._watches:
@@ -344,9 +346,9 @@ class LayerwiseLR(Callback):
         return holders
 
     def _follow(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Split again what somebody else changed in the middle of the run, or say that it cannot be helped."""
+        """Split the groups again if they were changed during the run; warn if rates were overwritten."""
         for watch in self._watches:
-            # The rates themselves, not those of a step, are compared and split.
+            # Compare and split the rates without the factors of a single step.
             with StepFactors.paused(watch.optimizer):
                 if watch.is_replaced(trainer.optimizers) or watch.has_new_suggestion():
                     self._split(trainer, pl_module)
@@ -357,11 +359,11 @@ class LayerwiseLR(Callback):
                 watch.warn_of_other_rates(trainer.global_step)
 
     def _split_added(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
-        own = ["layer_lr" in group for group in optimizer.param_groups]
-        if not any(own):
+        is_split = ["layer_lr" in group for group in optimizer.param_groups]
+        if not any(is_split):
             self._split(trainer, pl_module)
             return
-        if not all(own):
+        if not all(is_split):
             placement = Placement.of(pl_module, self._freeze(pl_module))
             schedulers = [*_schedulers(trainer, optimizer), *_kept(trainer, pl_module, optimizer)]
             new = regroup_added(optimizer, schedulers, placement, self._applied())
@@ -385,7 +387,12 @@ class LayerwiseLR(Callback):
         self._gradual.attach(split[0][0], self._num_layers)
         optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
         if keeps_parameters(trainer):
-            self._coverage = Coverage(pl_module, optimizers, lambda: Placement.of(pl_module, self._freeze(pl_module)))
+            self._coverage = Coverage(
+                pl_module,
+                optimizers,
+                lambda: Placement.of(pl_module, self._freeze(pl_module)),
+                when="in Lightning: in `__init__`, `setup` or `configure_model`",
+            )
 
     def _check_model(self, trainer: L.Trainer) -> None:
         if self._coverage is not None:
@@ -397,7 +404,7 @@ class LayerwiseLR(Callback):
         return described(self.distribution, self._num_layers, self._watches[0].optimizer if self._watches else None)
 
     def _applied(self) -> LRDistribution:
-        """The distribution, at the rate that a LearningRateFinder found, if one did."""
+        """The distribution, scaled to the rate that a LearningRateFinder found, if there is one."""
         if self._found_lr is None or self._num_layers is None:
             return self.distribution
         return anchored(self.distribution, self._found_lr, self._num_layers)
@@ -423,10 +430,10 @@ class LayerwiseLR(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """The same for every distribution: a checkpoint with another one has to be recognised.
+        """The same for every distribution, so that a checkpoint with another one is found and refused.
 
-        Until a Trainer uses the callback, it is the object's own: Lightning compares the keys as a Trainer is made,
-        and would refuse two callbacks before `setup` can say what to do instead.
+        Before a Trainer uses the callback, the key is unique: Lightning compares the keys when a Trainer is made, and
+        would refuse two callbacks before `setup` can raise the error that says what to do instead.
         """
         return "LayerwiseLR" if self._in_use else f"LayerwiseLR {id(self)}"
 
@@ -467,8 +474,7 @@ class LayerwiseLR(Callback):
             checkpoint["callbacks"][self.state_key][HOST_KEY] = state
 
     def _check_resumed(self, trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
-        # While it trains, a callback may go back to a checkpoint (FinetuningScheduler, to its best one before each
-        # phase), or read another model's.
+        # During training a callback may load a checkpoint: FinetuningScheduler loads its best one before each phase.
         if not self._training and not is_own_checkpoint_of_a_tuner(trainer):
             check_resumed_without_tuner(trainer)
             check_resumed_callbacks(trainer)
@@ -488,7 +494,7 @@ def _schedulers(trainer: L.Trainer, optimizer: Optimizer) -> list[Any]:
 
 
 def _kept(trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> list[Any]:
-    """The schedulers of an optimizer that the module or another callback keeps and steps by itself."""
+    """The schedulers of an optimizer that the module or another callback holds and steps itself."""
     owners = [pl_module, *(callback for callback in callbacks_of(trainer) if not isinstance(callback, LayerwiseLR))]
     return kept_schedulers(owners, optimizer, _schedulers(trainer, optimizer))
 

@@ -460,7 +460,7 @@ def _as_tuple(value: Any) -> tuple[float, ...]:
 
 
 def _plain(distribution: LRDistribution) -> Any:
-    """What `LayerwiseLR` reads again: text, or a mapping where there is no text."""
+    """The text form, or a mapping if there is none; `resolve_distribution` reads both."""
     text = str(distribution)
     try:
         return text if LRDistribution.parse(text) == distribution else distribution.to_dict()

@@ -7,9 +7,9 @@ from typing import Any
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lr_dist._callback.company import callbacks_of, check_trainer
 from lr_dist._callback.exact import STATE_KEY, ExactFit
 from lr_dist._callback.finder import resumes_a_fit
+from lr_dist._callback.other_callbacks import callbacks_of, check_trainer
 from lr_dist._lightning import Callback, L, give_back, kept
 from lr_dist.errors import UnsupportedCallbackError
 

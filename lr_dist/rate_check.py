@@ -1,8 +1,8 @@
-"""Whether the groups' rates are still the distribution's times one factor of the schedule (pure torch).
+"""Checks that the groups' rates are still the distribution's times one factor of the schedule (pure torch).
 
-Whoever sets rates, a schedule or a line of the user's, multiplies all layers by one factor at a time; otherwise the
-distribution is lost, wholly or in part: by one floor or one peak for all groups, by a list that a scheduler keeps for
-the groups from before they were split, or by one rate for all.
+A schedule, or user code that sets rates, must multiply the rates of all layers by the same factor. If it does not, the
+ratios of the distribution are lost. The usual causes: one floor or one peak for all groups, a list that a scheduler
+made for the groups before they were split, or one rate written into all groups.
 """
 
 from __future__ import annotations
@@ -16,34 +16,34 @@ from torch.optim import Optimizer
 
 from lr_dist.errors import FlatRatesWarning, RatesOffPlanWarning
 
-# Two factors are the same up to this part of them; rounding errors of schedules are below 1e-10.
+# Relative tolerance between two equal factors; rounding errors of schedules are below 1e-10.
 _TOLERANCE = 1e-3
-# Of a schedule that ends at 0 there are rounding errors left.
+# Absolute tolerance: the rounding errors of a schedule that ends at 0.
 _NOTHING = 1e-9
-# All groups are compared at each of the first steps, and then at every so many; the two groups with the lowest and
-# the highest rate, which a floor and a peak reach first, at every step.
+# All groups are compared in the first 10 steps, and then in every 50th. The groups with the lowest and the highest
+# rate, which a floor or a peak affects first, are compared in every step.
 _FIRST, _EVERY = 10, 50
-# A rate in a tensor on an accelerator is read more rarely, because that waits for the device.
+# Rates in tensors on an accelerator are read more rarely, because reading one waits for the device.
 _FIRST_ON_DEVICE, _EVERY_ON_DEVICE = 3, 1000
 
 
 class RateCheck:
-    """Compares the rates of an optimizer whose groups were split by `regroup`; says once what it finds.
+    """Compares the rates of an optimizer whose groups were split by `regroup`, and warns once if they are off.
 
     Args:
         optimizer: its groups have `layer_lr`.
-        tracks: for each group a value; groups with the same have one factor at every step (`Regrouped.tracks`). By
-            default all of them.
-        giver: who gave the rates, for the message.
+        tracks: a value for each group; groups with equal values have the same factor in every step
+            (`Regrouped.tracks`). By default all groups have the same.
+        giver: what set the rates, as named in the message.
     """
 
     def __init__(
-        self, optimizer: Optimizer, tracks: Sequence[Hashable] | None = None, giver: str = "LayerwiseLR"
+        self, optimizer: Optimizer, tracks: Sequence[Hashable] | None = None, giver: str = "the distribution"
     ) -> None:
-        # Weakly: it may be kept in the optimizer.
+        # A weak reference, because the optimizer may hold this object.
         self._optimizer, self._giver = weakref.ref(optimizer), giver
         groups = optimizer.param_groups
-        # Shorter where groups were added since: those follow the schedule of the first track.
+        # `tracks` is shorter if groups were added later: those follow the schedule of the first track.
         tracks = [*(tracks or ()), *[tracks[0] if tracks else None] * (len(groups) - len(tracks or ()))]
         by_track: dict[Hashable, list[int]] = {}
         for index, group in enumerate(groups):
@@ -56,7 +56,7 @@ class RateCheck:
         self._done = not self._tracks
 
     def warning(self, step: int) -> RatesOffPlanWarning | None:
-        """What is to be said before step `step` is taken: once, and nothing if the rates are the distribution's."""
+        """The warning to issue before step `step`; None if the rates are right, or after the first warning."""
         optimizer = self._optimizer()
         if self._done or optimizer is None:
             return None
@@ -66,7 +66,7 @@ class RateCheck:
         full = self._checks <= first or self._checks % every == 0
         if not full and (self._on_device or not self._differs(groups)):
             return None
-        # StochasticWeightAveraging goes to a list of rates that the user gave.
+        # Weight averaging (torch's SWALR) moves the rates to a list that the user gave.
         if "swa_lr" in groups[0]:
             return None
         for indices in self._tracks:
@@ -76,7 +76,7 @@ class RateCheck:
         return None
 
     def _differs(self, groups: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the group with the lowest rate and that with the highest have different factors."""
+        """Whether the groups with the lowest and the highest rate have different factors."""
         return any(
             not _equal(
                 groups[low]["lr"] / groups[low]["layer_lr"],
@@ -102,9 +102,9 @@ class RateCheck:
         least, most = (choose(group["layer_lr"] for group in groups) for choose in (min, max))
         return FlatRatesWarning(
             f"Before step {step} all {len(groups)} parameter groups of {type(self._optimizer()).__name__} have the "
-            f"learning rate {rate:.3g}, although {self._giver} gave them rates from {least:.3g} to {most:.3g}: "
-            "something set `group['lr']` to one value, as a warm-up by hand in `optimizer_step` or `training_step` "
-            "does, or a scheduler with a floor for all groups. The rates of the layers are lost. Write "
+            f"learning rate {rate:.3g}, although {self._giver} set them to rates from {least:.3g} to {most:.3g}: "
+            "something set `group['lr']` to one value, such as a warm-up written by hand or a scheduler with one floor "
+            "for all groups. The rates of the layers are lost. Write "
             "`group['lr'] = scale * group['layer_lr']` instead, or use a scheduler such as LambdaLR.",
             group=str(groups[0]["name"]),
             wanted=float(groups[0]["layer_lr"]),
@@ -124,8 +124,8 @@ class RateCheck:
             f"{factor:.4g}, the schedule's factor in {like['name']}. {len(off)} of {len(groups)} groups differ like "
             "this, so the ratios between the layers are no longer those of the distribution. Usual causes: one floor "
             "or one highest rate for all groups (`max(lr, 1e-5)`; write `max(scale, 0.01) * group['layer_lr']`), a "
-            "scheduler that keeps values for the groups from before they were split by layer, or rates that were "
-            "written into some of the groups.",
+            "scheduler that keeps values of the groups as they were before the split by layer, or code that wrote "
+            "rates into some of the groups.",
             group=str(worst["name"]),
             wanted=wanted,
             found=found,
@@ -143,7 +143,7 @@ def _equal(a: float, b: float) -> bool:
 
 
 def _most_frequent(factors: Sequence[float], rates: Sequence[float]) -> float:
-    """The factor that most groups have; of several, that of the highest rate."""
+    """The most frequent factor; in a tie, the one of the group with the highest rate."""
     by_rate = [factor for _, factor in sorted(zip(rates, factors, strict=True), reverse=True)]
     return max(by_rate, key=lambda factor: sum(_equal(other, factor) for other in by_rate))
 

@@ -109,7 +109,7 @@ def check_schedulers(schedulers: Iterable[Any], allowed: Sequence[type] = ()) ->
                 f"({', '.join(s.__name__ for s in SUPPORTED_SCHEDULERS if s not in _WITH_FLOORS)}), so it may not keep "
                 "the ratios between the layers' rates. If it computes every group's rate from values that it keeps for "
                 "each group (`base_lrs`, or lists of another name), or from the group's own `lr`, allow it: "
-                f"LayerwiseLR(..., allow_schedulers=({kind.__name__},)). Such values are then split by layer, and a "
+                f"allow_schedulers=({kind.__name__},). Such values are then split by layer, and a "
                 "RatesOffPlanWarning says if a rate leaves the distribution, as under one floor for all groups."
             )
 

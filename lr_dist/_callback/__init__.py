@@ -1,1 +1,1 @@
-"""The parts of `LayerwiseLR`, one idea a file; the callback's hooks call them."""
+"""The parts of `LayerwiseLR` and the other Lightning callbacks, one idea a file."""

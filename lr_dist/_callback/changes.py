@@ -1,4 +1,4 @@
-"""What others do to the optimizer after its groups were split: replace it, add groups, or write rates."""
+"""Detects changes to an optimizer after its groups were split: a new optimizer, new groups, other rates."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from lr_dist.rate_check import RateCheck
 
 
 class Watch:
-    """An optimizer as it was left after its groups were split, to be compared with before every step.
+    """An optimizer as it was after its groups were split; every step is compared with it.
 
-    The comparisons are made at every step, so they look at as little as they can: whether the optimizer is still
-    there, the number of its groups, and the rates of two of them (`RateCheck`).
+    To be cheap, the comparison reads little: whether the Trainer still has the optimizer, the number of its groups, and
+    the rates of two of them (`RateCheck`).
 
     Args:
         optimizer: its groups have been split by layer.
-        finders: the LearningRateFinders of the run, which may search again.
-        tracks: which groups follow one factor (see `RateCheck`).
+        finders: the run's LearningRateFinders, which may search again.
+        tracks: which groups have the same factor (see `RateCheck`).
     """
 
     def __init__(
@@ -33,10 +33,10 @@ class Watch:
         self.tracks = tracks
         self._found = [(finder, finder.optimal_lr) for finder in finders]
         self._groups = len(optimizer.param_groups)
-        self._check = RateCheck(optimizer, tracks)
+        self._check = RateCheck(optimizer, tracks, "LayerwiseLR")
 
     def is_replaced(self, optimizers: Sequence[Any]) -> bool:
-        """Whether the optimizer is none of the Trainer's any more."""
+        """Whether the Trainer no longer has this optimizer."""
         return not any(unwrapped(optimizer) is self.optimizer for optimizer in optimizers)
 
     def has_new_suggestion(self) -> bool:
@@ -49,7 +49,7 @@ class Watch:
         return len(groups) != self._groups or "layer_lr" not in groups[0] or "layer_lr" not in groups[-1]
 
     def warn_of_other_rates(self, step: int) -> None:
-        """Say once that a group's rate is not the distribution's times the factor of the others."""
+        """Warn once if a group's rate is not the distribution's times the factor of the other groups."""
         if (warning := self._check.warning(step)) is not None:
             rank_zero_warn(warning)
 

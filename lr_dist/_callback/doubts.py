@@ -1,4 +1,4 @@
-"""Whether the rates of an optimizer that was split by layer can be what was meant (pure torch)."""
+"""Warnings about implausible rates of an optimizer that was split by layer (pure torch)."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.errors import StuckLayersWarning
 from lr_dist.names import layer_of
 
-# A step of SGD is rate x gradient: 0.1 is usual, and more than 1 is.
+# A step of SGD is rate x gradient: 0.1 is usual, and rates above 1 occur.
 _HIGHEST_OF_SGD = 10.0
-# Of each parameter; enough for "most of them".
+# Weights sampled from each parameter.
 _SAMPLE = 4096
 _MANY_DIGITS = (torch.float32, torch.float64)
 
 
 def optimizer_doubts(optimizer: Optimizer, distribution: LRDistribution) -> list[UserWarning]:
-    """Warnings of rates out of range and of layers that cannot move, to be told once, before the first step.
+    """Warnings about rates out of range and layers that cannot move, to be issued once, before the first step.
 
     Args:
-        optimizer: with the groups of `regroup`.
-        distribution: what their rates come from.
+        optimizer: its groups were split by `regroup`.
+        distribution: the distribution of the rates.
     """
     rates: dict[str, float] = {}
     users: dict[str, float] = {}
@@ -64,10 +64,10 @@ def highest_rate(optimizer: Optimizer) -> float:
 
 
 def _rounded_away(optimizer: Optimizer, rates: dict[str, float]) -> list[UserWarning]:
-    """Layers in which a step of the rate leaves most weights the same number, so that no number of steps moves them.
+    """A warning for layers in which a step of the rate is rounded away in most weights, so that they never change.
 
-    A weight w in float32 keeps its value if less than half its spacing, about |w| x 6e-8, is subtracted. Weights with
-    few digits are `lost_steps`' part, and rates below LOWEST have been told.
+    A weight w in float32 keeps its value if less than half its spacing, about |w| x 6e-8, is subtracted. bfloat16 and
+    float16 are the task of `lost_steps`; rates below LOWEST have their own warning.
     """
     if not isinstance(optimizer, STEPS_OF_THE_RATE):
         return []
@@ -86,8 +86,8 @@ def _rounded_away(optimizer: Optimizer, rates: dict[str, float]) -> list[UserWar
     return [
         StuckLayersWarning(
             f"A step at the learning rate of {named(lost, rates)} (the lowest: {brief(rates[lowest])}, {lowest}) is "
-            "rounded away in most of the weights, which are too large for it: however many steps are taken, none "
-            "but weight decay moves them. Raise the rate, or freeze the layers with the rate 0."
+            "rounded away in most of the weights, which are too large for it: only weight decay changes them, "
+            "however many steps are taken. Raise the rate, or freeze the layers with the rate 0."
         )
     ]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lr_dist._callback.company import callbacks_of
+from lr_dist._callback.other_callbacks import callbacks_of
 from lr_dist._lightning import BatchSizeFinder, L, LearningRateFinder
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ResumeMismatchError
@@ -17,22 +17,22 @@ from lr_dist.schedulers import Split, anchor_rates, rewrite_schedulers, scaled_g
 
 
 def finders(trainer: L.Trainer) -> list[LearningRateFinder]:
-    """The LearningRateFinders of `trainer`, that of `Tuner.lr_find` while it runs included."""
+    """The LearningRateFinders of `trainer`, including the one of a running `Tuner.lr_find`."""
     return [callback for callback in callbacks_of(trainer) if isinstance(callback, LearningRateFinder)]
 
 
 def suggestions(trainer: L.Trainer) -> list[float]:
-    """What the finders of `trainer` have found."""
-    found = [finder.optimal_lr.suggestion() for finder in finders(trainer) if finder.optimal_lr]
-    return [float(rate) for rate in found if rate is not None]
+    """The rates that the finders of `trainer` suggest."""
+    suggested = [finder.optimal_lr.suggestion() for finder in finders(trainer) if finder.optimal_lr]
+    return [float(rate) for rate in suggested if rate is not None]
 
 
 def found_rate(candidates: Sequence[float], optimizer: Optimizer, schedulers: Sequence[Any]) -> float | None:
-    """The one of the suggestions that is the optimizer's own rate.
+    """The suggestion that the optimizer uses as its rate; None if it uses none of them.
 
     A finder among the callbacks writes its suggestion into `lr` of every group; after `Tuner.lr_find` the module's
-    own `configure_optimizers` reads it. A finder that only looks (`update_attr=False`), or whose suggestion the user
-    replaced, has no say.
+    `configure_optimizers` reads it. With `update_attr=False`, or if the user replaced the suggestion, the optimizer has
+    another rate, and the suggestion is ignored.
     """
     if not candidates or any(group.get("lr") is None for group in optimizer.param_groups):
         return None
@@ -47,22 +47,22 @@ def _are_all(suggestion: float, rates: Sequence[float]) -> bool:
 
 
 def anchor_at(rate: float, optimizer: Optimizer, schedulers: Sequence[Any]) -> None:
-    """Let `rate` be what the optimizer and its schedules mean by "the learning rate" in every group.
+    """Make `rate` the rate of every group where the schedule's factor is 1.
 
-    A finder writes `lr` alone, which the first step of most schedules overwrites: they compute from rates that they
-    keep themselves. Floors that were given as a rate (`eta_min`, `min_lr`) stay.
+    A finder writes `lr` only. Most schedulers overwrite that in their first step, because they compute from rates that
+    they store themselves. Floors that were given as a rate (`eta_min`, `min_lr`) stay.
 
     Args:
-        rate: takes the place of the groups' `anchor_rates`.
+        rate: replaces the groups' `anchor_rates`.
         optimizer: its groups change in place.
         schedulers: the optimizer's schedulers; they change in place, and their factors stay.
 
     Raises:
-        ZeroRateError: a schedule of a rate of 0.
+        ZeroRateError: a group's rate is 0, which no factor scales to `rate`.
     """
     groups = optimizer.param_groups
-    # The rates from before the finder's. Of several schedules' the lowest is the one that holds: each was built on
-    # what the earlier ones had made of the rate.
+    # Undo the finder's rates. Of several schedulers' last rates the lowest is the current one, because each scheduler
+    # was built on the rates that the earlier ones had set.
     scheduled = [s._last_lr for s in schedulers if len(getattr(s, "_last_lr", ())) == len(groups)]
     if scheduled:
         for index, group in enumerate(groups):
@@ -83,7 +83,7 @@ def anchor_at(rate: float, optimizer: Optimizer, schedulers: Sequence[Any]) -> N
 def anchored(distribution: LRDistribution, rate: float, num_layers: int) -> LRDistribution:
     """`distribution` with `rate` as its highest rate; a relative one as is, because it multiplies `rate` anyway.
 
-    LLRD calls its highest rate, the head's, *the* learning rate.
+    In LLRD, "the learning rate" is the highest one, the head's.
     """
     if distribution.relative:
         return distribution
@@ -92,12 +92,12 @@ def anchored(distribution: LRDistribution, rate: float, num_layers: int) -> LRDi
 
 
 def describe(distribution: LRDistribution, rate: float) -> str:
-    """What became of the suggestion `rate`, in a sentence."""
+    """A sentence that says how the suggestion `rate` is used."""
     if distribution.relative:
         return f"LayerwiseLR: the rate {rate:.3g} that LearningRateFinder found is multiplied layer by layer."
     return (
-        f"LayerwiseLR: the rate {rate:.3g} that LearningRateFinder found is the highest of the distribution, whose "
-        "rates were scaled and keep their ratios."
+        f"LayerwiseLR: the rate {rate:.3g} that LearningRateFinder found is now the highest rate of the distribution; "
+        "the others were scaled with it."
     )
 
 
@@ -112,10 +112,10 @@ def is_own_checkpoint_of_a_tuner(trainer: L.Trainer) -> bool:
 
 
 def check_resumed_without_tuner(trainer: L.Trainer) -> None:
-    """Refuse to resume beside a tuner: Lightning then forgets the checkpoint's steps, optimizer and schedules.
+    """Refuse to resume together with a tuner: Lightning would lose the checkpoint's steps, optimizer and schedules.
 
-    The tuners restore a checkpoint of their own at the end of their run, which releases the one that is resumed, so
-    that training starts again at step 0 with the checkpoint's weights.
+    At the end of their search the tuners restore their own checkpoint, which drops the one that is being resumed.
+    Training would start at step 0 with the checkpoint's weights.
 
     Raises:
         ResumeMismatchError: there is a LearningRateFinder or a BatchSizeFinder.
@@ -123,7 +123,7 @@ def check_resumed_without_tuner(trainer: L.Trainer) -> None:
     for callback in callbacks_of(trainer):
         if isinstance(callback, (LearningRateFinder, BatchSizeFinder)):
             raise ResumeMismatchError(
-                f"Lightning cannot resume from {trainer.ckpt_path} beside {type(callback).__name__}: when its search "
-                "ends, the checkpoint's step count, optimizer and schedules are lost, and training starts again at "
-                "step 0. Remove that callback to resume; the rates that it found are in the checkpoint."
+                f"Lightning cannot resume from {trainer.ckpt_path} together with {type(callback).__name__}: when its "
+                "search ends, the checkpoint's step count, optimizer and schedules are lost, and training starts again "
+                "at step 0. Remove that callback to resume; the checkpoint holds the rates that it found."
             )

@@ -10,5 +10,5 @@ MAX_LAYERS = 10_000
 
 def check_num_layers(num_layers: int) -> None:
     """Raise LayerCountError unless `num_layers` is a whole number from 1 to 10,000."""
-    hint = "`lr-dist layers --model NAME` shows how many layers a model has."
+    hint = "`assign_layers(model).num_layers` is the number of layers of a model."
     check_whole("num_layers", num_layers, 1, MAX_LAYERS, error=LayerCountError, hint=hint)

@@ -11,12 +11,13 @@ from lr_dist.errors import InvalidDistributionError, listed, shown
 
 
 def family_of(name: Any) -> Family:
-    """The family of this name; InvalidDistributionError where there is none."""
+    """The family of this name.
+
+    Raises:
+        InvalidDistributionError: no family has this name.
+    """
     if not isinstance(name, str) or name not in FAMILIES:
-        raise InvalidDistributionError(
-            f"Unknown family {shown(name)}. The families are {', '.join(FAMILIES)}; "
-            "`lr-dist presets list` shows the presets."
-        )
+        raise InvalidDistributionError(f"Unknown family {shown(name)}. The families are {', '.join(FAMILIES)}.")
     return FAMILIES[name]
 
 

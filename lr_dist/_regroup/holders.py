@@ -16,9 +16,9 @@ MAX_NAMES = 5
 
 
 def layer_optimizers(optimizers: Sequence[Optimizer], placement: Placement) -> list[Optimizer]:
-    """The optimizers that hold parameters of the transformer's layers: one as a rule, Muon and AdamW if they share it.
+    """The optimizers that hold parameters of the transformer's layers: usually one; two if Muon and AdamW share them.
 
-    Where none does, because every layer is frozen, the one that holds the embeddings or the head.
+    If every layer is frozen, the one that holds the embeddings or the head.
 
     Raises:
         UnsupportedOptimizerError: no optimizer at all.
@@ -27,8 +27,8 @@ def layer_optimizers(optimizers: Sequence[Optimizer], placement: Placement) -> l
     """
     if not any(optimizer.param_groups for optimizer in optimizers):
         raise UnsupportedOptimizerError(
-            "The module has no optimizer (`configure_optimizers` returned None), so no layer can get a rate. Return an "
-            "optimizer, or remove the LayerwiseLR callback."
+            "There is no optimizer with parameter groups, so no layer can get a learning rate. Make one from the "
+            "model's parameters."
         )
     holders = [o for o in optimizers if any(is_layer(placement.layer.get(id(p), "")) for p in parameters_of(o))]
     if not holders:
@@ -36,13 +36,12 @@ def layer_optimizers(optimizers: Sequence[Optimizer], placement: Placement) -> l
         if len(holders) > 1:
             raise OptimizerCoverageError(
                 f"{len(holders)} optimizers ({_kinds(holders)}) hold the embeddings and the head, and none holds a "
-                "layer, so it is not clear whose rates the distribution stands for. Put them into one optimizer."
+                "layer, so it is not clear which rates the distribution replaces. Put them into one optimizer."
             )
     if not holders:
         raise OptimizerCoverageError(
-            f"None of the optimizers ({_kinds(optimizers)}) holds a parameter of the transformer's layers. Pass the "
-            "model's parameters to an optimizer in `configure_optimizers`; to freeze layers, give them the rate 0 in "
-            "the distribution."
+            f"None of the optimizers ({_kinds(optimizers)}) holds a parameter of the transformer's layers. Make "
+            "an optimizer from the model's parameters; to freeze layers, give them the rate 0 in the distribution."
         )
     _check_disjoint(holders, placement)
     return holders
@@ -53,7 +52,7 @@ def _kinds(optimizers: Sequence[Optimizer]) -> str:
 
 
 def _check_disjoint(optimizers: Sequence[Optimizer], placement: Placement) -> None:
-    """Two optimizers that take turns on the same weights would each have a rate for them."""
+    """Refuse two optimizers that train the same weights: each would have its own rate for them."""
     seen: set[int] = set()
     for optimizer in optimizers:
         own = {id(p) for p in parameters_of(optimizer)}
@@ -61,7 +60,7 @@ def _check_disjoint(optimizers: Sequence[Optimizer], placement: Placement) -> No
             names = [placement.name.get(key, "?") for key in both]
             raise OptimizerCoverageError(
                 f"{len(optimizers)} optimizers ({_kinds(optimizers)}) each hold {listed(sorted(names))}, so it is not "
-                "clear whose rates the distribution stands for. Put a parameter into one optimizer only."
+                "clear which rates the distribution replaces. Put a parameter into one optimizer only."
             )
         seen |= own
 

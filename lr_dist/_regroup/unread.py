@@ -1,4 +1,4 @@
-"""Factors in parameter groups that neither torch nor Lightning reads."""
+"""Factors in parameter groups that no optimizer of torch reads, such as timm's `lr_scale`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SCALES = ("lr_scale", "lr_mult", "lr_multiplier", "lr_factor")
 
 
 def unread_scales(optimizers: Sequence[Optimizer]) -> dict[str, list[float]]:
-    """Factors in parameter groups that neither torch nor Lightning reads, by their key (timm: `lr_scale`)."""
+    """Key -> the different values of a factor in the parameter groups that no optimizer of torch reads."""
     found: dict[str, list[float]] = {}
     for key in _SCALES:
         values = [
@@ -23,11 +23,10 @@ def unread_scales(optimizers: Sequence[Optimizer]) -> dict[str, list[float]]:
 
 
 def describe_unread(scales: Mapping[str, Sequence[float]]) -> str:
-    """What becomes of the factors that `unread_scales` found, in a sentence or two."""
+    """A warning's text: the factors that `unread_scales` found have no effect."""
     shown_scales = "; ".join(f"{key!r}: {', '.join(f'{v:.3g}' for v in values[:6])}" for key, values in scales.items())
     return (
-        f"Parameter groups of the optimizer carry factors ({shown_scales}) that torch, Lightning and transformers do "
-        "not read, so they change no rate. The rates of the distribution take the place of timm's layer_decay: leave "
-        "it out when the groups are made. timm's own schedulers do read `lr_scale`, and would multiply by it beside "
-        "the distribution."
+        f"Parameter groups of the optimizer carry factors ({shown_scales}) that no optimizer of torch reads, so "
+        "they change no rate. The distribution replaces timm's layer_decay: leave that out when the groups are made. "
+        "timm's own schedulers do read `lr_scale`, and would apply it on top of the distribution."
     )

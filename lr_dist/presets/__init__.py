@@ -3,7 +3,7 @@
     from lr_dist import load_preset
     distribution = load_preset("kenneweg2022")
 
-`lr-dist presets list` shows them. To add your own, put a file NAME.yaml into a folder listed in LR_DIST_PRESETS
+`list_presets()` lists them. To add your own, put a file NAME.yaml into a folder listed in LR_DIST_PRESETS
 (several folders are separated as in PATH), install a package with an entry point in the group `lr_dist.presets` (the
 path of a folder, or a list of `Preset`), or call `register_preset`.
 """

@@ -54,7 +54,7 @@ class PresetEntry:
 
 
 def load_preset(name: str) -> LRDistribution:
-    """The distribution of the preset `name`: `LayerwiseLR(load_preset("kenneweg2022"))`.
+    """The distribution of the preset `name`, as in `load_preset("kenneweg2022")`.
 
     Raises:
         UnknownPresetError: no source offers the name; close names are suggested.

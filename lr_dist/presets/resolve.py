@@ -1,4 +1,4 @@
-"""Read any form of a distribution (name, path, text, mapping) as an `LRDistribution`."""
+"""Read a distribution or a rate plan from any of its forms: name, path, text, mapping."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lr_dist.presets.registry import load_preset
 from lr_dist.presets.schema import Preset, read_data
 
 _WAYS = (
-    f"A distribution is written as a preset's name (`lr-dist presets list`), a path that ends in .yaml or .yml, or "
-    f"family:key=value,... ({EXAMPLES})."
+    f"A distribution is written as a preset's name (see `lr_dist.presets.list_presets()`), a path that ends in .yaml "
+    f"or .yml, or family:key=value,... ({EXAMPLES})."
 )
 
 

@@ -112,7 +112,7 @@ def _from_folder(name: str, data_dir: Path) -> dict[str, Dataset]:
     if not folders:
         raise TaskDataError(
             f"no folder for the GLUE task {name!r} in {data_dir}: looked for glue/{name}/ and {name}/; give the "
-            "folder that holds them with --data-dir or LR_DIST_DATA, or neither to download from the hub"
+            "folder that holds them as data_dir or in LR_DIST_DATA, or neither to download from the hub"
         )
     splits: dict[str, Dataset] = {}
     for split in ("train", "validation"):
@@ -135,7 +135,7 @@ def _from_hub(name: str, spec: GlueSpec) -> dict[str, Dataset]:
     except Exception as error:  # the hub client raises many kinds: offline, timeouts, HTTP errors
         raise TaskDataError(
             f"cannot load the GLUE task {name!r} from the hub ({HUB_ID}): {type(error).__name__}: {error}. Without "
-            f"network, give a folder that holds glue/{name}/train.parquet and validation.parquet with --data-dir or "
+            f"network, give a folder that holds glue/{name}/train.parquet and validation.parquet as data_dir or in "
             "the environment variable LR_DIST_DATA, or use a generated task such as demo-sentiment"
         ) from error
     return {"train": train, "validation": validation}

@@ -1,7 +1,7 @@
 """Shifts of a task: its rows are split into two halves, learned one after the other with a shared head.
 
 After Kenneweg et al. (arXiv 2404.01317): a data shift splits by the length of the text, an embedding shift by 2-means
-over the vectors that the pre-trained model gives. Both are fitted on train only and then applied to dev and validation.
+over the vectors of the pre-trained model. Both are fitted on train only and then applied to dev and validation.
 """
 
 from __future__ import annotations
@@ -150,12 +150,12 @@ def _vectors(split: Dataset, encode: Encode) -> NDArray[Any]:
     second = column_values(split, "text_b") if "text_b" in split.column_names else None
     vectors = np.asarray(encode(column_values(split, "text_a"), second))
     if vectors.ndim != 2 or len(vectors) != len(split):
-        raise TaskDataError(f"encode gave {vectors.shape} for {len(split)} rows; it must give [rows, hidden]")
+        raise TaskDataError(f"encode returned {vectors.shape} for {len(split)} rows; it must return [rows, hidden]")
     return vectors
 
 
 def _halves(task: Task, upper: dict[str, NDArray[Any]], names: tuple[str, str], how: str) -> tuple[Task, Task]:
-    """Both halves; `upper` holds, for each row of each split, whether it belongs to the second."""
+    """Both halves; `upper` holds, for each row of each split, whether it belongs to the second half."""
     halves = []
     for name, wanted in zip(names, (False, True), strict=True):
         splits = {
@@ -175,6 +175,6 @@ def _halves(task: Task, upper: dict[str, NDArray[Any]], names: tuple[str, str], 
             )
         except TaskDataError as error:
             raise TaskDataError(
-                f"task {task.name!r} cannot be split {how}: {error}. Raise --limit or --dev-size, or take another task"
+                f"task {task.name!r} cannot be split {how}: {error}. Use a larger limit or dev_size, or another task"
             ) from error
     return halves[0], halves[1]

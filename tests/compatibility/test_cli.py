@@ -206,7 +206,7 @@ def test_a_presets_name_that_is_wrong_is_answered_with_close_names(
 ) -> None:
     message = failure(main, capsys, arguments(written(tmp_path, {"distribution": "keneweg2022"})))
     assert "There is no preset 'keneweg2022'. Close names: kenneweg2022" in message
-    assert "lr-dist presets list" in message
+    assert "lr_dist.presets.list_presets()" in message
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,10 @@ def test_the_table_and_a_line_say_what_became_of_the_suggestion(
         fit(Tuned(), finder, callback, max_steps=1, default_root_dir=tmp_path)
     printed = capsys.readouterr().out
     assert any("layers.2" in line and brief(finder.suggestion * 5 / 70) in line for line in printed.splitlines())
-    assert f"{finder.suggestion:.3g} that LearningRateFinder found is the highest of the distribution" in caplog.text
+    assert (
+        f"{finder.suggestion:.3g} that LearningRateFinder found is now the highest rate of the distribution"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("distribution", [RELATIVE, ABSOLUTE], ids=["relative", "absolute"])

@@ -81,7 +81,7 @@ def test_hidden_labels_are_refused(tmp_path):
 def test_a_failing_download_says_what_to_do(monkeypatch, tmp_path):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
-    with pytest.raises(TaskDataError, match=r"cannot load the GLUE task 'rte' from the hub.*--data-dir.*LR_DIST_DATA"):
+    with pytest.raises(TaskDataError, match=r"cannot load the GLUE task 'rte' from the hub.*data_dir.*LR_DIST_DATA"):
         load_glue("rte")
 
 

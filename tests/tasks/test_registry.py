@@ -166,5 +166,5 @@ def test_limit_and_dev_size_reach_every_task():
 
 def test_the_environment_names_the_data_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("LR_DIST_DATA", str(tmp_path))
-    with pytest.raises(TaskDataError, match=f"{tmp_path}.*--data-dir or LR_DIST_DATA"):
+    with pytest.raises(TaskDataError, match=f"{tmp_path}.*as data_dir or in LR_DIST_DATA"):
         load_task("rte")

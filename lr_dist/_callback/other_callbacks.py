@@ -1,4 +1,4 @@
-"""What stands beside `LayerwiseLR` in a Trainer: callbacks that it refuses, or has to listen to."""
+"""Compatibility of `LayerwiseLR` with the other callbacks of a Trainer."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from lr_dist.errors import ResumeMismatchError, UnsupportedCallbackError
 
 
 def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
-    """Its callbacks, an attribute that Lightning does not declare."""
+    """The callbacks of a Trainer; Lightning sets the attribute without declaring its type."""
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Refuse what cannot work, before anything is set up.
+    """Check that the Trainer is Lightning's and recent enough, before anything is set up.
 
     Raises:
         UnsupportedTrainerError: another library's Trainer, or an old version of Lightning's.
@@ -27,27 +27,27 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 
 def check_callbacks(trainer: L.Trainer) -> None:
-    """Refuse callbacks that would take the layers' rates away.
+    """Refuse callbacks that would overwrite the layers' rates.
 
     Raises:
         UnsupportedCallbackError: BackboneFinetuning.
     """
     for callback in callbacks_of(trainer):
-        # A subclass may have a schedule of its own for unfreezing, which writes no rates.
-        own = getattr(getattr(type(callback), "finetune_function", None), "__qualname__", "")
-        if isinstance(callback, BackboneFinetuning) and own == "BackboneFinetuning.finetune_function":
+        # A subclass may unfreeze in another way, which writes no rates.
+        method = getattr(getattr(type(callback), "finetune_function", None), "__qualname__", "")
+        if isinstance(callback, BackboneFinetuning) and method == "BackboneFinetuning.finetune_function":
             raise UnsupportedCallbackError(
-                f"{type(callback).__name__} adds the whole backbone as one parameter group and writes that group's "
-                "rate in every epoch: of the layers, it would move one and leave the others. Remove it. To freeze "
-                "layers for good, give them the rate 0, LayerwiseLR('decay:lr=4e-4,factor=0.7,"
-                "freeze=embeddings..layers.3'); to unfreeze them one after the other, give LayerwiseLR an option for "
-                "that (`unfreeze_every_n_epochs`); or write a subclass of BaseFinetuning that calls "
+                f"{type(callback).__name__} adds the whole backbone as one parameter group and sets that group's "
+                "rate in every epoch; after the split by layer it would set the rate of one layer only. Remove it. To "
+                "freeze layers for the whole run, give them the rate 0, LayerwiseLR('decay:lr=4e-4,factor=0.7,"
+                "freeze=embeddings..layers.3'); to unfreeze them one after the other, use LayerwiseLR's option "
+                "`unfreeze_every_n_epochs`; or write a subclass of BaseFinetuning that calls "
                 "`unfreeze_and_add_param_group`, whose groups LayerwiseLR splits by layer."
             )
 
 
 def check_not_unfrozen_twice(trainer: L.Trainer) -> None:
-    """Refuse callbacks that unfreeze layers beside LayerwiseLR's own options for that.
+    """Refuse callbacks that unfreeze layers while LayerwiseLR has a schedule for that.
 
     Raises:
         UnsupportedCallbackError: a BaseFinetuning.
@@ -61,7 +61,7 @@ def check_not_unfrozen_twice(trainer: L.Trainer) -> None:
 
 
 def check_resumed_callbacks(trainer: L.Trainer) -> None:
-    """Refuse to resume beside callbacks that rebuild the parameter groups in their own way.
+    """Refuse to resume with callbacks that rebuild the parameter groups themselves.
 
     Raises:
         ResumeMismatchError: a BaseFinetuning.
@@ -69,9 +69,9 @@ def check_resumed_callbacks(trainer: L.Trainer) -> None:
     for callback in callbacks_of(trainer):
         if isinstance(callback, BaseFinetuning):
             raise ResumeMismatchError(
-                f"A run with {type(callback).__name__} cannot be resumed beside LayerwiseLR: it puts back the "
-                "parameter groups as they were before LayerwiseLR split them, and they no longer fit the optimizer's "
-                "state. Start a new run from the checkpoint's weights, without ckpt_path; or unfreeze with "
+                f"A run with {type(callback).__name__} cannot be resumed together with LayerwiseLR: it restores the "
+                "parameter groups from before LayerwiseLR split them, which do not match the optimizer's state. Start "
+                "a new run from the checkpoint's weights, without ckpt_path; or unfreeze with "
                 "LayerwiseLR's own options, which resume exactly."
             )
 
@@ -93,18 +93,18 @@ def check_averaging(trainer: L.Trainer, optimizer: Optimizer) -> None:
         if isinstance(given, (int, float)):
             raise UnsupportedCallbackError(
                 f"StochasticWeightAveraging(swa_lrs={given:g}) gives all layers one rate. Pass a rate for each of the "
-                f"{len(groups)} groups, in this order: {names}. With the ratios of the distribution that is "
+                f"{len(groups)} groups, in this order: {names}. With the ratios of the distribution: "
                 f"swa_lrs=[{', '.join(f'{rate:.6g}' for rate in _with_ratios(groups, float(given)))}]."
             )
         if len(given) != len(groups):
             raise UnsupportedCallbackError(
-                f"StochasticWeightAveraging has {len(given)} swa_lrs, and the optimizer has {len(groups)} groups. Pass "
-                f"a rate for each of them, in this order: {names}."
+                f"StochasticWeightAveraging has {len(given)} swa_lrs, but the optimizer has {len(groups)} groups. Pass "
+                f"a rate for each group, in this order: {names}."
             )
 
 
 def _with_ratios(groups: Sequence[Mapping[str, Any]], highest: float) -> list[float]:
-    """Rates in the ratios of the distribution; a frozen group, which needs one above 0 too, has the lowest."""
+    """Rates in the ratios of the distribution; a frozen group, which also needs one above 0, gets the lowest."""
     rates = [group["layer_lr"] for group in groups]
     lowest = min((rate for rate in rates if rate), default=1.0)
     return [(rate or lowest) / (max(rates) or 1.0) * highest for rate in rates]
