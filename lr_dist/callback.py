@@ -197,7 +197,7 @@ class LayerwiseLR(Callback):
         # Forget an earlier fit of this callback.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
         self._found_lr, self._watches, self._coverage, self._training = None, [], None, False
-        self._hyperparameters.listen(trainer, self._described)
+        self._hyperparameters.wrap_loggers(trainer, self._described)
         self._gradual.join(trainer)
         self._exact.close()
         self._exact = ExactFit()

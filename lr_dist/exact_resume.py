@@ -1,4 +1,4 @@
-"""`ExactResume`: the Lightning callback with which a run that was stopped ends where the unbroken run ends."""
+"""`ExactResume`: the Lightning callback that resumes a stopped run exactly."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from lr_dist.errors import UnsupportedCallbackError
 class ExactResume(Callback):
     """Makes a run that is stopped anywhere and resumed end bit for bit where the unbroken run ends.
 
-    Works in any Trainer, whatever is trained: weights, optimizer states, schedulers, logged averages and random numbers
-    at the end are those of the run that was not stopped. To every full checkpoint it adds what Lightning leaves out:
-    the random states of every process, the position in the data, the gradients of an unfinished window of
-    `accumulate_grad_batches`, what was logged in the epoch so far, and what was left to do when the checkpoint was
-    written. No loader has to be a special one, nothing has to be seeded, and an unbroken run is not changed.
-    docs/callback.md lists what was tested, and where a resumed run cannot be exact.
+    Works in any Trainer and for any model: weights, optimizer states, schedulers, logged averages and random numbers at
+    the end are those of the unbroken run. To every full checkpoint it adds what Lightning leaves out: the random states
+    of every process, the position in the data, the gradients of an unfinished window of `accumulate_grad_batches`, the
+    values logged in the epoch so far, and the work that was still due when the checkpoint was written. It needs no
+    special data loader and no seed, and does not change an unbroken run. docs/callback.md lists what was tested, and
+    where a resumed run cannot be exact.
 
         trainer = L.Trainer(callbacks=[ExactResume(), ModelCheckpoint(every_n_train_steps=100)])
         trainer.fit(module, data, ckpt_path="last")
 
-    `LayerwiseLR` does the same by itself, unless it has `exact_resume=False`. In a Trainer that has both callbacks,
-    this one does the work. Each of the two reads the checkpoints of the other.
+    `LayerwiseLR` does the same by itself, unless it has `exact_resume=False`. In a Trainer with both callbacks, this
+    one does the work. Each of the two reads the checkpoints of the other.
 
-    It cannot know whether a run will be saved, because `trainer.save_checkpoint` may be called at any time, also with
-    `enable_checkpointing=False`. It is therefore always on, and its cost is a few copies of random states a batch
-    (about 0.3 ms on one core). Leave it out of a Trainer that never saves.
+    It is always on, because `trainer.save_checkpoint` may be called at any time, even with
+    `enable_checkpointing=False`. It costs a few copies of random states a batch (about 0.3 ms on one core). Leave it
+    out of a Trainer that never saves.
 
     Raises:
         LRDistError: in `setup`, a second ExactResume, or another library's Trainer. A checkpoint from which a run
@@ -43,7 +43,7 @@ class ExactResume(Callback):
         self._fit = ExactFit()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what a process that is started gets, is a callback for another fit."""
+        """Without the running fit: a copy, or the callback in a spawned process, serves another fit."""
         return {**kept(self), "_fit": ExactFit()}
 
     @property
@@ -53,7 +53,7 @@ class ExactResume(Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Start anew for each fit.
+        """Start with an empty state for each fit.
 
         Raises:
             UnsupportedCallbackError: the Trainer has another ExactResume.
@@ -97,12 +97,12 @@ class ExactResume(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take over this process's part of a checkpoint that a fit resumes from."""
+        """Read this process's part of a checkpoint that a fit resumes from."""
         if resumes_a_fit(trainer):
             self._fit.load(trainer, checkpoint)
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add what an exact resume needs, as plain data and tensors; Lightning calls this in every process."""
+        """Add the exact-resume state, as plain data and tensors; Lightning calls this in every process."""
         if (state := self._fit.state(trainer, pl_module)) is not None:
             checkpoint["callbacks"][STATE_KEY] = state

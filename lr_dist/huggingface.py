@@ -56,7 +56,7 @@ else:
 
 logger = logging.get_logger(__name__)
 
-# Under these the model's parameters stay the objects that the optimizer was made from.
+# Here the model's parameters stay the objects that the optimizer was made from; FSDP replaces them.
 _WHOLE_PARAMETERS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 # Reading all parameters takes a fraction of a millisecond.
 _EVERY_STEPS = 100
@@ -108,8 +108,8 @@ class LayerwiseTrainerMixin(_Trainer):
     ) -> None:
         if not isinstance(self, Trainer):
             raise UnsupportedTrainerError(
-                f"{type(self).__name__} is not a transformers.Trainer, so there is nothing that LayerwiseTrainerMixin "
-                f"could give rates to: class {type(self).__name__}(LayerwiseTrainerMixin, Trainer)."
+                f"{type(self).__name__} is not a transformers.Trainer, which LayerwiseTrainerMixin needs. Write "
+                f"class {type(self).__name__}(LayerwiseTrainerMixin, Trainer)."
             )
         self._layerwise_distribution = resolve_distribution(layerwise_lr)
         self._layerwise_overrides = layerwise_overrides
@@ -130,11 +130,11 @@ class LayerwiseTrainerMixin(_Trainer):
                 break
             if issubclass(base, Trainer):
                 raise UnsupportedTrainerError(
-                    f"{cls.__name__} has {base.__name__} before LayerwiseTrainerMixin, which could then change nothing "
-                    f"in it. Write the mixin first: class {cls.__name__}(LayerwiseTrainerMixin, {base.__name__})."
+                    f"{cls.__name__} has {base.__name__} before LayerwiseTrainerMixin, so the mixin has no effect. "
+                    f"Write the mixin first: class {cls.__name__}(LayerwiseTrainerMixin, {base.__name__})."
                 )
 
-    # What the Trainer asks for ---------------------------------------------------------------------------
+    # Methods that the Trainer calls ----------------------------------------------------------------------
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """`Trainer.train`; refuses a checkpoint with another distribution before anything is loaded.
@@ -151,7 +151,7 @@ class LayerwiseTrainerMixin(_Trainer):
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """`Trainer.create_optimizer`, after layers with rate 0 were frozen."""
+        """`Trainer.create_optimizer`, after freezing the layers with rate 0."""
         self._refuse_unsupported()
         placed = self._module_to_place(self.model if model is None else model)
         self._freeze(placed)
@@ -159,20 +159,20 @@ class LayerwiseTrainerMixin(_Trainer):
         return super().create_optimizer() if model is None else super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
-        """`Trainer.create_scheduler`; then optimizer and schedule get the rates of the layers."""
+        """`Trainer.create_scheduler`; then sets the layers' rates in the optimizer and the schedule."""
         own = {} if optimizer is None else {"optimizer": optimizer}
         scheduler = super().create_scheduler(num_training_steps, **own)
-        self._give_rates(_unwrapped(self.optimizer if optimizer is None else optimizer), scheduler)
+        self._set_rates(_unwrapped(self.optimizer if optimizer is None else optimizer), scheduler)
         return scheduler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """The Trainer's own names; all names where there is no weight decay, which would make two equal groups."""
+        """As in the Trainer; without weight decay all names, because two groups would be equal."""
         if not self.args.weight_decay:
             return [name for name, _ in model.named_parameters()]
         return super().get_decay_parameter_names(model)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """`Trainer.log` with the rates of all layers in the step that `learning_rate` is of."""
+        """`Trainer.log`; adds the rates of all layers in the step whose `learning_rate` is logged."""
         if "learning_rate" in logs:
             rates = self._layerwise_callback.rates
             logs = {**logs, **{f"learning_rate/{name}": rate for name, rate in rates.items()}}
@@ -182,37 +182,37 @@ class LayerwiseTrainerMixin(_Trainer):
 
     @property
     def _layerwise_callback(self) -> LayerwiseRates:
-        # Looked up each time: the Trainer may exchange callbacks by those of a checkpoint.
+        # Looked up each time: the Trainer may replace its callbacks by those of a checkpoint.
         return next(c for c in self.callback_handler.callbacks if isinstance(c, LayerwiseRates))
 
     def _refuse_unsupported(self) -> None:
         if self.is_deepspeed_enabled or is_sagemaker_mp_enabled() or self.is_fsdp_xla_enabled:
             raise UnsupportedStrategyError(
                 "LayerwiseTrainerMixin does not work under DeepSpeed, SageMaker's model parallelism and FSDP for XLA: "
-                "they rebuild the optimizer's groups, and that was not tested. Use DDP or FSDP of PyTorch."
+                "they rebuild the optimizer's groups, which was not tested. Use DDP or FSDP of PyTorch."
             )
         plugin: Any = getattr(self.accelerator.state, "fsdp_plugin", None)
         if self.is_fsdp_enabled and plugin.fsdp_version == 1 and not plugin.use_orig_params:
             raise UnsupportedStrategyError(
-                "FSDP version 1 without use_orig_params puts the parameters of several layers into one, which can "
-                "have one rate only. Set fsdp_config={'use_orig_params': True}, or fsdp_config={'version': 2}."
+                "FSDP version 1 without use_orig_params flattens the parameters of several layers into one, which can "
+                "have only one rate. Set fsdp_config={'use_orig_params': True}, or fsdp_config={'version': 2}."
             )
         name = str(getattr(self.args.optim, "value", self.args.optim))
         if (name.endswith("_layerwise") or name.endswith("lomo")) and self.optimizer is None:
             raise UnsupportedOptimizerError(
-                f"optim={name!r} updates each parameter during the backward pass and has no parameter groups to give "
-                "rates to. Use another, such as optim='adamw_torch'."
+                f"optim={name!r} updates each parameter during the backward pass and has no parameter groups to "
+                "split by layer. Use another, such as optim='adamw_torch'."
             )
         mapping = getattr(self.args, "learning_rate_mapping", None)
         if mapping and not self._layerwise_distribution.relative:
             raise ConfigurationError(
                 f"learning_rate_mapping={mapping!r} and the absolute distribution "
-                f"{self._layerwise_distribution} both set rates, and the latter would win. Leave one out, or make the "
-                "distribution relative (relative=true): it then multiplies the rates of the mapping."
+                f"{self._layerwise_distribution} both set rates, and the distribution would overwrite the mapping's. "
+                "Leave one out, or make the distribution relative (relative=true): it then multiplies those rates."
             )
 
     def _module_to_place(self, model: Any) -> nn.Module:
-        """The module that holds all that learns: sentence-transformers trains parameters of its losses too."""
+        """The module that holds all trained parameters: sentence-transformers also trains those of its losses."""
         loss = getattr(self, "loss", None)
         losses = nn.ModuleDict(loss) if isinstance(loss, dict) else loss
         if not isinstance(losses, nn.Module):
@@ -221,7 +221,7 @@ class LayerwiseTrainerMixin(_Trainer):
         in_losses = {id(p) for p in losses.parameters()}
         if all(id(p) in in_model for p in losses.parameters() if p.requires_grad):
             return model
-        # A loss that holds the model says in its `forward` on which side of it its own parameters are.
+        # If the loss contains the model, its `forward` shows on which side of the model its parameters act.
         return losses if in_model <= in_losses else nn.ModuleDict({"model": model, "loss": losses})
 
     def _freeze(self, module: nn.Module) -> LayerMap:
@@ -235,7 +235,7 @@ class LayerwiseTrainerMixin(_Trainer):
             )
         return layer_map
 
-    def _give_rates(self, optimizer: Optimizer, scheduler: Any) -> None:
+    def _set_rates(self, optimizer: Optimizer, scheduler: Any) -> None:
         module = self._layerwise_module or self._module_to_place(self.model)
         layer_map = self._freeze(module)
         placement = Placement.of(module, layer_map)
@@ -267,11 +267,16 @@ class LayerwiseTrainerMixin(_Trainer):
             _compare(self._layerwise_resumed, written)
 
     def _coverage_check(self, optimizer: Optimizer) -> Coverage | None:
-        """What compares the model with `optimizer`, unless its parameters are exchanged when it is wrapped."""
+        """Compares the model with `optimizer`; None if wrapping the model replaces its parameters."""
         if self.accelerator.distributed_type not in _WHOLE_PARAMETERS:
             return None
         module = self._layerwise_module or self._module_to_place(self.model)
-        return Coverage(module, [optimizer], lambda: Placement.of(module, self._freeze(module)))
+        return Coverage(
+            module,
+            [optimizer],
+            lambda: Placement.of(module, self._freeze(module)),
+            when="before the Trainer is made, or in `model_init`",
+        )
 
     def _warn(self, warning: Warning) -> None:
         if self.is_world_process_zero():
@@ -281,7 +286,9 @@ class LayerwiseTrainerMixin(_Trainer):
         try:
             check_schedulers([scheduler], self._layerwise_allow_schedulers)
         except UnsupportedSchedulerError as error:
-            raise UnsupportedSchedulerError(f"{error} In a Trainer: layerwise_allow_schedulers=(...,).") from None
+            raise UnsupportedSchedulerError(
+                f"{error} In this Trainer the argument is called layerwise_allow_schedulers."
+            ) from None
 
     def _check_coverage(self, optimizer: Optimizer, placement: Placement, module: nn.Module) -> None:
         layers, others = uncovered([optimizer], placement, module)
@@ -316,13 +323,15 @@ class LayerwiseTrainerMixin(_Trainer):
 
 
 class LayerwiseRates(TrainerCallback, ExportableState):
-    """What `LayerwiseTrainerMixin` writes into checkpoints, and the rates of the last step; it adds this itself.
+    """Saves the state of `LayerwiseTrainerMixin` in checkpoints, and keeps the rates of the last step.
+
+    The mixin adds it to the Trainer's callbacks.
 
     Attributes:
         written: the distribution, the overrides and the groups, as plain data; the Trainer keeps it in the
             `trainer_state.json` of each checkpoint.
         rates: layer -> rate in the last step of the optimizer; where the groups of one layer differ, each group's.
-        coverage: what compares the model with the optimizer; None where that is not done.
+        coverage: compares the model with the optimizer; None if that is not done.
     """
 
     def __init__(self) -> None:
@@ -331,11 +340,11 @@ class LayerwiseRates(TrainerCallback, ExportableState):
         self.coverage: Coverage | None = None
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer saves, and sets where it restores callbacks."""
+        """The state that the Trainer saves and restores."""
         return {"args": {}, "attributes": {"written": self.written}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse to train an optimizer that never got the rates."""
+        """Refuse to train with an optimizer that was not split by layer."""
         optimizer = kwargs["optimizer"]
         if not self.written or [group.get("name") for group in optimizer.param_groups] != self.written["groups"]:
             raise UnsupportedTrainerError(
@@ -345,12 +354,12 @@ class LayerwiseRates(TrainerCallback, ExportableState):
             )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse a model in which a part was replaced after the optimizer was made; later on, say it."""
+        """Refuse a model in which a part was replaced after the optimizer was made; after the first step, warn."""
         if self.coverage is not None and (state.global_step == 0 or state.global_step % _EVERY_STEPS == 0):
             self._warn(state, self.coverage.warning(started=state.global_step > 0))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Say once that a rate is not the distribution's times the factor of the schedule."""
+        """Warn once if a rate is not the distribution's times the schedule's factor."""
         if self.coverage is not None and state.global_step == 0:
             self._warn(state, self.coverage.warning(started=False))
         check = getattr(_unwrapped(kwargs["optimizer"]), _CHECK, None)
@@ -381,8 +390,8 @@ def _unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-# An attribute of the optimizer, because the Trainer may exchange its callbacks for those
-# of a checkpoint; state dicts and pickles of an optimizer do not have its attributes.
+# The attribute of the optimizer that holds its `RateCheck`. Not an attribute of the callback, because the Trainer may
+# replace its callbacks by those of a checkpoint. State dicts and pickles of an optimizer leave its attributes out.
 _CHECK = "_lr_dist_rate_check"
 
 
@@ -402,7 +411,7 @@ def _checkpoint_folder(resume_from_checkpoint: str | bool | None, output_dir: st
 
 
 def _trainer_state(checkpoint: str | None) -> TrainerState | None:
-    """The state in a checkpoint; None where it cannot be read, of which the Trainer complains as it reads it next."""
+    """The state in a checkpoint; None if it cannot be read, for which the Trainer raises its own error later."""
     try:
         return TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)) if checkpoint else None
     except (OSError, ValueError, TypeError):

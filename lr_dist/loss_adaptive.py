@@ -23,7 +23,7 @@ _NAME = "LossAdaptiveLR"
 
 @dataclass
 class RunningMean:
-    """An exponential mean that is right from the first value on: uncorrected / (1 - momentum^count)."""
+    """An exponential moving average with bias correction: uncorrected / (1 - momentum^count)."""
 
     momentum: float
     uncorrected: float = 0.0
@@ -48,23 +48,23 @@ class LossAdaptiveLR(Callback):
     Origin: FINCH (arXiv 2605.20005) bounds what one step makes a model forget by the rate times the
     square root of the batch's loss, so its rate falls on batches with a high loss and rises as the model converges,
     without changing the objective. FINCH's exact schedule was not available to us: this formula, the running mean,
-    the bounds and their defaults are OURS, and have not been tuned.
+    the bounds and their defaults are ours, and have not been tuned.
 
-    It works together with `LayerwiseLR`, and keeps the ratios between layers, or without it, with any optimizer and any
-    schedule. Schedules and checkpoints never see the factor (`StepFactors`), and LearningRateMonitor does not either:
-    the factor is known only after the loss. `log=True` logs it as `lr_factor`.
+    It works with any optimizer and any schedule, with or without `LayerwiseLR`, whose ratios between layers it keeps.
+    Schedules and checkpoints never contain the factor (`StepFactors`). LearningRateMonitor does not show it either,
+    because it is known only after the loss; `log=True` logs it as `lr_factor`.
 
         trainer = L.Trainer(callbacks=[LayerwiseLR("decay:lr=4e-4,factor=0.7"), LossAdaptiveLR(log=True)])
 
     L_t is the loss that `training_step` returned, averaged over the batches of an accumulation window and all
     processes. One number is read from the device for each step.
 
-    With manual optimization it is the mean of the losses given to `manual_backward` since the last step. If several
+    With manual optimization it is the mean of the losses passed to `manual_backward` since the last step. If several
     optimizers step after one `manual_backward`, they have the same loss, and each has its own running mean. Optimizers
-    that are stepped directly (`use_pl_optimizer=False`) have no factor.
+    that are stepped directly (`use_pl_optimizer=False`) get no factor.
 
-    With a gradient scaler (`16-mixed`), a step whose loss is infinite has no factor and is left out of the mean: the
-    scaler skips it, as it skips others, and lowers its scale.
+    With a gradient scaler (`16-mixed`), a step whose loss is infinite gets no factor and is left out of the mean,
+    because the scaler skips that step and lowers its scale.
 
     Args:
         momentum: momentum of the running mean, from 0 (the previous loss) to below 1.
@@ -75,7 +75,7 @@ class LossAdaptiveLR(Callback):
     Raises:
         InvalidRateError: a momentum or bound that is negative or not a finite number.
         InvalidScheduleError: a momentum of 1 or more, or bounds that exclude each other.
-        InvalidLossError: in training, a loss below 0, which has no root.
+        InvalidLossError: in training, a loss below 0, which has no square root.
         DivergedError: in training, a loss that is NaN or infinite.
         UnsupportedOptimizerError: before training, an optimizer without a rate.
         ResumeMismatchError: a checkpoint that was written without this callback, or with other settings.
@@ -91,7 +91,7 @@ class LossAdaptiveLR(Callback):
             raise InvalidScheduleError(
                 f"f_min={f_min!r} and f_max={f_max!r} must be 0 <= f_min <= f_max, and f_max above 0."
             )
-        # Not `log`: Lightning puts the module's `log` there.
+        # Not `self.log`: Lightning sets that to the module's `log` method.
         self.logs_factor = log
         self._means: dict[int, RunningMean] = {}
         self._window = _Window()
@@ -106,13 +106,13 @@ class LossAdaptiveLR(Callback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Begin a window where Lightning begins one: a batch may be repeated after an interruption."""
+        """Begin a window where Lightning begins one; a batch may be repeated after an interruption."""
         if pl_module.automatic_optimization and batch_idx % trainer.accumulate_grad_batches == 0:
             self._window = _Window()
 
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
-        """Add the loss, as `training_step` returned it; on its device, without waiting for it."""
+        """Add the loss that `training_step` returned; on its device, without a synchronisation."""
         if self._window.used is not None:
             self._window = _Window()
         self._window.add(unscaled(trainer, pl_module, loss.detach().float().mean()))
@@ -143,32 +143,32 @@ class LossAdaptiveLR(Callback):
             )
         if loss < 0:
             raise InvalidLossError(
-                f"The loss before step {trainer.global_step} is {loss:g}, and LossAdaptiveLR takes a root of it. It "
-                "needs a loss that is never below 0, as cross-entropy is. Add a constant to yours, or remove the "
-                "callback."
+                f"The loss before step {trainer.global_step} is {loss:g}, and LossAdaptiveLR takes its square "
+                "root. It needs a loss that is never below 0, such as cross-entropy. Add a constant to the loss, or "
+                "remove the callback."
             )
         reference = mean.value if mean.count else loss
-        # What the quotient tends to where the loss is 0.
+        # The limit of the quotient for a loss of 0.
         quotient = reference / loss if loss else (1.0 if reference == 0 else math.inf)
         return min(max(math.sqrt(quotient), self.f_min), self.f_max)
 
     @override
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        """A factor is that of one step; what steps without a loss has none."""
+        """Remove the factor, which holds for one step only."""
         self._remove(trainer)
 
     # Before and after ------------------------------------------------------------------------------------
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """A second fit of the same Trainer continues the mean; that of another one begins a new one."""
+        """Reset the mean, unless this is a further fit of the same Trainer, which continues it."""
         self._window, self._alone = _Window(), False
         if trainer.global_step == 0:
             self._means = {}
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse optimizers that cannot have a factor, before a step is taken."""
+        """Refuse optimizers that `StepFactors` does not support, before a step is taken."""
         for optimizer in trainer.optimizers:
             StepFactors.of(unwrapped(optimizer))
 
@@ -193,7 +193,7 @@ class LossAdaptiveLR(Callback):
     @property
     @override
     def state_key(self) -> str:
-        """The same for all settings: a checkpoint with others has to be recognised."""
+        """The same for all settings, so that a checkpoint with other settings is found and refused."""
         return _NAME
 
     @override
@@ -207,7 +207,7 @@ class LossAdaptiveLR(Callback):
 
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Within a window every process has losses of its own; Lightning calls this in all of them."""
+        """Save every process's window, whose losses differ; Lightning calls this in all processes."""
         if trainer.world_size > 1 and self._window.is_open and not self._alone:
             windows: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(windows, self._window.plain())
@@ -224,14 +224,14 @@ class LossAdaptiveLR(Callback):
             return
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if state is None or state["settings"] != self._settings():
-            then = "no LossAdaptiveLR" if state is None else f"LossAdaptiveLR({_arguments(state['settings'])})"
+            saved = "no LossAdaptiveLR" if state is None else f"LossAdaptiveLR({_arguments(state['settings'])})"
             raise ResumeMismatchError(
-                f"The checkpoint was written by a run with {then}, this run has LossAdaptiveLR("
+                f"The checkpoint was written by a run with {saved}, this run has LossAdaptiveLR("
                 f"{_arguments(self._settings())}), so it would not continue that run. Use the same callbacks and "
                 "settings, or start a new run from the checkpoint's weights alone, without ckpt_path."
             )
         windows = state["windows"]
-        # Of another number of processes than before, none can have its own window back.
+        # With another number of processes, the windows cannot be restored.
         own = windows[trainer.global_rank] if len(windows) == trainer.world_size else None
         self._window = _Window.from_plain(own)
 
@@ -246,7 +246,7 @@ class LossAdaptiveLR(Callback):
 
 
 class _Window:
-    """The losses since the last step; once a step has used them they stay for further optimizers' steps."""
+    """The losses since the last step; they stay after it, for the steps of further optimizers."""
 
     def __init__(self) -> None:
         self.total: Tensor | float = 0.0
@@ -255,7 +255,7 @@ class _Window:
 
     @property
     def is_open(self) -> bool:
-        """Whether there are losses that no step has used."""
+        """Whether it has losses that no step has used."""
         return self.count > 0 and self.used is None
 
     def add(self, loss: Tensor) -> None:
@@ -263,7 +263,7 @@ class _Window:
         self.count += 1
 
     def mean(self, trainer: L.Trainer) -> float:
-        """Over batches and processes; read from the device once."""
+        """The mean over batches and processes; read from the device once."""
         if self.used is None:
             mean = torch.as_tensor(self.total / self.count)
             if trainer.world_size > 1:
@@ -272,7 +272,7 @@ class _Window:
         return self.used
 
     def plain(self) -> list[float] | None:
-        """What a checkpoint needs to go on within the window."""
+        """Plain data for a checkpoint; None if no window is open."""
         return [float(self.total), self.count] if self.is_open else None
 
     @classmethod

@@ -348,7 +348,7 @@ def test_a_table_that_no_source_mentions_is_advised_to_the_input_side_and_a_myst
     model = Stacked(0)
     model.bert.register_parameter("extra_positions", nn.Parameter(torch.zeros(1)))
     model.register_parameter("mystery", nn.Parameter(torch.zeros(1)))
-    with pytest.raises(UnplacedParametersError, match=r'does not tell where r"\^mystery\$"') as caught:
+    with pytest.raises(UnplacedParametersError, match=r'does not show where r"\^mystery\$"') as caught:
         assign_layers(model)
     assert advised(caught.value, "overrides") == {r"^bert\.extra_positions$": "embeddings"}
 

@@ -1,4 +1,4 @@
-"""What `ExactResume` does in one fit: stop anywhere, resume, and end bit for bit where the unbroken run ends."""
+"""Exact resume of one fit: the work that `ExactResume` and `LayerwiseLR` hand over in their hooks."""
 
 from __future__ import annotations
 
@@ -24,34 +24,33 @@ from lr_dist._callback.tracker import Place, Tracker, generators
 from lr_dist._lightning import GradientAccumulationScheduler, L, package_of, rank_zero_warn
 from lr_dist.errors import InexactResumeWarning
 
-# Where a checkpoint's `callbacks` hold the state: of `ExactResume` alone, or as one part of LayerwiseLR's.
+# The state's key among a checkpoint's `callbacks` (`ExactResume`), and its key within LayerwiseLR's state.
 STATE_KEY = "ExactResume"
 _HOST, HOST_KEY = "LayerwiseLR", "exact_resume"
 
 
 def saved_state(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint holds for an exact resume, whichever callback wrote it; None if none did."""
+    """The exact-resume state in a checkpoint, from either callback; None if it has none."""
     callbacks = checkpoint.get("callbacks") or {}
     state: dict[str, Any] | None = callbacks.get(STATE_KEY)
     return state if state is not None else (callbacks.get(_HOST) or {}).get(HOST_KEY)
 
 
 class ExactFit:
-    """Saves what Lightning leaves out of a checkpoint, and brings it back when a run is resumed.
+    """Saves what Lightning leaves out of a checkpoint, and restores it when a run is resumed.
 
-    That is: random states of every process; gradients within an accumulation window; the position in the data; what
-    the training step logged for the epoch's averages, and the metrics that callbacks and schedulers watch; and what
-    follows the hook in which the checkpoint was written (validation, a step of ReduceLROnPlateau).
+    That is: the random states of every process; gradients within an accumulation window; the position in the data;
+    what the training step logged for the epoch's averages, and the metrics that callbacks and schedulers watch; and the
+    work that follows the hook in which the checkpoint was written (validation, a step of ReduceLROnPlateau).
 
-    An unbroken run is left alone: nothing here draws a random number or changes what Lightning does. While a fit runs,
-    methods of its loops are wrapped, because no hook is called at the moments that matter: just before the data
-    loader's iterator is made, and just before a batch is read.
+    An unbroken run is not changed: nothing here draws a random number or changes what Lightning does. During a fit,
+    methods of its loops are wrapped, because Lightning calls no hook just before the data loader's iterator is made,
+    nor just before a batch is read.
 
-    One object serves one fit; its methods are called by the hooks of the callback. A copy, or what is read from a
-    pickle, is one for another fit.
+    One object serves one fit; the callback's hooks call its methods. A copy or an unpickled object starts empty.
     """
 
-    # Of what `state` returns. Without a number: 1. Since 2: `format` and `machine`.
+    # Format of what `state` returns. A state without a number has format 1; format 2 added `format` and `machine`.
     FORMAT = 2
 
     def __init__(self) -> None:
@@ -64,32 +63,32 @@ class ExactFit:
         return type(self), ()
 
     def on_fit_start(self, trainer: L.Trainer) -> None:
-        """Keep the random state from which data loaders and the first epoch's iterator are made, or bring it back."""
+        """Save, or restore, the random state in which data loaders and the first epoch's iterator are made."""
         self._started = RandomState.now(trainer.strategy.root_device)
         self._restore_start(trainer)
 
     def load(self, trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-        """Take over this process's part of a checkpoint; Lightning's counters in it are changed."""
-        # A finder of Lightning saves and loads within a run that goes on.
+        """Read this process's part of a checkpoint, and rewrite Lightning's counters in it."""
+        # Lightning's tuners save and load a checkpoint while a run goes on.
         if self._tracker is not None or Loops(trainer).missing:
             return
         if (state := saved_state(checkpoint)) is None:
-            _warn("it was written without exact_resume (or ExactResume), and holds no random states")
+            _warn("it was written without exact_resume (or ExactResume), so it holds no random states")
             return
-        if (found := state.get("format", 1)) not in range(1, self.FORMAT + 1):
-            _warn(f"a later version of lr-dist wrote it (format {found}, and this version reads up to {self.FORMAT})")
+        if (version := state.get("format", 1)) not in range(1, self.FORMAT + 1):
+            _warn(f"a later version of lr-dist wrote it (format {version}, and this version reads up to {self.FORMAT})")
             return
         try:
             ranks, doubts, own = state["ranks"], list(state["doubts"]), None
             if len(ranks) != trainer.world_size:
                 doubts.append(f"it was written by {len(ranks)} processes, and this run has {trainer.world_size}")
             elif (own := ranks[trainer.global_rank]) is None:
-                doubts.append("it was written by one process in the course of an exception, without the others' states")
+                doubts.append("it was written by one process during an exception, without the states of the others")
             else:
                 doubts += differences(own.get("machine", {}), machine(trainer.strategy.root_device))
             self._resumed = _Resumed.of(state, own)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            _warn(f"what it holds for that was not written by lr-dist, or was changed ({error!r})")
+            _warn(f"its exact-resume state was not written by lr-dist, or was changed ({error!r})")
             return
         if doubts:
             _warn("; ".join(doubts))
@@ -99,7 +98,7 @@ class ExactFit:
             self._restore_start(trainer)
 
     def on_train_start(self, trainer: L.Trainer) -> None:
-        """Listen to the loops, and resume where no epoch was running."""
+        """Wrap the loops' methods, and resume if the checkpoint was written between two epochs."""
         loops = Loops(trainer)
         if loops.missing or self._started is None:
             rank_zero_warn(
@@ -120,26 +119,26 @@ class ExactFit:
                 loops.begin_epoch()
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """The gradients of this optimizer's parameters are used up."""
+        """Record that the gradients of this optimizer's parameters were used."""
         if self._tracker is not None:
             self._tracker.on_before_optimizer_step(optimizer)
 
     def on_validation_end(self) -> None:
-        """What is saved from now on need not be validated again."""
+        """Record that validation is done: a run resumed from a later checkpoint must not repeat it."""
         if self._tracker is not None:
             self._tracker.on_validation_end()
 
     def on_exception(self) -> None:
-        """Another process may not have been interrupted; waiting for it would keep this one from saving."""
+        """From now on save without the other processes, which may not have been interrupted."""
         self._alone = True
 
     def close(self) -> None:
-        """Give Lightning's loops their methods back."""
+        """Unwrap the methods of Lightning's loops."""
         if self._tracker is not None:
             self._tracker.loops.unwrap()
 
     def teardown(self, trainer: L.Trainer) -> None:
-        """End as the unbroken run does, also if the checkpoint was of its very end, so that no training started."""
+        """End as the unbroken run does, even if the checkpoint was the run's last, so that no training started."""
         self.close()
         loops = Loops(trainer)
         if self._resumed is not None and not loops.missing:
@@ -150,9 +149,9 @@ class ExactFit:
     # Saving ----------------------------------------------------------------------------------------------
 
     def state(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any] | None:
-        """What a checkpoint needs, as plain data and tensors; the same call in every process.
+        """The state for a checkpoint, as plain data and tensors; every process must call this.
 
-        None before the training has begun.
+        None before training has started.
         """
         if self._tracker is None:
             return None
@@ -179,7 +178,7 @@ class ExactFit:
             started.restore(trainer.strategy.root_device)
 
     def _end_epoch_before(self, resumed: _Resumed, loops: Loops) -> None:
-        """Bring the metrics back, and let the schedulers see them whose turn it was when the checkpoint was written."""
+        """Restore the metrics, and step the schedulers that were due when the checkpoint was written."""
         device = loops.trainer.strategy.root_device
         loops.trainer.callback_metrics.update({name: value.to(device) for name, value in resumed.metrics.items()})
         if resumed.pending == "epoch_end":
@@ -187,7 +186,7 @@ class ExactFit:
 
     def _resume_between_epochs(self, original: Callable[[], None]) -> None:
         if self._tracker is not None and self._resumed is not None and self._resumed.batches is None:
-            # Not earlier: other hooks may draw numbers when the training starts.
+            # Not earlier: other callbacks may draw random numbers in their hooks at the start of training.
             _restore(self._resumed.random.get("now"), self._tracker.loops)
             self._resumed = None
         original()
@@ -197,7 +196,7 @@ class ExactFit:
             original()
 
     def _resume_within_epoch(self, original: Callable[[Any], None], fetcher: Any) -> None:
-        """Begin an epoch with the data where it was, and with what was left to do after the last batch."""
+        """Continue an epoch at its position in the data, and do what was left to do after the last batch."""
         resumed, self._resumed = self._resumed, None
         if self._tracker is None or resumed is None or resumed.batches is None:
             original(fetcher)
@@ -214,13 +213,13 @@ class ExactFit:
             )
         loops.continue_epoch()
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
-            # It sets the window when an epoch starts.
+            # GradientAccumulationScheduler sets the window when an epoch starts.
             trainer.accumulate_grad_batches = resumed.window
         original(fetcher)
         restore_logged(loops.results, resumed.logged, trainer.lightning_module, trainer.strategy.reduce)
         restore_gradients(trainer.lightning_module, resumed.gradients)
         if first_batch is not None:
-            # Without one the run was interrupted while it opened its data, which has just been done again.
+            # If there is none, the run was interrupted while it opened its data, which has just been repeated.
             _restore(resumed.random.get("now"), loops)
         self._tracker.go_on(epoch_start, first_batch, resumed.gradients)
         if resumed.pending in ("batch_end", "schedulers"):
@@ -229,7 +228,7 @@ class ExactFit:
 
 @dataclass
 class _Resumed:
-    """What was read from a checkpoint, for this process."""
+    """The state read from a checkpoint, for this process."""
 
     epochs: int
     batches: int | None
@@ -251,14 +250,14 @@ class _Resumed:
 
 
 def _rank_state(pl_module: L.LightningModule, tracker: Tracker, place: Place, *, alone: bool) -> dict[str, Any]:
-    """What differs between the processes."""
+    """The part of the state that differs between the processes."""
     random = {
         "started": tracker.started,
         "epoch_start": tracker.epoch_start,
         "first_batch": tracker.first_batch,
         "now": place.moment.random,
     }
-    # Asking the Trainer for its metrics may reduce them over all processes.
+    # Reading the Trainer's metrics may reduce them over all processes.
     metrics = tracker.loops.local_metrics if alone else tracker.loops.trainer.callback_metrics
     gradients = place.gradients
     return {
@@ -276,7 +275,7 @@ def _restore(state: RandomState | None, loops: Loops) -> None:
 
 
 def _gathered(own: dict[str, Any], *, alone: bool) -> list[Any]:
-    """`own` of every process, in the one that writes the checkpoint."""
+    """The states of all processes, in the process that writes the checkpoint."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return [own]
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -290,7 +289,7 @@ def _gathered(own: dict[str, Any], *, alone: bool) -> list[Any]:
 
 def _warn(reason: str) -> None:
     rank_zero_warn(
-        f"The run cannot be resumed exactly from this checkpoint: {reason}. It goes on from the same weights, "
-        "optimizer state and schedule.",
+        f"The run cannot be resumed exactly from this checkpoint: {reason}. It continues with the checkpoint's "
+        "weights, optimizer state and schedule.",
         category=InexactResumeWarning,
     )

@@ -1,4 +1,4 @@
-"""Gradients that wait for the rest of their accumulation window, as every process holds them."""
+"""Saves and restores the gradients of an unfinished accumulation window, in every process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lr_dist.errors import ResumeMismatchError
 
 
 def waiting_gradients(module: nn.Module, stepped: Collection[int]) -> dict[str, torch.Tensor]:
-    """Copies on the CPU of the gradients that an optimizer has yet to use.
+    """Copies on the CPU of the gradients that no optimizer step has used yet.
 
-    Under DDP they differ between the processes, which exchange them at the end of a window only; of a sharded
+    Under DDP they differ between the processes, which exchange gradients only at the end of a window. Of a sharded
     parameter each process has its shard.
 
     Args:
@@ -29,11 +29,11 @@ def waiting_gradients(module: nn.Module, stepped: Collection[int]) -> dict[str, 
 
 
 def restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
-    """Give the parameters the gradients that `waiting_gradients` returned in this process.
+    """Set the gradients that `waiting_gradients` returned in this process.
 
     Raises:
-        ResumeMismatchError: one does not fit its parameter. FSDP1 holds whole gradients within a window, and shares of
-            parameters.
+        ResumeMismatchError: a gradient's shape is not its parameter's. Within a window FSDP1 holds whole gradients, but
+            sharded parameters.
     """
     for name, parameter in module.named_parameters():
         if name not in gradients:

@@ -1,4 +1,4 @@
-"""Gradual unfreezing and warm-up by layer in a Trainer: what `LayerwiseLR` does with a `LayerSchedule`."""
+"""Gradual unfreezing and warm-up by layer in a Trainer: applies the `LayerSchedule` of `LayerwiseLR`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ _NAME = "LayerwiseLR"
 
 
 class Gradual(Callback):
-    """Stands first among a Trainer's callbacks, where `LayerwiseLR` puts it (`join`), and starts layer after layer.
+    """Starts the layers one after the other; `LayerwiseLR` puts it first among a Trainer's callbacks (`join`).
 
-    A layer that has not started is truly frozen: its gradients are dropped before they are clipped and before the
-    optimizer sees them, so that it gets no moments and no weight decay. That is the same on every strategy. On a
-    single device it needs no gradient either, so that nothing is computed below the lowest layer that trains.
+    A layer that has not started is frozen: its gradients are dropped before clipping and before the optimizer's step,
+    so that it gets no optimizer state and no weight decay. This holds under every strategy. On a single device its
+    `requires_grad` is False as well, so that no gradient is computed below the lowest layer that trains.
 
-    Factors of rates are set through `StepFactors`; they can be read in the groups while the callbacks' hooks
-    `on_train_batch_start` and `on_train_epoch_start` run, in which LearningRateMonitor reads them.
+    The rates' factors are set through `StepFactors`. During the hooks `on_train_batch_start` and
+    `on_train_epoch_start`, in which LearningRateMonitor reads the rates, the groups' rates include them.
     """
 
     def __init__(self, schedule: LayerSchedule) -> None:
@@ -45,7 +45,7 @@ class Gradual(Callback):
         self._optimizer: Optimizer | None = None
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._warmup: dict[str, int] = {}
-        # Steps of the optimizer, as Lightning counts them: one that a gradient scaler skips is one.
+        # Steps of the optimizer as Lightning counts them, including those that a gradient scaler skips.
         self._steps = 0
         self._started: dict[str, int] = {}
         self._switched_off: dict[str, list[nn.Parameter]] = {}
@@ -54,34 +54,34 @@ class Gradual(Callback):
         self._hook: RemovableHandle | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the objects of the fit that runs: a copy is for another one."""
+        """Without the objects of the running fit: a copy serves another fit."""
         free: dict[str, Any] = {"_optimizer": None, "_parameters": {}, "_switched_off": {}, "_hook": None}
         return {**kept(self), **free}
 
     # For LayerwiseLR -------------------------------------------------------------------------------------
 
     def join(self, trainer: Any) -> None:
-        """Take the places that are needed among the Trainer's callbacks; in `setup`, before anything is loaded.
+        """Add this callback and `_Last` to the Trainer's callbacks; call it in `setup`, before anything is loaded.
 
         Raises:
             UnsupportedStrategyError: layers are to be unfrozen one after the other under FSDP1.
         """
         if self.schedule.unfreezes and isinstance(trainer.strategy, FSDPStrategy):
             raise UnsupportedStrategyError(
-                "FSDPStrategy saves the optimizer's states of all parameters that it has wrapped together, or fails, "
-                "and layers that have not started have none. Unfreeze under FSDP2 (ModelParallelStrategy) or DDP, "
-                "which resume exactly; `layer_warmup_steps` alone works under FSDPStrategy too."
+                "FSDPStrategy cannot save the optimizer while some parameters that it wrapped together have no "
+                "optimizer state, as in layers that have not started. Unfreeze under FSDP2 (ModelParallelStrategy) or "
+                "DDP, which resume exactly; `layer_warmup_steps` alone works under FSDPStrategy too."
             )
         _leave(trainer)
-        # A second fit of the same Trainer continues its epochs and steps; that of another one starts at 0.
+        # A second fit of the same Trainer continues its epochs and steps; a new Trainer starts at 0.
         if trainer.global_step == 0:
             self._steps, self._started = 0, {}
         if self.schedule:
-            # A new list, because Lightning is going through the old one.
+            # A new list, because Lightning is iterating over the old one.
             trainer.callbacks = [self, *trainer.callbacks, _Last(self)]
 
     def attach(self, optimizer: Optimizer, num_layers: int) -> None:
-        """Work on `optimizer`, whose groups have been split by layer; again, where they have been split again.
+        """Use `optimizer`, whose groups have been split by layer; call it again after every further split.
 
         Raises:
             InvalidScheduleError: the schedule names a layer that the model lacks.
@@ -95,12 +95,12 @@ class Gradual(Callback):
         switched_off = {id(p) for parameters in self._switched_off.values() for p in parameters}
         self._parameters = {}
         for group in optimizer.param_groups:
-            # What has the rate 0, or what the user froze, takes no turn.
+            # Layers with rate 0 and those that the user froze are not in the schedule.
             if group["layer_lr"] and any(p.requires_grad or id(p) in switched_off for p in group["params"]):
                 self._parameters.setdefault(_layer(group), []).extend(group["params"])
 
     def describe(self) -> dict[str, str]:
-        """For each group of the optimizer, when it starts; empty text where it never trains."""
+        """For each group of the optimizer, when it starts; an empty text if it never trains."""
         if self._optimizer is None:
             return {}
         starts = self.schedule.starts(list(self._parameters))
@@ -117,10 +117,10 @@ class Gradual(Callback):
         return {"steps": self._steps, "started": dict(self._started)} if self.schedule else None
 
     def before_loading(self, state: Mapping[str, Any] | None) -> None:
-        """Call before a strategy may load the optimizer's state; `load` follows.
+        """Prepare for a strategy that loads the optimizer's state; call `load` afterwards.
 
-        Sharded checkpoints are loaded after `attach`, and a state is asked for of every parameter that needs a
-        gradient. Layers that had not taken a step have none.
+        Sharded checkpoints are loaded after `attach`, and must hold a state for every parameter with `requires_grad`.
+        Layers that had not taken a step have none, so their `requires_grad` is switched off.
         """
         if state and self._optimizer is not None:
             stepped = {layer for layer, start in state["started"].items() if start < state["steps"]}
@@ -138,9 +138,9 @@ class Gradual(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._optimizer is None:
             return
-        # Other processes wait for the gradients of what needed one when the strategy wrapped the model. With manual
-        # optimization a layer may start in the middle of a batch. Compiled code is compiled again for every change,
-        # and reentrant checkpoints pass no gradient where their input needs none.
+        # `requires_grad` can be switched on a single device only: DDP waits for the gradients of all parameters that
+        # had it when the model was wrapped. With manual optimization a layer may start in the middle of a batch, a
+        # compiled model would be recompiled, and reentrant checkpointing drops gradients if its input needs none.
         self._may_switch = (
             isinstance(trainer.strategy, SingleDeviceStrategy)
             and pl_module.automatic_optimization
@@ -177,8 +177,8 @@ class Gradual(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if self._direct_steps > 0:
             raise UnsupportedOptimizerError(
-                f"{type(self._optimizer).__name__} was stepped directly, so Lightning calls no hook in which layers "
-                "that have not started could be kept from training, and counts no step. Step what "
+                f"{type(self._optimizer).__name__} was stepped directly, so Lightning called no hook in which to "
+                "freeze the layers that have not started, and counted no step. Step the optimizer that "
                 "`self.optimizers()` returns (use_pl_optimizer=True), or leave out the unfreezing and warm-up options."
             )
 
@@ -193,7 +193,7 @@ class Gradual(Callback):
     # What they do ----------------------------------------------------------------------------------------
 
     def _refresh(self, trainer: L.Trainer) -> None:
-        """Start the layers whose turn it is, and set the factors of the step to come."""
+        """Start the layers that are due, and set the factors of the next step."""
         if self._optimizer is None:
             return
         layers = list(self._parameters)
@@ -201,7 +201,7 @@ class Gradual(Callback):
         self._started = self.schedule.started(layers, before, step=self._steps, epoch=trainer.current_epoch)
         factors = {layer: layer_factor(self._started, self._warmup, layer, self._steps) for layer in layers}
         StepFactors.of(self._optimizer).set(_NAME, factors)
-        # Neither steps nor epochs change within a window of accumulation, of which a layer needs every batch.
+        # A layer never starts within an accumulation window, because steps and epochs do not change there.
         if self._may_switch:
             self._switch_on(self._started)
             self._switch_off(layer for layer in layers if layer not in self._started)
@@ -229,7 +229,7 @@ class Gradual(Callback):
             StepFactors.of(self._optimizer).show()
 
     def hide(self) -> None:
-        """Undo what the first of two hooks showed; for `_Last`."""
+        """Undo `_show`; `_Last` calls it."""
         if self._optimizer is not None:
             StepFactors.of(self._optimizer).hide()
 
@@ -242,7 +242,7 @@ class Gradual(Callback):
         self._direct_steps += 1
 
     def _end(self, trainer: L.Trainer) -> None:
-        """Leave model, optimizer and trainer as they were; the counts stay, for a checkpoint after the fit."""
+        """Restore model, optimizer and Trainer; keep the counts, for a checkpoint after the fit."""
         if self._optimizer is not None:
             StepFactors.of(self._optimizer).remove(_NAME)
             self.hide()
@@ -258,7 +258,7 @@ class Gradual(Callback):
         if late:
             unit = "epoch" if self.schedule.every_n_epochs is not None else "step"
             rank_zero_warn(
-                f"Training ends after {unit} {last}, before these layers start, which therefore stay as they are: "
+                f"Training ends after {unit} {last}, before these layers start, so they are never trained: "
                 + ", ".join(f"{layer} ({unit} {starts[layer]})" for layer in late)
                 + f". Train longer, or unfreeze a layer more often than every {self._interval()}."
             )
@@ -270,7 +270,7 @@ class Gradual(Callback):
 
 
 class _Last(Callback):
-    """Stands last among the callbacks, and hides what `Gradual` has shown to those between them."""
+    """The last of the callbacks: hides the factors that `Gradual`, the first, has shown to the others."""
 
     def __init__(self, first: Gradual) -> None:
         self.first = first
@@ -300,7 +300,7 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def _last_turn(trainer: Any, pl_module: L.LightningModule, schedule: LayerSchedule) -> float:
-    """The last epoch or step of the run, in the unit of the schedule; infinite where it is not known."""
+    """The last epoch or step of the run, in the unit of the schedule; infinite if it is not known."""
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
     most = trainer.max_steps if trainer.max_steps != -1 else math.inf
     in_epoch: float = math.inf

@@ -1,4 +1,4 @@
-"""What a checkpoint says about the run that wrote it, and whether this run may continue it."""
+"""Describes a run in its checkpoints, and checks that a resumed run matches the description."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lr_dist.errors import ResumeMismatchError
 from lr_dist.layers import Overrides
 
 _NEW_RUN = "or start a new run from the checkpoint's weights alone, without ckpt_path."
-# What each key is called in an error, and what has to be as it was.
+# Key -> its name in an error, and what has to be the same.
 _FACTS = {
     "overrides": ("overrides", "overrides"),
     "schedule": ("schedule by layer", "options of the schedule by layer"),
@@ -22,9 +22,9 @@ _FACTS = {
     "groups": ("groups", "model and optimizer groups"),
     "sizes": ("numbers of parameters in the optimizer's groups", "model and optimizer groups"),
 }
-# Known from the start, and compared even if one of the two runs has none.
+# Known from the start: compared even if only one of the two runs has a value.
 _ALWAYS_KNOWN = ("overrides", "schedule")
-# Empty before `on_fit_start`, and in a checkpoint that was written before it.
+# Empty before `on_fit_start`, and in checkpoints written before it.
 _NOT_YET_KNOWN = ("num_layers", "groups")
 
 
@@ -35,14 +35,14 @@ def identity(
     groups: Sequence[str],
     optimization: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What must not change when a run is resumed; plain data, so that a checkpoint loads with `weights_only=True`.
+    """What must be the same when a run is resumed; plain data, so that a checkpoint loads with `weights_only=True`.
 
     Args:
-        distribution: the run's.
-        overrides: the run's.
-        num_layers: of the model; None before it is known.
+        distribution: the run's distribution.
+        overrides: the run's overrides.
+        num_layers: the model's number of layers; None before it is known.
         groups: names of the optimizer's groups; empty before they are known.
-        optimization: more of what is compared, by the keys "optimizers", "schedulers" and "sizes".
+        optimization: further values to compare, with the keys "optimizers", "schedulers" and "sizes".
     """
     items = overrides.items() if isinstance(overrides, Mapping) else overrides or ()
     return {
@@ -70,10 +70,10 @@ def check_present(state: Mapping[str, Any] | None, distribution: LRDistribution,
 
 
 def check_complete(checkpoint: Mapping[str, Any], path: Any = None) -> None:
-    """Refuse a checkpoint that has no optimizer and no schedule to go on with.
+    """Refuse a checkpoint without optimizer state and schedule.
 
     Raises:
-        ResumeMismatchError: it holds weights only.
+        ResumeMismatchError: the checkpoint holds weights only.
     """
     if "callbacks" not in checkpoint:
         raise ResumeMismatchError(
@@ -86,7 +86,7 @@ def check_same(loaded: Mapping[str, Any], own: Mapping[str, Any], distribution: 
     """Compare a checkpoint's `identity` with this run's.
 
     Raises:
-        ResumeMismatchError: they differ in what both know.
+        ResumeMismatchError: they differ in a value that both have.
     """
     if loaded.get("fingerprint") != own["fingerprint"]:
         raise ResumeMismatchError(
@@ -108,10 +108,10 @@ def check_same(loaded: Mapping[str, Any], own: Mapping[str, Any], distribution: 
 
 
 def _from_weights(path: Any) -> str:
-    """How to start from a checkpoint's weights: a statement that can be copied."""
+    """How to start a new run from a checkpoint's weights, as code to copy."""
     convert = ""
     if path is not None and Path(path).is_dir():
-        # What a sharding strategy wrote in parts.
+        # A folder: a sharding strategy wrote the checkpoint in parts.
         convert = f"run `python -m {L.__name__}.utilities.consolidate_checkpoint {path}`, and then "
         path = f"{path}.consolidated"
     file = "path" if path is None else repr(str(path))

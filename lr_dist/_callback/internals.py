@@ -1,8 +1,8 @@
-"""Everything of Lightning that lr-dist uses and that is not public: its loops, its counters, what was logged.
+"""Every private attribute of Lightning that lr-dist uses: its loops, its counters, its logged values.
 
 No other module of lr-dist reads or writes such attributes. `tests/test_lightning_internals.py` has a test for each,
-which says what Lightning does with it. Where another version lacks a part, `Loops.missing` names it, and nothing is
-touched.
+which shows what Lightning does with it. If a version of Lightning lacks one, `Loops.missing` names it, and nothing is
+changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import nn
 
 from lr_dist._lightning import L
 
-# By the names of the properties of `Loops`.
+# Property of `Loops` -> the attributes that are used of it.
 PARTS = {
     "fit": (
         "epoch_progress",
@@ -49,7 +49,7 @@ PARTS = {
     "logged": ("_first_loop_iter", "_callback_metrics"),
 }
 
-# Of an entry in what was logged: the options of `self.log`, and the values, of which not every entry has each.
+# Of a logged entry: the options of `self.log`, and the attributes that hold its values (not every entry has all).
 _LOG_OPTIONS = (
     "prog_bar",
     "logger",
@@ -76,7 +76,7 @@ class Loops:
 
     @property
     def trainer(self) -> L.Trainer:
-        """The Trainer, whose hooks call everything here."""
+        """The Trainer."""
         trainer = self._trainer()
         if trainer is None:
             raise ReferenceError("The Trainer of these loops is gone.")
@@ -94,12 +94,12 @@ class Loops:
 
     @property
     def logged(self) -> Any:
-        """Lightning's keeper of logged metrics."""
+        """Lightning's logger connector, which holds the logged metrics."""
         return getattr(self.trainer, "_logger_connector", None)
 
     @property
     def missing(self) -> list[str]:
-        """What this version of Lightning does not have."""
+        """The attributes that this version of Lightning lacks."""
         return [
             f"{owner}.{name}"
             for owner, names in PARTS.items()
@@ -107,10 +107,10 @@ class Loops:
             if not hasattr(getattr(self, owner), name)
         ]
 
-    # Listening -------------------------------------------------------------------------------------------
+    # Wrapping --------------------------------------------------------------------------------------------
 
     def wrap(self, name: str, method: str, around: Callable[..., None]) -> None:
-        """Let `around(original, *args)` run in place of a method of the loop `fit` or `epoch`, until `unwrap`."""
+        """Replace a method of the loop `fit` or `epoch` by `around(original, *args)`, until `unwrap`."""
         loop = getattr(self, name)
         original = getattr(loop, method)
 
@@ -121,7 +121,7 @@ class Loops:
         self._wrapped.append((name, method))
 
     def unwrap(self) -> None:
-        """Give the loops their own methods back."""
+        """Restore the loops' methods."""
         wrapped, self._wrapped = self._wrapped, []
         if self._trainer() is None:
             return
@@ -132,12 +132,12 @@ class Loops:
 
     @property
     def results(self) -> Any:
-        """What the training step has logged in this epoch, for the functions below."""
+        """The values that the training step has logged in this epoch, for the functions below."""
         return self.epoch._results
 
     @property
     def local_metrics(self) -> dict[str, Any]:
-        """The metrics that callbacks and schedulers watch, as this process knows them, without a reduction."""
+        """The metrics that callbacks and schedulers watch, of this process alone, without a reduction."""
         metrics: dict[str, Any] = self.logged._callback_metrics
         return metrics
 
@@ -193,34 +193,34 @@ class Loops:
         train, validation = (list(combined.flattened) if combined is not None else [] for combined in made)
         return train, validation
 
-    # Moving it -------------------------------------------------------------------------------------------
+    # Setting it ------------------------------------------------------------------------------------------
 
     def begin_epoch(self) -> None:
-        """Make the loops start their next epoch as in a run that was never stopped."""
+        """Make the loops start their next epoch as an unbroken run does."""
         for loop in (self.fit, self.epoch, self.epoch.val_loop):
             loop._restarting = False
-        # With it the epoch would be fed by the iterator that was made before the first one.
+        # If it were True, the epoch would use the iterator that was made before the first epoch.
         self.fit._resuming_from_checkpoint = False
-        # Lightning loads them within an epoch only; a loader may carry something from one epoch to the next.
+        # Lightning loads these states only within an epoch; a loader may carry its state from one epoch to the next.
         if states := self.fit._combined_loader_states_to_load:
             self.fit._combined_loader._load_state_dicts(states)
             self.fit._combined_loader_states_to_load = []
 
     def continue_epoch(self) -> None:
-        """Make the loops go on within the epoch as in a run that was never stopped."""
+        """Make the loops continue within the epoch as an unbroken run does."""
         for loop in (self.fit, self.epoch, self.epoch.val_loop):
             loop._restarting = False
-        # None or True would make the next `self.log` drop what was logged in this epoch.
+        # With None or True, the next `self.log` would drop the values logged in this epoch.
         self.logged._first_loop_iter = False if self.batches.ready else None
 
     def end_batch(self, fetcher: Any, *, validated: bool) -> None:
-        """Do what follows a batch: validation if it is due and was not done, schedulers that watch a metric."""
+        """Do the work that follows a batch: validation if it is due and not done, schedulers that watch a metric."""
         self.epoch._skip_next_val = validated
         self.epoch.on_advance_end(fetcher)
 
     def step_epoch_plateaus(self) -> None:
-        """Do what follows the hooks at an epoch's end, for an epoch that is already counted as completed."""
-        # Lightning reads the epoch's number off this counter.
+        """Step the plateau schedulers at the end of an epoch that is already counted as completed."""
+        # Lightning takes the epoch's number from this counter.
         self.epochs.completed -= 1
         try:
             self.epoch.update_lr_schedulers("epoch", update_plateau_schedulers=True)
@@ -229,35 +229,35 @@ class Loops:
 
 
 def uncount(fetcher: Any, batches: int) -> None:
-    """Let a data fetcher count `batches` fewer; Lightning adds those that were used when an epoch starts."""
+    """Subtract `batches` from a data fetcher's counter; Lightning adds the used ones when an epoch starts."""
     fetcher.fetched -= batches
 
 
 def averaging_rates(averaging: Any) -> float | Sequence[float]:
-    """The `swa_lrs` of a StochasticWeightAveraging: one for all groups, or a list."""
+    """The `swa_lrs` of a StochasticWeightAveraging: one rate for all groups, or a list."""
     rates: float | Sequence[float] = averaging._swa_lrs
     return rates
 
 
 @contextmanager
 def quiet_about_position() -> Iterator[None]:
-    """Without Lightning's warning that a loader without a state cannot be resumed within an epoch."""
+    """Suppress Lightning's warning that a loader without a state cannot be resumed within an epoch."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         yield
 
 
 def rewrite_progress(loops: dict[str, Any], epochs: int, batches: int | None, *, stateful: bool) -> None:
-    """Bring a checkpoint's loop counters into one of two forms, which Lightning continues without loss.
+    """Rewrite a checkpoint's loop counters into one of two forms that Lightning resumes exactly.
 
-    Lightning tells from the counters at which of its hooks a checkpoint was written, and repeats or leaves out what
-    surrounds that hook: validation, the hooks at an epoch's end, an epoch of a run with `max_steps`.
+    From the counters Lightning infers in which of its hooks a checkpoint was written, and then repeats or skips the
+    work around that hook: validation, the hooks at an epoch's end, an epoch of a run with `max_steps`.
 
     Args:
-        loops: `checkpoint["loops"]`, which is changed.
-        epochs: epochs that are done.
-        batches: batches of the running epoch that are done; None if no epoch runs.
-        stateful: whether all data loaders keep their position; where only some do, none is asked to.
+        loops: `checkpoint["loops"]`; changed in place.
+        epochs: number of completed epochs.
+        batches: number of completed batches in the running epoch; None between two epochs.
+        stateful: whether all data loaders save their position. If not, the saved positions are dropped.
     """
     fit = loops["fit_loop"]
     if not stateful:
@@ -280,15 +280,14 @@ def _set_counters(progress: dict[str, Any], **values: int) -> None:
         progress["current"][name] = value
 
 
-# What the training step has logged since the epoch began, from which Lightning makes the epoch's metrics. Lightning
-# starts it anew when a run is resumed, so that an average over the epoch, which a ReduceLROnPlateau may watch, would be
-# one over the rest of the epoch.
+# Lightning computes an epoch's metrics from the values logged since the epoch began. It drops them when a run is
+# resumed, so that an average over the epoch, which a ReduceLROnPlateau may watch, would cover the rest of it only.
 
 
 def snapshot_logged(results: dict[str, Any]) -> LoggedSnapshot:
-    """The values that were logged in this epoch so far.
+    """The values logged in this epoch so far.
 
-    Lightning replaces its tensors and never changes them, so that no copy is needed.
+    No copy is needed, because Lightning replaces its tensors and never changes them in place.
     """
     return {
         key: (result, {name: getattr(result, name) for name in _LOG_STATES if hasattr(result, name)})
@@ -302,10 +301,10 @@ def plain_logged(values: LoggedSnapshot) -> list[dict[str, Any]]:
 
 
 def restore_logged(results: Any, entries: list[dict[str, Any]], module: nn.Module, reduce: Any) -> None:
-    """Make `results`, the training loop's collection, what it was.
+    """Restore the training loop's logged values.
 
     Args:
-        results: Lightning's collection, which is changed.
+        results: Lightning's collection of logged values; changed in place.
         entries: what `plain_logged` returned.
         module: the LightningModule, which holds the logged torchmetrics.
         reduce: the strategy's function that reduces over the processes.
@@ -340,7 +339,7 @@ def restore_logged(results: Any, entries: list[dict[str, Any]], module: nn.Modul
 def _entry(result: Any, state: dict[str, Any]) -> dict[str, Any]:
     meta, metric = result.meta, None
     if not result.is_tensor:
-        # The module's own torchmetrics object: its state is what it is now.
+        # A torchmetrics object of the module: save its current state.
         metric = {name: _to(getattr(result.value, name), "cpu") for name in result.value._defaults}
         metric["_update_count"] = result.value._update_count
     return {

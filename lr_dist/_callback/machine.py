@@ -1,4 +1,4 @@
-"""What of a machine decides the last bits of a computation, so that another one cannot resume a run exactly."""
+"""The properties of a machine that change the last bits of a computation, and so prevent an exact resume."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _NAMES = {
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Facts about this process, as plain data: sums are taken in another order with other threads or instructions.
+    """These properties, as plain data. Other threads or instructions add numbers in another order.
 
     Args:
-        device: where the model is. Where that is no CPU, the processor's part does not count.
+        device: the model's device. On a GPU the processor's properties are left out.
     """
     facts: dict[str, Any] = {"torch": torch.__version__.partition("+")[0]}
     if device.type == "cpu":
@@ -32,10 +32,10 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {**facts, "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type}
 
 
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """In words, what both have and differs; of a checkpoint without such facts nothing is known."""
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """A sentence for each property that both have and that differs; checkpoints of old versions have none."""
     return [
-        f"it was written with {name} {then[key]}, and this run has {now[key]}"
+        f"it was written with {name} {saved[key]}, and this run has {current[key]}"
         for key, name in _NAMES.items()
-        if key in then and key in now and then[key] != now[key]
+        if key in saved and key in current and saved[key] != current[key]
     ]

@@ -1,4 +1,4 @@
-"""Steps that are lost in weights with few digits, as under the precisions `bf16-true` and `16-true`."""
+"""A warning for steps that bfloat16 or float16 weights round away (precisions `bf16-true` and `16-true`)."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch.optim import Adam, Adamax, AdamW, NAdam, Optimizer, RAdam
 
 from lr_dist.errors import LostStepsWarning
 
-# Their steps are about as long as the rate; of other optimizers' nothing is known here.
+# Optimizers whose steps are about as long as the rate. For others, the length of a step is not known.
 STEPS_OF_THE_RATE = (Adam, AdamW, Adamax, NAdam, RAdam)
 _FEW_DIGITS = (torch.bfloat16, torch.float16)
 
 
 def lost_steps(optimizer: Optimizer) -> list[UserWarning]:
-    """A warning of groups in which most weights stay the same number when the group's rate is subtracted.
+    """A warning for groups in which a step of the group's rate is rounded away in most weights.
 
-    bfloat16 has 8 significant bits: from a weight w, a step below |w| / 512 changes nothing (round to nearest), and no
-    number of such steps does. With rates by layer it is the low layers that stop, and the head that hides it.
+    bfloat16 has 8 significant bits: a step below |w| / 512 does not change a weight w (round to nearest), however often
+    it is taken. With layer-wise rates the low layers stop learning, unnoticed because the head still learns.
 
     Args:
-        optimizer: with the groups of `regroup`.
+        optimizer: its groups were split by `regroup`.
     """
     if not isinstance(optimizer, STEPS_OF_THE_RATE):
         return []
@@ -46,7 +46,7 @@ def lost_steps(optimizer: Optimizer) -> list[UserWarning]:
 
 
 def local(parameter: torch.nn.Parameter) -> torch.Tensor:
-    """This process's part of a sharded parameter."""
+    """The parameter's weights; of a sharded parameter, this process's shard."""
     weight = parameter.detach()
     return weight.to_local() if hasattr(weight, "to_local") else weight
 

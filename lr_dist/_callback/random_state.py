@@ -13,9 +13,9 @@ import torch
 
 @dataclass(frozen=True)
 class RandomState:
-    """The generators of Python, numpy, torch and one device, and those that data loaders hold of their own.
+    """The states of the generators of Python, numpy, torch and one device, and of the data loaders' generators.
 
-    Taking one draws no number. The fields are what each library's own getter returns.
+    Reading them draws no number. The fields hold what each library's getter returns.
     """
 
     python: tuple[Any, ...]
@@ -26,7 +26,7 @@ class RandomState:
 
     @classmethod
     def now(cls, device: torch.device, loaders: Sequence[torch.Generator] = ()) -> RandomState:
-        """The states at this moment; `device` is where the model is, the CPU's generator is always taken."""
+        """The current states; `device` is the model's device, and the CPU's generator is always included."""
         return cls(
             python=random.getstate(),
             numpy=np.random.get_state(legacy=False),  # type: ignore[arg-type]
@@ -36,19 +36,19 @@ class RandomState:
         )
 
     def restore(self, device: torch.device, loaders: Sequence[torch.Generator] = ()) -> None:
-        """Make every generator continue from here."""
+        """Set every generator to this state."""
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
         if self.device is not None:
             _set_device_state(self.device, device)
-        # Other loaders than before have no state to continue from.
+        # Restored only if the number of the loaders' generators is unchanged.
         if len(loaders) == len(self.loaders):
             for generator, state in zip(loaders, self.loaders, strict=True):
                 generator.set_state(state)
 
     def plain(self) -> dict[str, Any]:
-        """Numbers, lists and tensors, which `torch.load` reads with `weights_only=True`."""
+        """As numbers, lists and tensors, which `torch.load` reads with `weights_only=True`."""
         return {
             "python": _plain(self.python),
             "numpy": _plain(self.numpy),
@@ -59,12 +59,12 @@ class RandomState:
 
     @classmethod
     def from_plain(cls, data: dict[str, Any]) -> RandomState:
-        """The inverse of `plain`, also of what earlier versions of lr-dist wrote."""
+        """The inverse of `plain`; it also reads the format of earlier versions of lr-dist."""
         version, internal, gauss = data["python"]
         python = (version, tuple(internal), gauss)
         # Lightning moves a loaded checkpoint's tensors to the device, and generators take states on the CPU only.
         device = None if data["device"] is None else data["device"].cpu()
-        cpu = data["cpu"] if "cpu" in data else data["torch"]  # its first name
+        cpu = data["cpu"] if "cpu" in data else data["torch"]  # the key in old checkpoints
         return cls(python, data["numpy"], cpu.cpu(), device, tuple(s.cpu() for s in data["loaders"]))
 
 

@@ -1,4 +1,4 @@
-"""What of a Trainer must stay as it was when a run is resumed, and a look at the checkpoint before it is used."""
+"""The properties of a Trainer that a resumed run must share, and a check of checkpoints before they are loaded."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from lr_dist.errors import UnsupportedCallbackError
 
 
 def optimization(trainer: L.Trainer) -> dict[str, Any]:
-    """The kinds of the Trainer's optimizers and schedulers, and how many parameters each group holds.
+    """The types of the Trainer's optimizers and schedulers, and the number of parameters in each group.
 
-    Numbers such as a weight decay or a scheduler's length are not among them: Lightning takes those from the
-    checkpoint.
+    Numbers such as the weight decay or a scheduler's length are left out: Lightning takes those from the checkpoint.
     """
     optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
     return {
@@ -39,7 +38,7 @@ def check_alone(trainer: Any, kind: type[Any]) -> None:
         kind: the callback's class.
 
     Raises:
-        UnsupportedCallbackError: there are several.
+        UnsupportedCallbackError: there is more than one.
     """
     distributions = [str(callback.distribution) for callback in trainer.callbacks if isinstance(callback, kind)]
     if len(distributions) > 1:
@@ -52,11 +51,10 @@ def check_alone(trainer: Any, kind: type[Any]) -> None:
 
 
 def before_weights(trainer: L.Trainer, check: Callable[[Mapping[str, Any]], None]) -> None:
-    """Let `check` see a checkpoint that a fit resumes from, before its weights are loaded.
+    """Call `check` with a checkpoint that a fit resumes from, before its weights are loaded.
 
-    Lightning loads them before it calls a callback, and with a model of another depth that fails with a list of
-    parameters. Strategies that shard load the optimizer's state at the same time, and fail in the middle of that where
-    its groups are others.
+    Lightning loads the weights before it calls a callback; for a model of another depth that fails with a list of
+    parameters. Sharding strategies load the optimizer's state at the same time, and fail if its groups differ.
     """
     strategy: Any = trainer.strategy
     release(strategy)
@@ -86,18 +84,18 @@ def release(strategy: Any) -> None:
 
 
 def _without_weights(path: Any, weights_only: bool | None) -> dict[str, Any] | None:
-    """What a checkpoint holds beside weights and optimizer states; None if it cannot be read."""
+    """A checkpoint's content, of a sharded one without weights and optimizer states; None if it cannot be read."""
     try:
         file = Path(path) / METADATA_FILENAME if Path(path).is_dir() else Path(path)
         return torch.load(file, map_location="cpu", mmap=True, weights_only=weights_only)
     except Exception:
-        # The strategy, which reads it next, says what is wrong with it.
+        # The strategy reads it next, and raises the error.
         return None
 
 
 def _kind(scheduler: Any) -> str:
     """A scheduler's class, and those of the schedulers in it."""
-    # `schedulers` gives some of them a class of ours, depending on their options.
+    # `lr_dist.schedulers` replaces the class of some schedulers by a subclass named Layerwise...
     name = type(scheduler).__name__.removeprefix("Layerwise")
     inner = getattr(scheduler, "_schedulers", ())
     return f"{name}({', '.join(map(_kind, inner))})" if inner else name

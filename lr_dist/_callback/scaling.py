@@ -1,4 +1,4 @@
-"""By what Lightning multiplies losses and gradients between `training_step` and the optimizer."""
+"""The factors by which Lightning scales losses and gradients between `training_step` and the optimizer."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from lr_dist._lightning import L
 
 
 def gradient_scaler(trainer: L.Trainer) -> Any:
-    """The gradient scaler of `16-mixed`; None where there is none, or it is switched off."""
+    """The gradient scaler of `16-mixed`; None if there is none or it is switched off."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return scaler if scaler is not None and scaler.is_enabled() else None
 
 
 def unscaled(trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> Tensor:
-    """The loss as `training_step` returned it, from the one that `on_before_backward` is given.
+    """The loss that `training_step` returned, computed from the one that `on_before_backward` receives.
 
     Lightning divides it by the length of the accumulation window (not under manual optimization), and a gradient scaler
-    multiplies it.
+    multiplies it by its scale.
     """
     if (scaler := gradient_scaler(trainer)) is not None:
         loss = loss / scaler.scale(torch.ones_like(loss))
@@ -36,6 +36,6 @@ def gradient_scale(trainer: L.Trainer, optimizer: Any) -> float:
     1, except for an optimizer that divides by the gradient scaler's factor itself, as fused Adam does.
     """
     scaler = gradient_scaler(trainer)
-    # torch's own mark of such optimizers; Lightning's plugin goes by it, too.
+    # The attribute by which torch marks such optimizers; Lightning's plugin reads it too.
     scales_itself = getattr(unwrapped(optimizer), "_step_supports_amp_scaling", False)
     return float(scaler.get_scale()) if scaler is not None and scales_itself else 1.0

@@ -1,4 +1,4 @@
-"""What strategies do between the hooks of a callback: which of them are refused, and what has to happen in time."""
+"""Compatibility of `LayerwiseLR` with strategies: refusals, and work that must precede the model's wrapping."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from lr_dist.errors import RankMismatchError, UnsupportedStrategyError
 _TESTED = (SingleDeviceStrategy, DDPStrategy, FSDPStrategy, ModelParallelStrategy)
 _NEVER_RUN = (SingleDeviceXLAStrategy, XLAStrategy)  # subclasses of tested ones
 _ORIGINAL_PARAMETERS = (
-    "FSDP with use_orig_params=False melts the parameters of many layers into one flat tensor, which can have only one "
+    "FSDP with use_orig_params=False flattens the parameters of many layers into one tensor, which can have only one "
     "learning rate. Use FSDPStrategy(use_orig_params=True), which is Lightning's default, and the same in every "
     "FullyShardedDataParallel(...) that the module calls itself; or FSDP2 (ModelParallelStrategy)."
 )
 
 
 def check_strategy(trainer: L.Trainer) -> None:
-    """Refuse a strategy under which a callback cannot split the parameter groups; warn of one that was never run.
+    """Refuse strategies under which a callback cannot split the parameter groups; warn about untested ones.
 
     Raises:
         UnsupportedStrategyError: DeepSpeed, or FSDP without the original parameters.
@@ -49,14 +49,14 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise UnsupportedStrategyError(_ORIGINAL_PARAMETERS)
     if isinstance(strategy, _NEVER_RUN) or not isinstance(strategy, _TESTED):
         rank_zero_warn(
-            f"LayerwiseLR has never been run under {type(strategy).__name__}. It works if the strategy takes its "
+            f"LayerwiseLR was not tested under {type(strategy).__name__}. It works if the strategy takes its "
             "optimizers from `configure_optimizers` and keeps their parameter groups. Compare the rates that "
             "LearningRateMonitor logs with the table that is printed when training starts."
         )
 
 
 def check_parameters(pl_module: nn.Module) -> None:
-    """Refuse a module that has wrapped itself in such a way that its layers' parameters are gone.
+    """Refuse a module that has wrapped itself in FSDP with flattened parameters.
 
     Raises:
         UnsupportedStrategyError: FSDP without the original parameters.
@@ -66,10 +66,10 @@ def check_parameters(pl_module: nn.Module) -> None:
 
 
 def after_configure_model(pl_module: L.LightningModule, act: Callable[[], None]) -> None:
-    """Call `act` once, when `configure_model` has made the model and before the strategy wraps it.
+    """Call `act` once, after `configure_model` has made the model and before the strategy wraps it.
 
-    No hook of a callback comes between the two. What DDP wraps it expects gradients of in every step, so a layer that
-    is frozen later stops the training.
+    Lightning calls no hook between the two. DDP expects a gradient in every step for each parameter that was trainable
+    when it wrapped the model, so a layer that is frozen later makes training fail.
     """
     configure = pl_module.configure_model
     before = vars(pl_module).get("configure_model")
@@ -87,18 +87,18 @@ def after_configure_model(pl_module: L.LightningModule, act: Callable[[], None])
 
 
 def keeps_parameters(trainer: L.Trainer) -> bool:
-    """Whether the model's parameters are the same objects throughout: FSDP puts others in their places for a while."""
+    """Whether the model's parameters stay the same objects; FSDP replaces them during a step."""
     return isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy))
 
 
 def check_processes_agree(trainer: L.Trainer, optimizer: Optimizer) -> None:
     """Compare the rates of all processes.
 
-    DDP averages gradients, not weights: processes with other rates would drift apart, and nothing would tell. It takes
-    no more than a preset's file that differs between two machines, or a distribution computed from random weights.
+    DDP averages gradients, not weights: with different rates the processes would drift apart without an error. That
+    happens if a preset's file differs between two machines, or if a distribution is computed from random weights.
 
     Raises:
-        RankMismatchError: in every process, if two differ.
+        RankMismatchError: in every process, if the rates of two differ.
     """
     if trainer.world_size < 2 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return

@@ -16,13 +16,13 @@ from lr_dist.names import layer_of
 def print_table(
     optimizer: Optimizer, distribution: LRDistribution, sizes: Mapping[int, int], starts: Mapping[str, str]
 ) -> None:
-    """One row for each layer of an optimizer that was split by layer, its groups with and without weight decay joined.
+    """Print one row for each layer; groups with and without weight decay share a row.
 
     Args:
-        optimizer: with the groups of `regroup`.
-        distribution: stands in the title.
-        sizes: `id(parameter)` -> how many numbers it holds, in all processes together.
-        starts: group -> when it starts to train; empty where all of them start at once.
+        optimizer: its groups were split by `regroup`.
+        distribution: shown in the title.
+        sizes: `id(parameter)` -> its number of elements, in all processes together.
+        starts: group -> when it starts to train; empty if all groups start at once.
     """
     layers: dict[str, list[dict[str, Any]]] = {}
     for group in optimizer.param_groups:
@@ -40,7 +40,7 @@ def print_table(
 
 
 def _note(groups: Sequence[Mapping[str, Any]], relative: bool) -> str:
-    """What becomes of the optimizer's own rate, in words."""
+    """The second line: how the optimizer's rate is replaced or multiplied."""
     moving = [group for group in groups if group["layer_lr"]]
     if not moving:
         return ""

@@ -1,4 +1,4 @@
-"""Where a run is, at every moment, and with which random numbers it got there."""
+"""Tracks the position of a run, and the random states from which it can be resumed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lr_dist._lightning import L, SIGTERMException
 
 @dataclass(frozen=True)
 class Moment:
-    """What passes from one batch to the next: random numbers, and what was logged in this epoch so far."""
+    """The state that one batch hands to the next: random states, and the values logged in this epoch so far."""
 
     random: RandomState
     logged: LoggedSnapshot
@@ -25,18 +25,18 @@ class Moment:
 
 @dataclass(frozen=True)
 class Place:
-    """A point of the run from which it can go on.
+    """A point from which the run can be resumed.
 
     Attributes:
-        epochs: epochs that are done.
-        batches: batches of the running epoch that are done, None between two epochs.
-        moment: what was there at that point.
-        pending: what the loops have yet to do before the next batch or epoch: "nothing", "batch_end" (validation and
+        epochs: number of completed epochs.
+        batches: number of completed batches in the running epoch; None between two epochs.
+        moment: the state at that point.
+        pending: the work that is due before the next batch or epoch: "nothing", "batch_end" (validation and
             schedulers that watch a metric), "schedulers" (the latter only), "epoch_end" (schedulers that watch a
             metric of the epoch).
-        gradients: those that wait for the rest of their window; None if they are the ones the parameters have now.
-        interrupted: whether a batch was under way, in which case other processes may be elsewhere.
-        doubts: why the run cannot go on exactly, if it cannot.
+        gradients: the gradients of an unfinished accumulation window; None if they are the parameters' current ones.
+        interrupted: whether a batch was in progress; other processes may then be at another point.
+        doubts: reasons why a run resumed here would not be exact.
     """
 
     epochs: int
@@ -49,13 +49,13 @@ class Place:
 
 
 class Tracker:
-    """Listens to the loops of one fit, and draws no random number.
+    """Wraps the loops of one fit to follow its position; it draws no random number.
 
     Attributes:
-        loops: those it listens to.
-        started: the random state from which the data loaders were made.
-        epoch_start: the one from which this epoch's iterator was made; None if that was made with the loaders.
-        first_batch: the one from which this epoch's first batch was read; None before its iterator is made.
+        loops: the wrapped loops.
+        started: the random state in which the data loaders were made.
+        epoch_start: the random state in which this epoch's iterator was made; None if it was made with the loaders.
+        first_batch: the random state in which this epoch's first batch was read; None before the iterator is made.
         stepped: `id` of the parameters whose gradients were used in this batch.
     """
 
@@ -65,7 +65,7 @@ class Tracker:
         self.epoch_start: RandomState | None = None
         self.first_batch: RandomState | None = None
         self.stepped: set[int] = set()
-        # The last moment between two batches, and the start of the window with the gradients that waited there.
+        # The last moment between two batches; and the start of the accumulation window, with its waiting gradients.
         self._boundary = self.now()
         self._window: tuple[int, Moment, dict[str, torch.Tensor]] | None = None
         self._phase = "start"  # then: opening, batches, batch, batch_end, batches, ..., epoch_end
@@ -77,13 +77,13 @@ class Tracker:
         loops.wrap("fit", "on_advance_end", self._end_epoch)
 
     def now(self) -> Moment:
-        """This moment."""
+        """The current state."""
         loops = self.loops
         random = RandomState.now(loops.trainer.strategy.root_device, generators(loops))
         return Moment(random, snapshot_logged(loops.results))
 
     def place(self) -> Place:
-        """Where the run is. Lightning's counters move on at each of its hooks."""
+        """The point from which a run would resume now, read from Lightning's counters."""
         trainer, epochs, batches = self.loops.trainer, self.loops.epochs, self.loops.batches
         if epochs.processed < epochs.started:
             done = epochs.processed
@@ -99,7 +99,7 @@ class Tracker:
         if epochs.started < epochs.ready:
             return Place(epochs.completed, None, self._boundary)
         if self.loops.cut_short:
-            # As if the Trainer had not been told to stop: the epoch goes on.
+            # A resumed run continues the epoch, as if the Trainer had not been told to stop.
             return Place(epochs.processed - 1, batches.ready, self._boundary)
         if epochs.completed < epochs.processed:
             return Place(epochs.processed, None, self.now(), "epoch_end")
@@ -108,21 +108,21 @@ class Tracker:
     def go_on(
         self, epoch_start: RandomState | None, first_batch: RandomState | None, gradients: dict[str, torch.Tensor]
     ) -> None:
-        """Count from this moment of a resumed epoch."""
+        """Start tracking within a resumed epoch."""
         self.epoch_start, self.first_batch = epoch_start, first_batch
         self._phase, self._boundary = "batches", self.now()
         self._window = self.loops.batches.ready, self._boundary, gradients
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """The gradients of this optimizer's parameters are used up."""
+        """Record that the gradients of this optimizer's parameters were used."""
         self.stepped.update(id(p) for group in optimizer.param_groups for p in group["params"])
 
     def on_validation_end(self) -> None:
-        """What is saved from now on need not be validated again."""
+        """Record that validation is done: a run resumed from a later checkpoint must not repeat it."""
         self._validated = True
 
     def _interrupted(self, trainer: L.Trainer, epochs: int, batches: int) -> Place:
-        """Within a batch: it is done again, and with it the earlier ones of its accumulation window."""
+        """A point before the interrupted batch and the earlier batches of its accumulation window."""
         doubts = []
         if self.stepped:
             doubts.append("it was written while the optimizer took a step")
@@ -131,7 +131,7 @@ class Tracker:
         moment, gradients = self._boundary, dict[str, torch.Tensor]()
         if not trainer.lightning_module.automatic_optimization:
             if self._open:
-                doubts.append("it was written within a batch, and gradients of earlier ones had not been used yet")
+                doubts.append("it was written within a batch, and the gradients of earlier batches were not used yet")
         elif self._window is not None:
             batches, moment, gradients = self._window
         return Place(epochs, batches, moment, gradients=gradients, interrupted=True, doubts=tuple(doubts))
@@ -162,7 +162,7 @@ class Tracker:
 
     def _end_batch(self, original: Callable[[Any], None], fetcher: Any) -> None:
         due = self.loops.validation_due(fetcher)
-        # A Trainer that was told to stop validates once more; a run that goes on does not.
+        # A Trainer that was told to stop validates once more; an unbroken run does not.
         self._forced = self.loops.trainer.should_stop and not due
         self._phase, self._validated = "batch_end", False
         if due or self._forced:
@@ -170,7 +170,7 @@ class Tracker:
         try:
             original(fetcher)
         except SIGTERMException:
-            # Raised when all is done.
+            # Lightning raises it after the work of the batch is done.
             self._after_batch()
             raise
         self._after_batch()
@@ -188,6 +188,6 @@ class Tracker:
 
 
 def generators(loops: Loops) -> list[torch.Generator]:
-    """The generators of the data loaders' own."""
+    """The generators of the data loaders."""
     train, validation = loops.loaders
     return loader_generators([*train, *validation])

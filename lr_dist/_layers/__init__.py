@@ -1,1 +1,1 @@
-"""The parts of `lr_dist.layers`: finding the stacks of layers, and reading what flows into what."""
+"""The parts of `lr_dist.layers`: finding the stacks of layers, and following the data flow."""

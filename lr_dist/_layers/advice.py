@@ -1,4 +1,4 @@
-"""What an error about layers tells to do: overrides that are right when they are pasted, or the reason for none."""
+"""The remedies in errors about layers: overrides that work when they are pasted, or the reason why there are none."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from lr_dist._layers.tree import Stack, Tree, common_prefix
 Rules = Sequence[tuple[str, str]]
 
 _MAX_NAMED = 10
-# Towers that serve another model as its input, if one of two has to be one.
-_SENSES = re.compile(
+# Names of towers that usually feed another model, such as an image encoder.
+_INPUT_TOWERS = re.compile(
     r"vision|visual|image|img|audio|speech|video|pixel|acoustic|perceiver|resampler|connector|qformer|projector|teacher",
     re.IGNORECASE,
 )
@@ -22,13 +22,13 @@ _SENSES = re.compile(
 def unplaced(
     names: Sequence[str], guesses: Mapping[str, str | None], depth_of_path: Callable[[str], int], given: Rules
 ) -> str:
-    """The message for parameters whose depth is in doubt.
+    """The message for parameters whose depth is not known.
 
     Args:
         names: Their clean names.
-        guesses: Name -> the group that is right as far as the source says; None where it says nothing.
+        guesses: Name -> the group that the source suggests; None if it suggests none.
         depth_of_path: Name -> how many of its leading parts it shares with the nearest stack.
-        given: The user's own overrides, which the printed ones have to keep.
+        given: The user's overrides, which are repeated in the printed ones.
     """
     branches: dict[str, list[str]] = {}
     for name in names:
@@ -38,7 +38,7 @@ def unplaced(
     for branch, members in branches.items():
         groups = {guesses[name] for name in members}
         if len(groups) > 1 and len(members) > _MAX_NAMED:
-            groups = {None}  # a network of its own
+            groups = {None}  # a network with several layers of depth: no guess
         parts = [(branch, groups.pop())] if len(groups) == 1 else [(name, guesses[name]) for name in members]
         for path, group in parts:
             pattern = f"^{re.escape(path)}{'$' if path in names else chr(92) + '.'}"
@@ -52,9 +52,9 @@ def unplaced(
     if unknown:
         patterns = ", ".join(f'r"{pattern}"' for pattern in unknown[:_MAX_NAMED])
         text += (". " if rules else " in `overrides`. ") + (
-            "The source does not tell "
+            "The source does not show "
             f'where {patterns} act: map each of these regular expressions to "embeddings" (before the layers), '
-            '"layers.K" or "head" (behind them)'
+            '"layers.K" or "head" (after them)'
         )
     return text
 
@@ -62,43 +62,43 @@ def unplaced(
 def several(
     tree: Tree, stacks: list[Stack], given: Rules, is_right: Callable[[Rules, Sequence[str] | None], bool]
 ) -> str:
-    """The message for stacks of layers that do not follow each other.
+    """The message for several stacks of layers that do not follow each other.
 
     Args:
         tree: The model.
-        stacks: All of them.
-        given: The user's own overrides.
-        is_right: Whether these overrides and towers give every stack a place.
+        stacks: The stacks.
+        given: The user's overrides.
+        is_right: (overrides, paths of towers) -> whether the model can then be placed.
     """
     listed = ", ".join(map(str, stacks[:8])) + (f" and {len(stacks) - 8} more" if len(stacks) > 8 else "")
     text = f"{len(stacks)} stacks of layers, and no known order of depth between them: {listed}."
     choices = []
     towers = _towers(stacks)
     if is_right(given, towers):
-        choices.append(f"to give each a depth of its own: stacks=({', '.join(map(repr, towers))})")
+        choices.append(f"to give each its own depth: stacks=({', '.join(map(repr, towers))})")
     kept, rules = _sides(tree, stacks)
     inside = [tower for tower in towers if kept is None or kept.paths[0].startswith(tower + ".")]
     if inside and inside != [""]:
         choices.append(f'to train one alone: pass that submodule, such as model.get_submodule("{inside[0]}")')
     if kept is not None and is_right([*given, *rules], None):
         choices.append(
-            f"to let the depth of {kept} count, and take the others for what comes before it (embeddings) or after it "
+            f"to use the depth of {kept}, and count the others as what comes before it (embeddings) or after it "
             f"(head): {_printed([*given, *rules])}"
         )
     if not choices:
-        choices.append("pass the submodule whose depth counts, or place the others by `overrides`")
+        choices.append("pass the submodule whose depth is wanted, or place the others with `overrides`")
     return f"{text} {'; or '.join(choices)[0].upper()}{'; or '.join(choices)[1:]}"
 
 
 def _towers(stacks: list[Stack]) -> list[str]:
-    """The shortest paths that keep the stacks apart; one that contains stages holds several of them."""
+    """The shortest paths that tell the stacks apart; a path that contains stages covers several stacks."""
     parts = [stack.paths[0].split(".") for stack in stacks]
     shared = min(common_prefix(parts[0], other) for other in parts[1:])
     return list(dict.fromkeys(".".join(path[: shared + 1]) for path in parts))
 
 
 def _sides(tree: Tree, stacks: list[Stack]) -> tuple[Stack | None, list[tuple[str, str]]]:
-    """A stack of which the source says on which side of it all others are, and overrides that say so."""
+    """A stack for which the source shows on which side of it every other one is, and overrides that place those."""
     best: tuple[tuple[bool, int], Stack, list[tuple[str, str]]] | None = None
     for kept in stacks:
         rules: dict[str, str] = {}
@@ -113,7 +113,7 @@ def _sides(tree: Tree, stacks: list[Stack]) -> tuple[Stack | None, list[tuple[st
                 break
         else:
             size = sum(parameter.value.numel() for parameter in tree.below(kept.paths[0]))
-            rank = (not _SENSES.search(kept.paths[0]), size)
+            rank = (not _INPUT_TOWERS.search(kept.paths[0]), size)
             if best is None or rank > best[0]:
                 best = rank, kept, list(rules.items())
     return (None, []) if best is None else best[1:]

@@ -17,12 +17,12 @@ def runs_in_turn(module: nn.Module) -> bool:
 
 
 def _runs_itself(module: nn.Module) -> bool:
-    # nn.ModuleList has no forward; its other methods go through its entries too.
+    # nn.ModuleList has no `forward` of its own, although its other methods iterate over its entries.
     return type(module).forward is not nn.Module.forward
 
 
 def is_chained(tree: Tree, stack: Stack) -> bool | None:
-    """Whether one layer's output enters the next; None if the source does not say."""
+    """Whether each layer's output enters the next layer; None if the source does not show it."""
     if runs_in_turn(stack.module):
         return True
     if _runs_itself(stack.module) and IN_TURN in flows_of(type(stack.module)).used:
@@ -41,7 +41,7 @@ def is_chained(tree: Tree, stack: Stack) -> bool | None:
 
 
 def stages_around(tree: Tree, first: str, second: str) -> str | None:
-    """The list, applied entry after entry, in different entries of which two names are; None if there is none."""
+    """The path of a list, applied entry after entry, that holds two names in different entries; None without one."""
     one, two = first.split("."), second.split(".")
     shared = common_prefix(one, two)
     if shared >= min(len(one), len(two)):

@@ -1,4 +1,4 @@
-"""The depth that a model's configuration names."""
+"""The depth in a model's configuration."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from lr_dist._layers.tree import Stack, Tree, is_below
 from lr_dist.checks import is_whole
 
-# What configurations call the depth. ALBERT's layers share the weights of `num_hidden_groups` groups.
+# Keys for the depth in configurations. ALBERT's layers share the weights of `num_hidden_groups` groups.
 _DEPTH_KEYS = [
     *("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_hidden_groups", "depth"),
     *("encoder_layers", "decoder_layers", "num_encoder_layers", "num_decoder_layers"),
@@ -16,7 +16,7 @@ _DEPTHS_KEY = "depths"  # one for each stage, as in Swin
 
 
 def matches_config(tree: Tree, stack: Stack) -> bool:
-    """Whether the configuration of the nearest module around the stack names its length as the depth."""
+    """Whether the stack is as long as the depth in the configuration of the nearest module around it."""
     for path in stack.paths:
         config = config_around(tree, path)
         stage = next((int(part) for part in path.split(".") if part.isdigit()), -1)
@@ -26,14 +26,14 @@ def matches_config(tree: Tree, stack: Stack) -> bool:
 
 
 def is_of_whole(tree: Tree, stack: Stack, root: str) -> bool:
-    """Whether the config that names a stack's length is that of the whole model, not that of a backbone in it."""
+    """Whether the configuration around a stack is that of the whole model, not that of a backbone in it."""
     configs = (getattr(module, "config", None) for path, module in tree.modules.items() if is_below(path, root))
     outermost = next((config for config in configs if _depths(config) or depths_of_stages(config)), None)
     return config_around(tree, stack.paths[0]) is outermost
 
 
 def config_around(tree: Tree, path: str) -> object | None:
-    """The configuration of the nearest module around a stack that says how deep it is."""
+    """The configuration, with a depth, of the nearest module around a stack; None if there is none."""
     parts = path.split(".")
     for end in range(len(parts) - 1, -1, -1):
         config = getattr(tree.modules[".".join(parts[:end])], "config", None)

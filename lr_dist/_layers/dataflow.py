@@ -2,10 +2,10 @@
 
 The order in which a module registers its children says nothing about the order in which data passes through them,
 and a name such as `layer_norm` is a final norm in one model and an embedding norm in the next (Wav2Vec2 has both).
-The source of `forward` says it. This is an abstract interpretation of that source: every local variable carries the
+The source of `forward` shows it. This is an abstract interpretation of that source: every local variable carries the
 set of children whose outputs flowed into it, and each call of a child on such a variable is a flow into that child.
-Nothing is executed, so it needs no inputs and works on the meta device. What it cannot follow leaves no flow, never
-an error: the caller then falls back on names, or refuses.
+Nothing is executed, so it needs no inputs and works on the meta device. Code that it cannot follow yields no flow,
+never an error: the caller then uses names, or raises an error.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def _read_flows(cls: type[nn.Module]) -> Flows:
 
 
 def returns_data(cls: type[nn.Module], name: str) -> bool:
-    """Whether what a method or property returns can hold data of the module or of its arguments.
+    """Whether the value that a method or property returns can contain data of the module or of its arguments.
 
-    `return self.blocks[0].weight.dtype` does not. True where the source does not say.
+    `return self.blocks[0].weight.dtype` does not. True if the source does not show it.
     """
     if METADATA_NAME.search(name):
         return False

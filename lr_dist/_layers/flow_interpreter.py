@@ -1,4 +1,4 @@
-"""Reads the statements and expressions of `forward` without running them: what flows into which child."""
+"""Interprets the statements and expressions of `forward` without running them: which data enters which child."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from lr_dist._layers.flow_values import (
     union,
 )
 
-# Reading these from a module is not using it.
+# Attributes that hold no data of a module: reading them is not using it.
 _METADATA = {"shape", "ndim", "config", "training", "in_features", "out_features"}
 _METADATA |= {"embedding_dim", "num_embeddings", "padding_idx", "normalized_shape", "is_cuda", "requires_grad"}
-# `device`, `int8_original_dtype`, `get_cast_dtype()`: the kind of the numbers, not the numbers.
+# `device`, `int8_original_dtype`, `get_cast_dtype()`: properties of the numbers, not the numbers.
 METADATA_NAME = re.compile(r"(^|_)(dtype|device)s?$")
-# Calls that hand on the modules they were given instead of applying them.
+# Calls that pass modules on instead of applying them.
 _TRANSPARENT = {"enumerate", "zip", "reversed", "list", "tuple", "iter", "next", "sorted", "islice", "chain", "partial"}
 _TRANSPARENT_METHODS = {"values", "items", "children", "named_children", "get"}
-# What can be called on a tensor, and on a parameter; a module may have children and methods of the same names.
+# Methods of tensors and parameters; a module may have children and methods with the same names.
 _TENSOR_METHODS = {name for name in dir(torch.Tensor) if not name.startswith("_")} - set(dir(nn.Module))
-# Whose arguments are a shape or a type: no data of theirs enters the tensor.
+# Methods whose arguments are a shape or a type, so that no data enters the tensor.
 _SHAPING = {"view", "view_as", "reshape", "reshape_as", "expand", "expand_as", "repeat", "type_as", "new_zeros"}
 _SHAPING |= {"new_ones", "new_full", "new_empty", "new_tensor", "unsqueeze", "squeeze", "permute", "transpose", "tile"}
 _SHAPING |= {"flatten", "unflatten", "narrow", "contiguous", "clone", "detach", "split", "chunk", "repeat_interleave"}
-# The same for modules and tensors: they hand on what they are called on.
+# Methods of both modules and tensors that return what they are called on.
 _CASTS = {"to", "type", "float", "half", "double", "bfloat16", "cpu", "cuda", "requires_grad_", "train", "eval"}
 _ABOUT_SHAPE = {"size", "dim", "numel", "ndimension", "get_device", "element_size", "is_floating_point"}
 _OF_TENSORS = _TENSOR_METHODS | _CASTS | _ABOUT_SHAPE
@@ -77,7 +77,7 @@ class Interpreter:
         return Flows(self.edges, frozenset(self.used), self.entries, self.inside)
 
     def returned_by(self, name: str) -> Value | None:
-        """What a method returns, called with arguments that are not known; None if that is not known either."""
+        """The value that a method returns for unknown arguments; None if it cannot be determined."""
         found = method_of(self.cls, name)
         tree = parsed(found[1]) if found else None
         if tree is None or not any(isinstance(node, ast.Return) and node.value for node in ast.walk(tree)):
@@ -96,7 +96,7 @@ class Interpreter:
     def _inline(
         self, name: str, args: list[Value], keywords: dict[str, Value], rest: Value, after: type | None = None
     ) -> Value | None:
-        """Interprets the method `name` on these arguments; None if there is no source to follow."""
+        """Interprets the method `name` with these arguments; None if it has no source that can be followed."""
         found = method_of(self.cls, name, after)
         if found is None:
             return None
@@ -144,7 +144,7 @@ class Interpreter:
                 self._eval(test, env)
                 self._branches([body, orelse], env, test)
             case ast.For() | ast.AsyncFor() | ast.While():
-                # Twice, so that what the body leaves behind enters it again.
+                # Twice, because the values at the end of the body enter the next iteration.
                 over = frozenset[str]()
                 for _ in range(2):
                     before = dict(env)
@@ -180,7 +180,7 @@ class Interpreter:
                 self.returned = outer
 
     def _branches(self, bodies: list[list[ast.stmt]], env: Env, test: ast.expr | None = None) -> None:
-        """Reads each body on its own; the first is run where `test` holds, the others where it does not."""
+        """Interprets each body separately; the first is run if `test` holds, the others if it does not."""
         results = []
         loop = self.loops[-1] if self.loops else None
         for number, body in enumerate(bodies):
@@ -195,7 +195,7 @@ class Interpreter:
         merge(env, results)
 
     def _element(self, iterated: ast.expr, env: Env) -> Value:
-        """What a loop over this binds: of `enumerate` and `zip` a tuple, so that an index stays clean."""
+        """The value of the loop variable; for `enumerate` and `zip` a tuple, so that an index carries no data."""
         match iterated:
             case ast.Call(func=ast.Name(id="enumerate"), args=[inner, *_]):
                 return tuple_of([NOTHING, self._element(inner, env)])
@@ -211,7 +211,7 @@ class Interpreter:
         return self._children(self._eval(iterated, env).whole())
 
     def _children(self, value: Value) -> Value:
-        """What a loop over this value meets: of the module itself, its children in turn."""
+        """The elements of this value in a loop; those of the module itself are its children in turn."""
         if "" not in value.direct:
             return value
         self.used.add(IN_TURN)
@@ -344,7 +344,7 @@ class Interpreter:
                 return NOTHING
         function = self._eval(node.func, env)
         if not function.direct:
-            # `F.layer_norm(x, shape, self.weight)`, `checkpoint(layer, x)`: what is handed over is applied.
+            # `F.layer_norm(x, shape, self.weight)`, `checkpoint(layer, x)`: the function applies its arguments.
             combined = self._combine(given)
             return Value(function.taint | combined.taint, combined.direct if not function.taint else frozenset())
         self._note_loops(function)
@@ -356,7 +356,7 @@ class Interpreter:
         return union([function, *given]).whole()
 
     def _tensor_method(self, receiver: Value, method: str, given: list[Value]) -> Value:
-        """`self.position.view(1, -1)`: still the parameter; or, of a module, a child or method of that name."""
+        """`self.position.view(1, -1)` is still the parameter; on a module it is a child or method of that name."""
         if method in _ABOUT_SHAPE:
             return NOTHING
         if method in _CASTS:
@@ -376,7 +376,7 @@ class Interpreter:
         return Value(taint, computed(function.direct) if pure else frozenset())
 
     def _note_loops(self, function: Value) -> None:
-        """Notes what is called inside a loop over the children of something else."""
+        """Records a call inside a loop over the children of another module."""
         if not self.loops:
             return
         loop = self.loops[-1]
@@ -389,7 +389,7 @@ class Interpreter:
     def _inlined_call(
         self, func: ast.expr, args: list[Value], keywords: dict[str, Value], rest: Value, env: Env
     ) -> Value | None:
-        """A call of one of the module's own methods, of itself, or of its parent class's method."""
+        """A call of a method of the module, of the module itself, or of its parent class's method."""
         match func:
             case ast.Attribute(value=ast.Call(func=ast.Name(id="super")), attr=name):
                 return self._inline(name, args, keywords, rest, after=self.owner[-1] if self.owner else None)
@@ -409,7 +409,7 @@ class Interpreter:
         rest: Value,
         env: Env,
     ) -> Value | None:
-        """A call of a function that the method itself defines."""
+        """A call of a function that is defined inside the method."""
         if function in self.calls or len(self.calls) >= _MAX_INLINE_DEPTH:
             return None
         inner = env | bind(function.args, args, keywords, rest, static=True)
@@ -425,13 +425,13 @@ class Interpreter:
             self.calls.pop()
 
     def _combine(self, values: list[Value]) -> Value:
-        """Values that meet in one operation: a parameter among them receives the data of the others."""
+        """The result of an operation on several values: a parameter among them receives the data of the others."""
         for position, value in enumerate(values):
             others = union([other for k, other in enumerate(values) if k != position]).taint
             for target in value.direct:
                 for source in others:
                     self._flow(source, target)
-        # Of parameters alone, without data: still theirs.
+        # An operation on parameters alone still yields parameters.
         pure = all(value.is_pure() for value in values)
         taint = union(values).taint
         return Value(taint, computed(union(values, keep_direct=True).direct) if pure else frozenset())

@@ -1,4 +1,4 @@
-"""The source of a method as a syntax tree, and what a loop in it counts."""
+"""The source of a method as a syntax tree, and the counters of its loops."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 
 def method_of(cls: type, name: str, after: type | None = None) -> tuple[type, Callable[..., object]] | None:
-    """The class that defines `name` and the function, along the MRO (behind `after`, for `super()`)."""
+    """The class that defines `name` and the function, along the MRO (after the class `after`, for `super()`)."""
     mro = list(cls.__mro__)
     for owner in mro[mro.index(after) + 1 if after in mro else 0 :]:
         if name in owner.__dict__:
@@ -32,7 +32,7 @@ def method_of(cls: type, name: str, after: type | None = None) -> tuple[type, Ca
 
 @lru_cache(maxsize=8192)
 def parsed(function: Callable[..., object]) -> ast.FunctionDef | None:
-    """A function's source as a syntax tree; None where it cannot be read."""
+    """A function's source as a syntax tree; None if it cannot be read."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     except (OSError, TypeError, SyntaxError, ValueError):
@@ -42,7 +42,7 @@ def parsed(function: Callable[..., object]) -> ast.FunctionDef | None:
 
 
 class Loop(NamedTuple):
-    """A loop that is being read: the children it goes through, its counter, and in which iterations we are."""
+    """A loop that is being interpreted: the children it iterates over, its counter, and the current iterations."""
 
     over: frozenset[str]
     counter: str | None
@@ -63,7 +63,7 @@ def counter_of(loop: ast.For | ast.AsyncFor) -> str | None:
 
 
 def iteration(test: ast.expr, counter: str | None, holds: bool) -> int | str:
-    """In which iterations of a loop a test of its counter holds, or does not."""
+    """The iterations of a loop in which a test of its counter holds, or (`holds` False) does not."""
     if not any(isinstance(node, ast.Name) and node.id == counter for node in ast.walk(test)):
         return "each"
     match test:

@@ -1,4 +1,4 @@
-"""What the interpreter of `forward` knows of a value, and how values join and bind to names."""
+"""The abstract values of the interpreter of `forward`: how they are merged, and assigned to names."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import ast
 from collections.abc import Iterable
 from typing import NamedTuple
 
-# Marks of paths in flows, which only the model can resolve (`resolved` in paths.py): a value computed from this
-# path if it is a parameter; this method or child if it is a module's.
+# Suffixes of paths in flows whose meaning depends on the model (`resolved` in paths.py): a value computed from the
+# path, if that is a parameter; a method or child, if the path belongs to a module.
 PARAMETER_MARK, MODULE_MARK = "()", "!"
 # Each child in turn, by a loop over the module itself.
 IN_TURN = "*in_turn"
 
 
 class Flows(NamedTuple):
-    """What the source of one class says about its children, as dotted paths relative to an instance.
+    """The data flow between the children of one class, as dotted paths relative to an instance.
 
     Attributes:
         edges: (source, target) -> rank; data from `source` entered `target`, first at that point in time.
         used: every child path that the source reads. `*` stands for a child chosen at run time.
-        inside: (source, loop) -> where a child is called inside a loop over the children of `loop`, beside these: the
-            number of the iteration (`if i == 0`), `each` of them, or `some`.
-        entries: (source, target) -> the arguments of `target` by which it entered: a position, a keyword, or `*` for
-            what is spread over several. Here a source can also be an argument of `forward` itself, as `@input_ids`.
+        inside: (source, loop) -> in which iteration of a loop over the children of `loop` a child outside of `loop` is
+            called: its number (`if i == 0`), `each`, or `some`.
+        entries: (source, target) -> the arguments of `target` through which it entered: a position, a keyword, or `*`
+            for a starred argument. Here a source can also be an argument of `forward` itself, as `@input_ids`.
     """
 
     edges: dict[tuple[str, str], int]
@@ -32,7 +32,13 @@ class Flows(NamedTuple):
 
 
 class Value(NamedTuple):
-    """An expression: children whose output is in it, children that it *is* (not yet applied), a tuple's elements."""
+    """The value of an expression.
+
+    Attributes:
+        taint: the children whose outputs flowed into it.
+        direct: the children that it is, not yet applied.
+        parts: the elements, if it is a tuple.
+    """
 
     taint: frozenset[str] = frozenset()
     direct: frozenset[str] = frozenset()
@@ -46,7 +52,7 @@ class Value(NamedTuple):
         return bool(self.direct) and all(path.endswith(PARAMETER_MARK) for path in self.direct)
 
     def is_pure(self) -> bool:
-        """Whether no data but the children's own is in it."""
+        """Whether it contains only the children's own data."""
         return self.taint <= {path.removesuffix(PARAMETER_MARK) for path in self.direct}
 
 

@@ -1,4 +1,4 @@
-"""Whether a list of modules is a stack of transformer layers, by what its entries are."""
+"""Decides from its entries whether a list of modules is a stack of transformer layers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def is_stack(tree: Tree, stack: Stack, needs_attention: bool) -> bool:
     if not needs_attention:
         return is_layered(tree, stack)
     attention = [has_attention(layer) for layer in layers]
-    # Several modules with attention in one list are suspect even if they turn out to be no layers.
+    # Several modules with attention make the list a candidate, even if it turns out not to be a stack.
     return sum(attention) > 1 or (any(attention) and (len(layers) == 1 or matches_config(tree, stack)))
 
 
@@ -33,8 +33,8 @@ def is_layered(tree: Tree, stack: Stack) -> bool:
 def period_of(tree: Tree, stack: Stack) -> int:
     """After how many entries a list of sublayers repeats: 2 for attention, feed-forward, attention, feed-forward, ...
 
-    Where attention and feed-forward sublayers follow each other without such a rhythm (x-transformers' sandwich), each
-    is a layer of its own: depth is relative. 0 where the list is something else.
+    1 if attention and feed-forward sublayers follow each other without a period (x-transformers' sandwich): each then
+    counts as a layer, because depth is relative. 0 if the list does not hold sublayers.
     """
     entries = [unwrap(entry) for entry in stack.module.children()]
     kinds = [tuple((name, type(module)) for name, module in entry.named_modules()) for entry in entries]

@@ -1,4 +1,4 @@
-"""What a child path in the flows of a module leads to in a model."""
+"""Resolves the child paths in a module's flows to modules and parameters of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lr_dist._layers.tree import Tree, common_prefix
 
 
 def kind_of(tree: Tree, parent: str, token: str, rest: list[str], stack_rest: list[str]) -> str | None:
-    """Whether a child path that the source names leads to the parameter or to the stack, and not to both."""
+    """Whether a child path in the source leads to the parameter ("path") or to the stack; None if to both or none."""
     parts = resolved(tree, parent, token)
     if parts is None:
         return None
@@ -24,7 +24,7 @@ def kind_of(tree: Tree, parent: str, token: str, rest: list[str], stack_rest: li
 
 
 def resolved(tree: Tree, parent: str, token: str) -> list[str] | None:
-    """The parts of a child path in flows that lead to a module or parameter; None if it holds no data of theirs."""
+    """The leading parts of a child path that name a module or parameter; None if the path carries no data of it."""
     parts = token.removesuffix(PARAMETER_MARK).removesuffix(MODULE_MARK).split(".")
     known = len(parts)
     while known and joined(parent, parts[:known]) not in tree.paths:
@@ -37,9 +37,9 @@ def resolved(tree: Tree, parent: str, token: str) -> list[str] | None:
     if owner is not None and known < len(parts):
         member = inspect.getattr_static(type(owner), parts[known], None)
         if member is None:
-            return None  # a setting that it keeps (`self.bert.num_labels`), no data that went through it
+            return None  # a setting (`self.bert.num_labels`), not data
         if not isinstance(owner, nn.ModuleList | nn.Sequential) and not returns_data(type(owner), parts[known]):
-            return None  # a question (`self.blocks.get_cast_dtype()`)
+            return None  # a query (`self.blocks.get_cast_dtype()`), not data
     return parts[:known]
 
 

@@ -1,4 +1,4 @@
-"""The depth of a parameter beside the stack of layers: by the flow of data, by its name where that is silent."""
+"""The depth of a parameter outside the stack of layers: from the data flow, or else from its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lr_dist._layers.sides import Side, joins_after, layer_beside, receives, sid
 from lr_dist._layers.tree import Parameter, Stack, Tree, common_prefix
 
 _IN_DOUBT = -1
-# Names that mean one thing in every model that we know. `norm` and `layer_norm` are not among them.
+# Names with the same meaning in every model that we know. `norm` and `layer_norm` are not among them.
 _EMBEDDING_NAME = re.compile(
     r"embed(?!_out)|(^|_)(wte|wpe|emb|shared|(cls|dist|mask|register)_tokens?|pos_enc\w*)$"
     r"|^(relative_attention_bias|prompt_encoder|feature_extractor|feature_projection)$"
@@ -21,12 +21,12 @@ _HEAD_NAME = re.compile(
     r"^(lm_head|classifier|score|pooler|heads?|qa_outputs|cls|fc_norm|ln_f|norm_f|ln_post|vocab_\w+|logit_scale"
     r"|final_(layer_?)?norm|post_layernorm|embed_out|lm_loss|\w+_head)$"
 )
-# Tables and positions, where the source does not say on which side they act.
+# Names of tables and positions; used only in guesses.
 _TABLE_NAME = re.compile(r"(^|_)pos(ition)?(s|al)?(_|$)|embed(?!_out)|token|(^|_)(emb|wte|wpe)$")
 
 
 def depth_of(tree: Tree, parameter: Parameter, stacks: list[Stack], ignored: list[Stack]) -> int | None:
-    """The shallowest of the depths of a parameter's names; None if all are in doubt."""
+    """The depth of a parameter; of a tied one, the shallowest of its names' depths. None if it is not known."""
     depths = [
         _depth_of_name(tree, alias, stacks)
         for alias in parameter.aliases
@@ -73,12 +73,12 @@ def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
         case "after" if near.last == head - 1:
             return head
         case "after":
-            # That the next stack gets it is not known (it does not get an encoder's pooler), except of a norm.
+            # The next stack need not receive its output (a decoder does not receive the encoder's pooler); a norm's it does.
             following = stacks[near.position + 1].paths[0]
             closes = len(parts) == shared + 2 or stages_around(tree, near.path, following) is not None
             return near.last if closes else None
         case "reused":
-            # An output projection that is the embedding matrix, a position added again; anything else is in doubt.
+            # An output projection tied to the embeddings, or positions that are added again; anything else is unknown.
             return 0 if _by_name(tree, name, shared, head) == 0 else None
         case "between":
             return _beside_layer(tree, name, near)
@@ -88,13 +88,13 @@ def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
 
 
 def _beside_layer(tree: Tree, name: str, near: _Near) -> int | None:
-    """The depth of what is called among the layers of a stack, by a loop over them; None if that is not known."""
+    """The depth of a module that is called in the loop over a stack's layers; None if it is not known."""
     where = layer_beside(tree, name, near.path)
     return near.first + where if isinstance(where, int) and near.first + where <= near.last else None
 
 
 class _Near(NamedTuple):
-    """A stack that shares the most leading parts with a name: which one, its path, and the name's side of it."""
+    """A stack that shares the most leading parts with a name: its position and path, and the name's side of it."""
 
     position: int
     path: str
@@ -104,7 +104,7 @@ class _Near(NamedTuple):
 
 
 def _beside_several(tree: Tree, name: str, shared: int, nearest: list[_Near], head: int) -> int | None:
-    """The depth of what stands beside an encoder and a decoder, or beside stages."""
+    """The depth of a parameter that is equally near to several stacks: an encoder and a decoder, or stages."""
     sides = [near.side for near in nearest]
     if sides[0] == "before":
         return 0
@@ -120,9 +120,9 @@ def _beside_several(tree: Tree, name: str, shared: int, nearest: list[_Near], he
 
 
 def _is_step(tree: Tree, parts: list[str], shared: int, first: str, second: str) -> bool:
-    """Whether what comes between two stacks is a mere step, which belongs to the last layer of the first.
+    """Whether a module between two stacks is a small step that belongs to the first stack's last layer.
 
-    A whole network there (FastSpeech's duration predictors) has a depth of its own, unless it lies between two stages.
+    A larger network (FastSpeech's duration predictors) has its own depth, unless it lies between two stages.
     """
     if stages_around(tree, first, second) is not None:
         return True
@@ -133,7 +133,7 @@ def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) 
     """The depth of an entry of a list that alternates with layers (XLM's norms) or with stages (PVT's patches, Twins').
 
     Returns:
-        None: it is no such entry. _IN_DOUBT: it acts among the layers of a stage, it is not known where.
+        None if it is not such an entry; _IN_DOUBT if it acts among the layers of a stage, but it is not known where.
     """
     for at, key in enumerate(parts):
         entries = tree.modules.get(".".join(parts[:at]))
@@ -151,7 +151,7 @@ def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) 
             stage = next((other for other in nearest if other.path.split(".")[at] == key), None)
             if stage is not None and layer_beside(tree, ".".join(parts), stage.path) is not None:
                 return _beside_layer(tree, ".".join(parts), stage) or _IN_DOUBT
-            # Of a stage: what comes before it belongs to the layer before it, what comes after it to its last one.
+            # Before a stage, an entry belongs to the layer before it; after a stage, to the stage's last layer.
             stages = {int(other.path.split(".")[at]): other for other in nearest}
             reached = [other.last for stage, other in stages.items() if stage < int(key) + (near.side == "between")]
             depth = max(reached, default=0)
@@ -160,7 +160,7 @@ def _alternating(tree: Tree, parts: list[str], nearest: list[_Near], head: int) 
 
 
 def _by_name(tree: Tree, name: str, shared: int, head: int) -> int | None:
-    """What the name says, from the outermost part on that is not shared with the stack."""
+    """The depth by the name alone, from the outermost part that is not shared with the stack."""
     parts = name.split(".")
     for part in parts[shared:]:
         if _EMBEDDING_NAME.search(part):
@@ -171,9 +171,9 @@ def _by_name(tree: Tree, name: str, shared: int, head: int) -> int | None:
 
 
 def guess(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
-    """The depth that an override should give to a name that is in doubt; None where nothing speaks for one.
+    """A likely depth of a parameter whose depth is not known; None if nothing suggests one.
 
-    A guess is shown to the user, never used.
+    It is printed as an override in the error, and never used.
     """
     parts = name.split(".")
     near = nearness(name, stacks)
@@ -186,7 +186,7 @@ def guess(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
             return last  # between an encoder and a decoder
         sides.append(side)
     if "reused" in sides:
-        # Used on both sides, like a tied weight: the shallowest of its places.
+        # Used on both sides, like a tied weight: the shallowest place.
         return 0 if (sides[0] == "reused" and near > 0) or len(stacks) == 1 else None
     if "between" in sides:
         return None
@@ -198,7 +198,7 @@ def guess(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
 
 
 def _is_small(tree: Tree, path: list[str]) -> bool:
-    """Whether a module holds no network of several layers, which would have a depth of its own."""
+    """Whether a module holds no network of several layers, which would have its own depth."""
     module = tree.modules.get(".".join(path))
     inside = module.modules() if module is not None else ()
     return not any(isinstance(m, nn.ModuleList | nn.Sequential) and len(m) > 1 for m in inside)

@@ -1,4 +1,4 @@
-"""On which side of a stack of layers a module or parameter acts, after the order of children and the data flow."""
+"""On which side of a stack of layers a module acts, from the order of children and the data flow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Side = Literal["before", "after", "reused", "between", "unrelated"]
 
 
 def joins_after(tree: Tree, path: str, stack: str) -> bool:
-    """Whether the output of a module or parameter only meets that of a stack: what takes the one takes the other."""
+    """Whether every module that receives a module's or parameter's output also receives the stack's output."""
     parts, stack_parts = path.split("."), stack.split(".") if stack else []
     shared = common_prefix(parts, stack_parts)
     if shared == len(stack_parts):
@@ -31,7 +31,7 @@ def joins_after(tree: Tree, path: str, stack: str) -> bool:
 
 
 def side_of(tree: Tree, path: str, stack: str) -> Side | None:
-    """On which side of a stack a module or parameter acts, after the order of nn.Sequential and the data flow.
+    """On which side of a stack a module or parameter acts, from the order in nn.Sequential and the data flow.
 
     Args:
         tree: The model.
@@ -39,9 +39,9 @@ def side_of(tree: Tree, path: str, stack: str) -> Side | None:
         stack: Clean name of the stack.
 
     Returns:
-        `before`: its output enters the stack. `after`: the stack's output enters it. `reused`: first the one,
-        then the other. `between`: first the other, so it acts between two layers. `unrelated`: both are used,
-        and neither feeds the other. None: the source does not say.
+        `before`: its output enters the stack. `after`: the stack's output enters it. `reused`: `before`, and later
+        `after`. `between`: `after`, and later `before`, so it acts between two layers. `unrelated`: both are used,
+        and neither enters the other. None: the source does not show it.
     """
     parts, stack_parts = path.split("."), stack.split(".") if stack else []
     shared = common_prefix(parts, stack_parts)
@@ -90,7 +90,7 @@ def layer_beside(tree: Tree, path: str, stack: str) -> int | str | None:
         stack: Clean name of the stack.
 
     Returns:
-        The layer's number, `each` of them, or `some` that the source does not tell; None if it is not called there.
+        The layer's number, `each`, or `some` (the source does not show which); None if it is not called in such a loop.
     """
     parts, stack_parts = path.split("."), stack.split(".")
     shared = common_prefix(parts, stack_parts)
@@ -105,10 +105,10 @@ def layer_beside(tree: Tree, path: str, stack: str) -> int | str | None:
 
 
 def receives(tree: Tree, path: str, stack: str) -> bool | None:
-    """Whether data that has passed a stack enters a module or parameter, followed argument by argument.
+    """Whether a stack's output enters a module or parameter, followed argument by argument.
 
-    `side_of` sees one module enter another; this looks into it: of a decoder that is called with token ids and with the
-    encoder's output, the embedding receives the one, and the projection of the other.
+    `side_of` treats a module as a whole; this function follows the data inside it. In a decoder that is called with
+    token ids and with the encoder's output, the embedding receives the ids, and a projection the encoder's output.
 
     Args:
         tree: The model.
@@ -116,7 +116,7 @@ def receives(tree: Tree, path: str, stack: str) -> bool | None:
         stack: Clean name of the stack.
 
     Returns:
-        None if the source does not say.
+        None if the source does not show it.
     """
     parts, stack_parts = path.split("."), stack.split(".") if stack else []
     shared = common_prefix(parts, stack_parts)

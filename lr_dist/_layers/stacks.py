@@ -16,7 +16,7 @@ from lr_dist.errors import LayersNotFoundError
 
 
 class SeveralStacksError(LayersNotFoundError):
-    """Stacks of layers whose order in depth is not known."""
+    """Several stacks of layers whose order is not known."""
 
     def __init__(self, stacks: list[Stack]) -> None:
         super().__init__(f"{len(stacks)} stacks of layers: {', '.join(map(str, stacks))}")
@@ -30,23 +30,23 @@ def find_stacks(
 
     Args:
         tree: The model.
-        is_overridden: Whether an override places this parameter; a stack of nothing else is no stack.
+        is_overridden: Whether an override places this parameter; a stack with only such parameters is ignored.
         root: Path of the submodule in which to look.
 
     Returns:
-        One stack, or several that follow each other, in the order of depth; and the frozen ones that were passed over
-        (a teacher, a frozen image tower), whose parameters have no depth here.
+        One stack, or several that follow each other, in the order of depth; and the frozen stacks that were ignored (a
+        teacher, a frozen image tower), whose parameters get no depth.
 
     Raises:
-        LayersNotFoundError: There is none.
-        SeveralStacksError: There are several, and their order in depth is not known.
+        LayersNotFoundError: No stack was found.
+        SeveralStacksError: Several were found, and their order is not known.
     """
     found = _drop_nested(tree, _candidates(tree, root, needs_attention=True))
     found = found or _drop_nested(
         tree, [s for s in _candidates(tree, root, needs_attention=False) if is_of_whole(tree, s, root)]
     )
     stacks = [s for s in found if not all(is_overridden(p) for p in tree.below(s.paths[0]))]
-    ignored = _bystanders(tree, stacks)
+    ignored = _unrelated_frozen(tree, stacks)
     stacks = [s for s in stacks if s not in ignored]
     if len(stacks) == 1 and is_layered(tree, stacks[0]):
         return stacks, ignored
@@ -54,10 +54,10 @@ def find_stacks(
         beside = [s for s in found if s not in stacks]
         raise LayersNotFoundError(
             f"no stack of transformer layers found in {type(tree.modules[root]).__name__}: there is no nn.ModuleList "
-            "or nn.Sequential, applied layer after layer, of layers of one class that hold attention, or of sublayers "
-            "that alternate, nor one as long as its config's depth"
+            "or nn.Sequential that applies layers of one class with attention, or alternating sublayers, one after the "
+            "other, and none whose length is the depth in its config"
             + (f"; {stacks[0]} is a list of other modules" if stacks else "")
-            + (f" (beside the overridden {', '.join(map(str, beside))})" if beside else "")
+            + (f" (apart from the overridden {', '.join(map(str, beside))})" if beside else "")
             + ". Pass the transformer itself."
         )
     ordered = sorted(stacks, key=lambda stack: sum(follows(tree, other, stack) for other in stacks))
@@ -66,17 +66,17 @@ def find_stacks(
     raise SeveralStacksError(stacks)
 
 
-def _bystanders(tree: Tree, stacks: list[Stack]) -> list[Stack]:
-    """Frozen stacks that are no part of the depth of what learns: a teacher, averaged weights, an image tower."""
+def _unrelated_frozen(tree: Tree, stacks: list[Stack]) -> list[Stack]:
+    """Frozen stacks that do not count towards the model's depth: a teacher, averaged weights, an image tower."""
     trained = [s for s in stacks if any(p.value.requires_grad for p in tree.below(s.paths[0]))]
 
-    def stands_by(frozen: Stack, learner: Stack) -> bool:
+    def is_unrelated(frozen: Stack, learner: Stack) -> bool:
         if follows(tree, frozen, learner) or follows(tree, learner, frozen):
             return False
-        # Idefics' frozen layers alternate with its trained ones, and then they are its depth too.
+        # Idefics' frozen layers alternate with its trained ones, so they count towards its depth.
         return side_of(tree, frozen.paths[0], learner.paths[0]) in ("before", "unrelated", None)
 
-    return [s for s in stacks if trained and s not in trained and all(stands_by(s, other) for other in trained)]
+    return [s for s in stacks if trained and s not in trained and all(is_unrelated(s, other) for other in trained)]
 
 
 def _candidates(tree: Tree, root: str, needs_attention: bool) -> list[Stack]:
@@ -97,7 +97,7 @@ def _candidates(tree: Tree, root: str, needs_attention: bool) -> list[Stack]:
 
 
 def _drop_nested(tree: Tree, stacks: list[Stack]) -> list[Stack]:
-    """Of stacks inside each other: the outer one, unless it is a list of whole models (an ensemble, a cascade)."""
+    """Of nested stacks, keep the outer one, unless it is a list of whole models (an ensemble, a cascade)."""
 
     def inner_of(outer: Stack) -> list[Stack]:
         prefixes = tuple(path + "." if path else "" for path in outer.paths)
@@ -119,7 +119,7 @@ def _drop_nested(tree: Tree, stacks: list[Stack]) -> list[Stack]:
 
 
 def _is_list_of_stages(tree: Tree, outer: Stack, inner: list[Stack]) -> bool:
-    """Whether each entry of a list holds layers of its own: as many as the config's depths say, or with attention."""
+    """Whether each entry of a list is a stage with its own layers, by the config's depths or by their attention."""
     stages: dict[str, list[Stack]] = {}
     for stack in inner:
         key = stack.paths[0].removeprefix(outer.paths[0] + "." if outer.paths[0] else "").partition(".")[0]
@@ -149,7 +149,7 @@ def follows(tree: Tree, first: Stack, then: Stack) -> bool:
         return False
     if stages_around(tree, first.paths[0], then.paths[0]) is not None:
         return True
-    # Of one class, in one model with a config of its own. Two towers, or a model on top of another, are not.
+    # Layers of one class in one model with its own config; two towers, or a model on top of another, do not qualify.
     kinds = {type(unwrap(layer)) for stack in (first, then) for layer in stack.module.children()}
     parts = first.paths[0].split(".")
     around = [".".join(parts[:end]) for end in range(common_prefix(parts, then.paths[0].split(".")) + 1)]
@@ -161,7 +161,7 @@ def _is_encoder_decoder(tree: Tree, encoder: Stack, decoder: Stack) -> bool:
     depth = common_prefix(first, second)
     if depth >= min(len(first), len(second)):
         return False
-    # The same name but for the one word: an image encoder and a mask decoder are two models, not one.
+    # The names must differ only in enc/dec: an image encoder and a mask decoder are two models, not one.
     if "enc" not in first[depth] or first[depth].replace("enc", "dec") != second[depth]:
         return False
     return side_of(tree, encoder.paths[0], decoder.paths[0]) in ("before", None)

@@ -11,7 +11,7 @@ _WRAPPERS = {"_fsdp_wrapped_module", "_orig_mod", "_checkpoint_wrapped_module"}
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name without what torch.compile, FSDP and activation checkpointing put into it.
+    """A parameter's name without the parts that torch.compile, FSDP and activation checkpointing insert.
 
     Args:
         name: A dotted name, as `_orig_mod.layers.0._fsdp_wrapped_module.weight`.
@@ -64,7 +64,7 @@ class Tree:
     """A model's modules and parameters by clean name."""
 
     def __init__(self, model: nn.Module) -> None:
-        # Parents come first, so what a wrapper wraps replaces it under their common clean name.
+        # Parents come first, so a wrapped module replaces its wrapper, which has the same clean name.
         self.modules = {clean_name(path): m for path, m in model.named_modules(remove_duplicate=False)}
         aliases: dict[int, list[str]] = {}
         for name, value in model.named_parameters(remove_duplicate=False):

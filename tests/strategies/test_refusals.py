@@ -127,7 +127,7 @@ class OwnStrategy(Strategy):
 
 def test_a_strategy_that_was_never_run_is_a_warning() -> None:
     rates = tiny.Recorder()
-    with pytest.warns(UserWarning, match=r"never been run under OwnStrategy.*LearningRateMonitor"):
+    with pytest.warns(UserWarning, match=r"not tested under OwnStrategy.*LearningRateMonitor"):
         tiny.fit(tiny.Classifier(adamw), LayerwiseLR(DECAY), rates, strategy=OwnStrategy())
     assert rates.rates["head"] == [4e-3] * 8
     assert rates.rates["layers.2"] == [2e-3] * 8
@@ -138,7 +138,7 @@ def test_tpus_are_a_warning(kind: type[Strategy]) -> None:
     # Without torch_xla they cannot be run; they are subclasses of strategies that were.
     run = tiny.trainer()
     run._accelerator_connector.strategy = kind.__new__(kind)
-    with pytest.warns(UserWarning, match=f"never been run under {kind.__name__}"):
+    with pytest.warns(UserWarning, match=f"not tested under {kind.__name__}"):
         check_strategy(run)
 
 
