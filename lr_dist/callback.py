@@ -27,7 +27,7 @@ from lr_dist._callback.finder import (
 from lr_dist._callback.gradual import Gradual
 from lr_dist._callback.hyperparameters import Hyperparameters, described
 from lr_dist._callback.identity import check_complete, check_present, check_same, identity
-from lr_dist._callback.optimizers import optimizers_to_split
+from lr_dist._callback.optimizers import check_coverage, kept_for, optimizers_to_split, schedulers_of, without_rate
 from lr_dist._callback.other_callbacks import (
     callbacks_of,
     check_averaging,
@@ -53,18 +53,16 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.errors import (
     InvalidScheduleError,
     NothingToTrainError,
-    OptimizerCoverageError,
     OwnRatiosWarning,
-    UncoveredParametersWarning,
     UnreadScaleWarning,
     UnsupportedOptimizerError,
 )
 from lr_dist.exact_resume import ExactResume
 from lr_dist.groups import freeze_layers
-from lr_dist.kept_schedulers import kept_schedulers
 from lr_dist.layer_schedule import LayerSchedule, chosen_schedule
 from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers, clean_name
-from lr_dist.presets import resolve_distribution
+from lr_dist.presets import resolve_stage
+from lr_dist.rate_plan import Phases, highest
 from lr_dist.regroup import (
     Placement,
     check_replaced,
@@ -97,7 +95,8 @@ class LayerwiseLR(Callback):
     (docs/callback.md lists the exceptions).
 
     Args:
-        distribution: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
+        distribution: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`; or phases
+            of the fit, as `flat:lr=1e-3,freeze=embeddings..layers.-1 @ 20% > flat:lr=1e-4` or `Phases`.
         overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
         stacks: submodules that each have their own depth, as `("model.vision_model", "model.text_model")` or, with
             names, `{"vision": "model.vision_model", ...}` (see `assign_layers`). Groups are called `vision/layers.0`.
@@ -120,7 +119,7 @@ class LayerwiseLR(Callback):
 
     def __init__(
         self,
-        distribution: str | Path | Mapping[str, Any] | LRDistribution,
+        distribution: str | Path | Mapping[str, Any] | LRDistribution | Phases,
         *,
         overrides: Overrides | None = None,
         stacks: Stacks | None = None,
@@ -132,7 +131,9 @@ class LayerwiseLR(Callback):
         unfreeze_every_n_steps: int | None = None,
         layer_warmup_steps: int | Mapping[str, int] | None = None,
     ) -> None:
-        self.distribution = resolve_distribution(distribution)
+        rates = resolve_stage(distribution)
+        self.phases = rates if isinstance(rates, Phases) else None
+        self.distribution = highest(rates)
         self.schedule = chosen_schedule(
             schedule,
             unfreeze_every_n_epochs=unfreeze_every_n_epochs,
@@ -141,11 +142,11 @@ class LayerwiseLR(Callback):
         )
         self.overrides = overrides
         self.stacks = stacks
-        if stacks is not None and self.schedule:
+        if stacks is not None and (self.schedule or self.phases):
             raise InvalidScheduleError(
                 "With stacks=..., each submodule has its own depth, so the layers of several submodules have no common "
-                "order to unfreeze or warm up in. Leave out the schedule (the unfreezing and warm-up options), or "
-                "stacks."
+                "order to unfreeze or warm up in. Leave out the schedule (the unfreezing and warm-up options) and the "
+                "phases, or stacks."
             )
         self.allow_schedulers = tuple(allow_schedulers)
         self.verbose = verbose
@@ -165,7 +166,7 @@ class LayerwiseLR(Callback):
         self._hyperparameters = Hyperparameters()
         # After `on_train_start`, a checkpoint that is read is no longer one that the fit resumes from.
         self._training = False
-        self._gradual = Gradual(self.schedule)
+        self._gradual = Gradual(self.schedule, self.phases)
         self._exact = ExactFit()
         self._resumes_exactly = exact_resume
 
@@ -192,7 +193,7 @@ class LayerwiseLR(Callback):
         check_strategy(trainer)
         check_callbacks(trainer)
         check_alone(trainer, LayerwiseLR)
-        if self.schedule:
+        if self._gradual.freezes or self.schedule:
             check_not_unfrozen_twice(trainer)
         # Forget an earlier fit of this callback.
         self._num_layers, self._group_names, self._optimization, self._loaded = None, [], {}, None
@@ -232,7 +233,7 @@ class LayerwiseLR(Callback):
             self._printed = True
             sizes = {id(p): self._sizes.get(clean_name(n), p.numel()) for n, p in pl_module.named_parameters()}
             for optimizer in optimizers:
-                print_table(optimizer, self._applied(), sizes, self._gradual.describe())
+                print_table(optimizer, self._text(), self.distribution.relative, sizes, self._gradual.describe())
         if self._resumes_exactly:
             self._exact.on_fit_start(trainer)
 
@@ -319,14 +320,14 @@ class LayerwiseLR(Callback):
         optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
         holders = optimizers_to_split(optimizers, placement)
         check_replaced(optimizers, placement, pl_module)
-        self._check_coverage(pl_module, optimizers, placement)
-        if self.schedule and len(holders) > 1:
+        check_coverage(pl_module, optimizers, placement)
+        if self._gradual.acts and len(holders) > 1:
             raise UnsupportedOptimizerError(
-                f"{len(holders)} optimizers hold the transformer's layers, and unfreezing or warm-up by layer counts "
-                "the steps of one. Put all layers into one optimizer, or leave out these options."
+                f"{len(holders)} optimizers hold the transformer's layers, and unfreezing, warm-up by layer and "
+                "phases count the steps of one. Put all layers into one optimizer, or leave out these options."
             )
-        hidden = {id(optimizer): _kept(trainer, pl_module, optimizer) for optimizer in holders}
-        pairs = [(optimizer, [*_schedulers(trainer, optimizer), *hidden[id(optimizer)]]) for optimizer in holders]
+        hidden = {id(optimizer): kept_for(trainer, pl_module, optimizer, LayerwiseLR) for optimizer in holders}
+        pairs = [(optimizer, [*schedulers_of(trainer, optimizer), *hidden[id(optimizer)]]) for optimizer in holders]
         self._num_layers = layer_map.num_layers
         if len(pairs) == 1:  # Lightning's finder works with one optimizer.
             found = found_rate([*suggestions(trainer), *self._suggested], *pairs[0])
@@ -365,13 +366,13 @@ class LayerwiseLR(Callback):
             return
         if not all(is_split):
             placement = Placement.of(pl_module, self._freeze(pl_module))
-            schedulers = [*_schedulers(trainer, optimizer), *_kept(trainer, pl_module, optimizer)]
+            schedulers = [*schedulers_of(trainer, optimizer), *kept_for(trainer, pl_module, optimizer, LayerwiseLR)]
             new = regroup_added(optimizer, schedulers, placement, self._applied())
             rates = ", ".join(f"{group['name']} at {group['layer_lr']:.3g}" for group in new)
             rank_zero_info(f"LayerwiseLR: groups that were added to {type(optimizer).__name__} were split: {rates}.")
             layers, _ = uncovered([unwrapped(optimizer) for optimizer in trainer.optimizers], placement, pl_module)
             if layers:
-                rank_zero_warn(f"{_without_rate(layers)} They were unfrozen, but not added to the optimizer.")
+                rank_zero_warn(f"{without_rate(layers)} They were unfrozen, but not added to the optimizer.")
         self._remember(trainer, pl_module, [(watch.optimizer, watch.tracks) for watch in self._watches])
 
     def _remember(
@@ -401,29 +402,17 @@ class LayerwiseLR(Callback):
                 rank_zero_warn(warning)
 
     def _described(self) -> dict[str, Any]:
-        return described(self.distribution, self._num_layers, self._watches[0].optimizer if self._watches else None)
+        optimizer = self._watches[0].optimizer if self._watches else None
+        return {**described(self.distribution, self._num_layers, optimizer), "distribution": self._text()}
+
+    def _text(self) -> str:
+        return str(self.phases or self._applied())
 
     def _applied(self) -> LRDistribution:
         """The distribution, scaled to the rate that a LearningRateFinder found, if there is one."""
         if self._found_lr is None or self._num_layers is None:
             return self.distribution
         return anchored(self.distribution, self._found_lr, self._num_layers)
-
-    def _check_coverage(
-        self, pl_module: L.LightningModule, optimizers: Sequence[Optimizer], placement: Placement
-    ) -> None:
-        layers, others = uncovered(optimizers, placement, pl_module)
-        if layers:
-            raise OptimizerCoverageError(
-                f"{_without_rate(layers)} Pass them to the optimizer; to freeze a layer, give it the rate 0 in the "
-                "distribution."
-            )
-        if others:
-            rank_zero_warn(
-                f"No optimizer holds {len(others)} trainable parameter(s) outside the layers, so LayerwiseLR gives "
-                f"them no rate: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}.",
-                category=UncoveredParametersWarning,
-            )
 
     # Checkpoints -----------------------------------------------------------------------------------------
 
@@ -446,6 +435,7 @@ class LayerwiseLR(Callback):
             **state,
             "found_lr": self._found_lr,
             "schedule": self.schedule.to_dict() if self.schedule else None,
+            "phases": str(self.phases) if self.phases else None,
             "gradual": self._gradual.state(),
         }
 
@@ -485,22 +475,3 @@ class LayerwiseLR(Callback):
         present = check_present(state, self.distribution, trainer.ckpt_path)
         check_same(present, self.state_dict(), self.distribution)
         self._gradual.before_loading(present.get("gradual"))
-
-
-def _schedulers(trainer: L.Trainer, optimizer: Optimizer) -> list[Any]:
-    """The schedulers of one of the Trainer's optimizers."""
-    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    return [scheduler for scheduler in schedulers if unwrapped(scheduler.optimizer) is optimizer]
-
-
-def _kept(trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> list[Any]:
-    """The schedulers of an optimizer that the module or another callback holds and steps itself."""
-    owners = [pl_module, *(callback for callback in callbacks_of(trainer) if not isinstance(callback, LayerwiseLR))]
-    return kept_schedulers(owners, optimizer, _schedulers(trainer, optimizer))
-
-
-def _without_rate(names: Sequence[str]) -> str:
-    return (
-        f"No optimizer holds {len(names)} trainable parameter(s) of the transformer's layers, which therefore get no "
-        f"rate: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}."
-    )

@@ -255,7 +255,8 @@ class LayerwiseTrainerMixin(_Trainer):
                 warnings.warn(doubt, stacklevel=2)
         if self._layerwise_verbose and first:
             sizes = {id(p): p.numel() for group in optimizer.param_groups for p in group["params"]}
-            print_table(optimizer, self._layerwise_distribution, sizes, starts={})
+            rates = self._layerwise_distribution
+            print_table(optimizer, str(rates), rates.relative, sizes, starts={})
         self._layerwise_optimizer = optimizer
         names = [group["name"] for group in optimizer.param_groups]
         overrides = self._layerwise_overrides

@@ -1,4 +1,4 @@
-"""Rate plans: which learning-rate distribution holds in which stage of a task sequence and in which phase of a stage."""
+"""Rate plans: which learning-rate distribution holds in which stage of a task sequence and in which phase of it."""
 
 from __future__ import annotations
 
@@ -145,8 +145,8 @@ class Phases:
             starts.append(fixed + round(share * (total_steps or 0)))
         if total_steps is not None and starts[-1] >= total_steps:
             raise InvalidPlanError(
-                f"The last phase of {shown(str(self))} would begin in step {starts[-1]}, and the stage has {total_steps} "
-                "steps. Train longer, or shorten the phases."
+                f"The last phase of {shown(str(self))} would begin in step {starts[-1]}, and the stage has "
+                f"{total_steps} steps. Train longer, or shorten the phases."
             )
         return tuple(starts)
 

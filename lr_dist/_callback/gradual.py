@@ -1,4 +1,4 @@
-"""Gradual unfreezing and warm-up by layer in a Trainer: applies the `LayerSchedule` of `LayerwiseLR`."""
+"""Rates by layer that change over the steps of a fit: applies the `LayerSchedule` and `Phases` of `LayerwiseLR`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lr_dist._callback.changes import unwrapped
+from lr_dist._callback.phase_clock import PhaseClock
 from lr_dist._lightning import (
     Callback,
     FSDPStrategy,
@@ -24,6 +25,7 @@ from lr_dist._lightning import (
 from lr_dist.errors import UnsupportedOptimizerError, UnsupportedStrategyError
 from lr_dist.layer_schedule import LayerSchedule, layer_factor
 from lr_dist.names import layer_of
+from lr_dist.rate_plan import Phases
 from lr_dist.step_factors import StepFactors
 
 _NAME = "LayerwiseLR"
@@ -40,14 +42,16 @@ class Gradual(Callback):
     `on_train_epoch_start`, in which LearningRateMonitor reads the rates, the groups' rates include them.
     """
 
-    def __init__(self, schedule: LayerSchedule) -> None:
+    def __init__(self, schedule: LayerSchedule, phases: Phases | None = None) -> None:
         self.schedule = schedule
+        self.clock = PhaseClock(phases)
         self._optimizer: Optimizer | None = None
         self._parameters: dict[str, list[nn.Parameter]] = {}
         self._warmup: dict[str, int] = {}
         # Steps of the optimizer as Lightning counts them, including those that a gradient scaler skips.
         self._steps = 0
         self._started: dict[str, int] = {}
+        self._training: set[str] = set()
         self._switched_off: dict[str, list[nn.Parameter]] = {}
         self._may_switch = False
         self._direct_steps = 0
@@ -58,15 +62,25 @@ class Gradual(Callback):
         free: dict[str, Any] = {"_optimizer": None, "_parameters": {}, "_switched_off": {}, "_hook": None}
         return {**kept(self), **free}
 
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to do: a schedule by layer, or phases."""
+        return bool(self.schedule or self.clock)
+
+    @property
+    def freezes(self) -> bool:
+        """Whether layers that train at some time wait at another."""
+        return self.schedule.unfreezes or self.clock.freezes
+
     # For LayerwiseLR -------------------------------------------------------------------------------------
 
     def join(self, trainer: Any) -> None:
         """Add this callback and `_Last` to the Trainer's callbacks; call it in `setup`, before anything is loaded.
 
         Raises:
-            UnsupportedStrategyError: layers are to be unfrozen one after the other under FSDP1.
+            UnsupportedStrategyError: layers are to wait under FSDP1.
         """
-        if self.schedule.unfreezes and isinstance(trainer.strategy, FSDPStrategy):
+        if self.freezes and isinstance(trainer.strategy, FSDPStrategy):
             raise UnsupportedStrategyError(
                 "FSDPStrategy cannot save the optimizer while some parameters that it wrapped together have no "
                 "optimizer state, as in layers that have not started. Unfreeze under FSDP2 (ModelParallelStrategy) or "
@@ -76,7 +90,8 @@ class Gradual(Callback):
         # A second fit of the same Trainer continues its epochs and steps; a new Trainer starts at 0.
         if trainer.global_step == 0:
             self._steps, self._started = 0, {}
-        if self.schedule:
+            self.clock.reset()
+        if self.acts:
             # A new list, because Lightning is iterating over the old one.
             trainer.callbacks = [self, *trainer.callbacks, _Last(self)]
 
@@ -87,7 +102,8 @@ class Gradual(Callback):
             InvalidScheduleError: the schedule names a layer that the model lacks.
         """
         self._warmup = self.schedule.warmup(num_layers)
-        if not self.schedule:
+        self.clock.attach(num_layers)
+        if not self.acts:
             return
         self._remove_hook()
         self._hook = optimizer.register_step_post_hook(self._on_step_of_torch)
@@ -108,13 +124,18 @@ class Gradual(Callback):
         described = {}
         for group in self._optimizer.param_groups:
             layer = _layer(group)
-            warmup = f", warm-up {self._warmup[layer]}" if self._warmup[layer] else ""
-            described[group["name"]] = f"{unit} {starts[layer]}{warmup}" if layer in starts else ""
+            warmup = f"warm-up {self._warmup[layer]}" if self._warmup[layer] else ""
+            start = f"{unit} {starts[layer]}" if self.schedule and layer in starts else ""
+            parts = [start, warmup if start else "", self.clock.describe(layer) if layer in starts else ""]
+            described[group["name"]] = ", ".join(filter(None, parts))
         return described
 
     def state(self) -> dict[str, Any] | None:
         """Plain data for a checkpoint."""
-        return {"steps": self._steps, "started": dict(self._started)} if self.schedule else None
+        if not self.acts:
+            return None
+        state: dict[str, Any] = {"steps": self._steps, "started": dict(self._started)}
+        return {**state, "phase_starts": self.clock.state()} if self.clock else state
 
     def before_loading(self, state: Mapping[str, Any] | None) -> None:
         """Prepare for a strategy that loads the optimizer's state; call `load` afterwards.
@@ -123,13 +144,20 @@ class Gradual(Callback):
         Layers that had not taken a step have none, so their `requires_grad` is switched off.
         """
         if state and self._optimizer is not None:
-            stepped = {layer for layer, start in state["started"].items() if start < state["steps"]}
-            self._switch_off(layer for layer in self._parameters if layer not in stepped)
+            steps = state["steps"]
+            self.clock.load(state)
+            stepped = {layer for layer, start in state["started"].items() if start < steps}
+            self._switch_off(
+                layer
+                for layer in self._parameters
+                if layer not in stepped or not self.clock.trained_before(layer, steps)
+            )
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """Continue from what `state` returned; before or after `attach`."""
         if state:
             self._steps, self._started = state["steps"], dict(state["started"])
+            self.clock.load(state)
         self._switch_on(list(self._switched_off))
 
     # Hooks -----------------------------------------------------------------------------------------------
@@ -146,6 +174,7 @@ class Gradual(Callback):
             and pl_module.automatic_optimization
             and not any(_is_compiled(m) or getattr(m, "gradient_checkpointing", False) for m in pl_module.modules())
         )
+        self.clock.begin(trainer, pl_module)
         self._refresh(trainer)
         self._warn_of_layers_out_of_reach(trainer, pl_module)
 
@@ -199,12 +228,17 @@ class Gradual(Callback):
         layers = list(self._parameters)
         before = self._started
         self._started = self.schedule.started(layers, before, step=self._steps, epoch=trainer.current_epoch)
-        factors = {layer: layer_factor(self._started, self._warmup, layer, self._steps) for layer in layers}
+        phase = self.clock.factors(self._steps) or {}
+        factors = {
+            layer: layer_factor(self._started, self._warmup, layer, self._steps) * phase.get(layer, 1.0)
+            for layer in layers
+        }
+        self._training = {layer for layer, factor in factors.items() if factor}
         StepFactors.of(self._optimizer).set(_NAME, factors)
         # A layer never starts within an accumulation window, because steps and epochs do not change there.
         if self._may_switch:
-            self._switch_on(self._started)
-            self._switch_off(layer for layer in layers if layer not in self._started)
+            self._switch_on(self._training)
+            self._switch_off(layer for layer in layers if layer not in self._training)
 
     def _switch_on(self, layers: Iterable[str]) -> None:
         for layer in layers:
@@ -221,7 +255,7 @@ class Gradual(Callback):
 
     def _waiting(self) -> Iterator[nn.Parameter]:
         for layer, parameters in self._parameters.items():
-            if layer not in self._started:
+            if layer not in self._training:
                 yield from parameters
 
     def _show(self) -> None:

@@ -16,6 +16,7 @@ _NEW_RUN = "or start a new run from the checkpoint's weights alone, without ckpt
 _FACTS = {
     "overrides": ("overrides", "overrides"),
     "schedule": ("schedule by layer", "options of the schedule by layer"),
+    "phases": ("phases", "phases"),
     "num_layers": ("num_layers", "model"),
     "optimizers": ("optimizers", "optimizers"),
     "schedulers": ("schedulers", "schedulers"),
@@ -23,7 +24,7 @@ _FACTS = {
     "sizes": ("numbers of parameters in the optimizer's groups", "model and optimizer groups"),
 }
 # Known from the start: compared even if only one of the two runs has a value.
-_ALWAYS_KNOWN = ("overrides", "schedule")
+_ALWAYS_KNOWN = ("overrides", "schedule", "phases")
 # Empty before `on_fit_start`, and in checkpoints written before it.
 _NOT_YET_KNOWN = ("num_layers", "groups")
 

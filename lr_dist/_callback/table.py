@@ -9,18 +9,18 @@ from torch.optim import Optimizer
 
 from lr_dist._distribution.sanity import brief
 from lr_dist._distribution.table import LayerRow, print_layers
-from lr_dist.distribution import LRDistribution
 from lr_dist.names import layer_of
 
 
 def print_table(
-    optimizer: Optimizer, distribution: LRDistribution, sizes: Mapping[int, int], starts: Mapping[str, str]
+    optimizer: Optimizer, rates: str, relative: bool, sizes: Mapping[int, int], starts: Mapping[str, str]
 ) -> None:
     """Print one row for each layer; groups with and without weight decay share a row.
 
     Args:
         optimizer: its groups were split by `regroup`.
-        distribution: shown in the title.
+        rates: the distribution or the phases as text, for the title.
+        relative: whether they are multiples of the optimizer's own rate.
         sizes: `id(parameter)` -> its number of elements, in all processes together.
         starts: group -> when it starts to train; empty if all groups start at once.
     """
@@ -36,7 +36,7 @@ def print_table(
         )
         for layer, groups in layers.items()
     ]
-    print_layers(rows, title=f"LayerwiseLR: {distribution}", note=_note(optimizer.param_groups, distribution.relative))
+    print_layers(rows, title=f"LayerwiseLR: {rates}", note=_note(optimizer.param_groups, relative))
 
 
 def _note(groups: Sequence[Mapping[str, Any]], relative: bool) -> str:

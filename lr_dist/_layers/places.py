@@ -73,7 +73,8 @@ def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
         case "after" if near.last == head - 1:
             return head
         case "after":
-            # The next stack need not receive its output (a decoder does not receive the encoder's pooler); a norm's it does.
+            # The next stack need not receive its output (a decoder does not receive the encoder's pooler's), but it
+            # receives a norm's.
             following = stacks[near.position + 1].paths[0]
             closes = len(parts) == shared + 2 or stages_around(tree, near.path, following) is not None
             return near.last if closes else None
