@@ -31,9 +31,9 @@ def nest(parser: ArgumentParser) -> None:
     show = ArgumentParser(description="Show a preset's purpose, provenance and rates.")
     plot = ArgumentParser(description="Draw a preset's rates over depth into a PNG file.")
     for p in (show, plot):
-        p.add_argument("name", type=str, help="name of the preset")
-        p.add_argument("--layers", type=int, default=12, help="number of layers of the model")
-    plot.add_argument("--output", type=str | None, help="the PNG file (default: NAME.png)")
+        p.add_argument("name", type=str, help="Name of the preset.")
+        p.add_argument("--layers", type=int, default=12, help="Number of layers of the model.")
+    plot.add_argument("--output", type=str | None, help="PNG file to write. By default NAME.png.")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, sub in (("list", listing), ("show", show), ("plot", plot)):
         subcommands.add_subcommand(name, sub, help=sub.description)
