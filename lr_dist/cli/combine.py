@@ -11,6 +11,7 @@ from lr_dist.cli.studies import add_storage_options, load_existing_study
 from lr_dist.errors import ConfigurationError
 from lr_dist.extras import require_libraries
 from lr_dist.runs.redact import redact_command
+from lr_dist.search.combining.combine import PAPER_BASE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +40,10 @@ def parser() -> ArgumentParser:
         help="Use only this experiment of the authors' trials.",
     )
     p.add_argument(
-        "--base", type=float, default=1.8, help="Weight of each rank relative to the next; 1 gives all the same weight."
+        "--base",
+        type=float,
+        default=PAPER_BASE,
+        help="Weight of each rank relative to the next; 1 gives all the same weight.",
     )
     p.add_argument("--without-flat", action="store_true", help="Leave out trials with one rate everywhere.")
     p.add_argument(

@@ -150,6 +150,29 @@ def test_defaults_are_those_of_the_dataclass(command: str) -> None:
     assert read_options(config, parser.parse_args(words)) == config(**values)
 
 
+def test_a_share_of_the_training_examples_may_be_set_aside() -> None:
+    words = ["--tasks", "a", "b", "--distributions", "flat:lr=1e-4", "--dev-size"]
+    read = [
+        read_options(CompareConfig, compare.parser().parse_args([*words, size])).dev_size for size in ("200", "0.1")
+    ]
+    assert read == [200, 0.1]
+    assert [type(size) for size in read] == [int, float]
+
+
+def test_a_list_may_be_empty_where_the_dataclass_has_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--tasks"]) == 2
+    assert "ConfigurationError: A sequence needs two tasks" in capsys.readouterr().err
+    assert read_options(SearchConfig, search.parser().parse_args(["--sequences", "[[a, b]]", "--queued"])).queued == ()
+
+
+def test_the_method_of_a_search_is_a_part_of_its_identity() -> None:
+    words = ["--sequences", "[[a, b]]", "--method", "l2-sp:alpha=0.5"]
+    config = read_options(SearchConfig, search.parser().parse_args(words))
+    assert config.methods == ("l2-sp:alpha=0.5",)
+    assert config.identity("w", [])["settings"]["method"] == "l2-sp:alpha=0.5"
+    assert replace(config, method="finetune").identity("w", [])["settings"]["method"] == "finetune"
+
+
 def test_a_search_scores_on_dev_and_a_comparison_on_validation() -> None:
     of_search = {option.name: option.default for option in options_of(SearchConfig)}
     of_compare = {option.name: option.default for option in options_of(CompareConfig)}
