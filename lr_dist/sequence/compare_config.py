@@ -30,8 +30,9 @@ class CompareConfig(SequenceConfig):
     """Random seeds: one run for each arm and seed."""
 
     arms: tuple[str | Mapping[str, Any], ...] = ()
-    """More to compare: distributions with methods of their own ('flat:lr=1e-4 + l2-sp:alpha=0.01') or with other rates
-    from the second task on ('flat:lr=1e-4 | decay:lr=4e-4,factor=0.7')."""
+    """More to compare: distributions with methods of their own ('flat:lr=1e-4 + l2-sp:alpha=0.01'), with other rates
+    from the second task on ('flat:lr=1e-4 | decay:lr=4e-4,factor=0.7'), or from a share of the steps on
+    ('flat:lr=1e-4 @ 20% > flat:lr=1e-5')."""
 
     def __post_init__(self) -> None:
         if len(self.tasks) < 2 and not any("@" in str(task) for task in self.tasks):
