@@ -56,7 +56,7 @@ def _run(arguments: list[str]) -> int:
         description="Layer-wise learning rates: what a transformer forgets when it is fine-tuned, and less of it.",
         version=__version__,
     )
-    parser.add_argument(OPTION, action="store_true", help="where a command fails, show the whole traceback")
+    parser.add_argument(OPTION, action="store_true", help="If a command fails, show the whole traceback.")
     modules = {name: import_module(path) for name, path in COMMANDS.items()}
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, module in modules.items():

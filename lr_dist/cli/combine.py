@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.studies import add_storage_options, load_existing_study
 from lr_dist.errors import ConfigurationError
 from lr_dist.extras import require_libraries
 from lr_dist.runs.redact import redact_command
+from lr_dist.search.combining.combine import PAPER_BASE
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -24,16 +26,31 @@ def parser() -> ArgumentParser:
         description="Combine the trials of searches: rank-weighted log mean within a study, geometric mean across "
         "studies; written as a preset with its provenance."
     )
-    p.add_argument("sources", type=str, nargs="+", help="study names, or CSV files (exported, or the authors')")
-    p.add_argument("--storage", type=str | None, help="where the studies are (default: SQLite in the output folder)")
-    p.add_argument("--search-output", type=str, default="runs/search", help="folder of the default storage")
-    p.add_argument("--pairs", type=str, nargs="*", default=[], help="only these pairs, e.g. sst2>qqp")
     p.add_argument(
-        "--setting", type=Literal["taskshift", "datashift"] | None, help="of the authors' trials only this experiment"
+        "sources",
+        type=str,
+        nargs="+",
+        help="Names of studies, or CSV files (exported by lr-dist, or those of the authors of arXiv 2404.01317).",
     )
-    p.add_argument("--base", type=float, default=1.8, help="weight of a rank to the next one; 1 weighs all alike")
-    p.add_argument("--without-flat", action="store_true", help="leave out trials with one rate everywhere")
-    p.add_argument("--output", type=str | None, help="the preset's YAML file; its stem is the preset's name")
+    add_storage_options(p, "--search-output")
+    p.add_argument("--pairs", type=str, nargs="*", default=[], help="Use only these pairs, e.g. sst2>qqp.")
+    p.add_argument(
+        "--setting",
+        type=Literal["taskshift", "datashift"] | None,
+        help="Use only this experiment of the authors' trials.",
+    )
+    p.add_argument(
+        "--base",
+        type=float,
+        default=PAPER_BASE,
+        help="Weight of each rank relative to the next; 1 gives all the same weight.",
+    )
+    p.add_argument("--without-flat", action="store_true", help="Leave out trials with one rate everywhere.")
+    p.add_argument(
+        "--output",
+        type=str | None,
+        help="YAML file of the preset to write; the file's name without .yaml is the preset's name.",
+    )
     return p
 
 
@@ -87,13 +104,8 @@ def table(combined: Combined) -> RenderableType:
 
 
 def _read(name: str, settings: Namespace) -> list[Source]:
-    from lr_dist.reading import expanded
     from lr_dist.search.combining.sources import from_csv, from_study
-    from lr_dist.search.engine.storage import default_storage, open_existing, storage_errors
-    from lr_dist.search.trials.study import load_study
 
     if name.endswith(".csv"):
         return from_csv(name, settings.setting)
-    storage = open_existing(settings.storage or default_storage(expanded(settings.search_output)))
-    with storage_errors(storage):
-        return [from_study(load_study(storage, name))]
+    return [from_study(load_existing_study(settings.storage, settings.search_output, name))]

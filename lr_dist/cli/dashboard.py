@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.studies import add_storage_options, storage_or_default
 from lr_dist.cli.terminal import clean
 from lr_dist.errors import ConfigurationError
 from lr_dist.extras import require_libraries
@@ -20,17 +21,16 @@ if TYPE_CHECKING:
 def parser() -> ArgumentParser:
     """The command's options."""
     p = ArgumentParser(description="Watch studies in the browser (optuna-dashboard), while they run and afterwards.")
-    p.add_argument("--storage", type=str | None, help="where the studies are (default: SQLite in the output folder)")
-    p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
-    p.add_argument("--host", type=str, default="127.0.0.1", help="address to listen on; the dashboard has no password")
+    add_storage_options(p)
+    p.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; the dashboard has no password.")
     p.add_argument(
         "--allow-host",
         type=str,
         nargs="+",
         default=[],
-        help="host names that browsers may use, besides localhost and --host, e.g. behind a proxy",
+        help="Host names that browsers may use, besides localhost and --host, e.g. behind a proxy.",
     )
-    p.add_argument("--port", type=int, default=8080, help="port to listen on; 0 for any free port")
+    p.add_argument("--port", type=int, default=8080, help="Port to listen on; 0 for any free port.")
     return p
 
 
@@ -62,12 +62,11 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
     from optuna import get_all_study_names, logging
     from optuna_dashboard import wsgi
 
-    from lr_dist.reading import expanded
-    from lr_dist.search.engine.storage import default_storage, open_storage, storage_errors, study_errors
+    from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
     from lr_dist.search.trials.study import load_study
 
     logging.set_verbosity(logging.WARNING)
-    opened = open_storage(storage or default_storage(expanded(output)))
+    opened = open_storage(storage_or_default(storage, output))
     with storage_errors(opened):
         names = [name for name in get_all_study_names(opened) if not name.startswith("reference/")]
     for name in names:

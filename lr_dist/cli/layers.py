@@ -10,23 +10,30 @@ from lr_dist.extras import require_libraries
 def parser() -> ArgumentParser:
     """The command's options."""
     p = ArgumentParser(description="Show a model's groups by depth, their parameters, and their learning rates.")
-    p.add_argument("--model", type=str, default="minilm", help="minilm, a hub name, or a path")
-    p.add_argument("--distribution", type=str | None, help="also show each group's rate under this distribution")
     p.add_argument(
-        "--overrides", type=dict[str, str] | None, help="""regex -> group, as '{"^my_adapter": "layers.-1"}'"""
+        "--model",
+        type=str,
+        default="minilm",
+        help="Model whose layers to show: minilm, a name on the Hugging Face hub, or a path.",
+    )
+    p.add_argument("--distribution", type=str | None, help="Also show each group's rate under this distribution.")
+    p.add_argument(
+        "--overrides",
+        type=dict[str, str] | None,
+        help="""Groups for parameters by regex, '{"^my_adapter": "layers.-1"}'.""",
     )
     p.add_argument(
         "--stacks",
         type=list[str] | dict[str, str] | None,
-        help="""submodules that each have their own depth, as '[vision_model, text_model]'""",
+        help="Submodules that each have their own depth, '[vision_model, text_model]'.",
     )
     p.add_argument(
         "--trust-remote-code",
         type=bool,
         default=False,
-        help="allow a model from the hub to run its own code (true or false)",
+        help="Allow a model from the hub to run its own code: true or false.",
     )
-    p.add_argument("--names", type=bool, default=False, help="list every parameter (true or false)")
+    p.add_argument("--names", type=bool, default=False, help="List every parameter: true or false.")
     return p
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _BAR = 28
+# BERT base's.
+_LAYERS = 12
 
 
 def parser() -> ArgumentParser:
@@ -31,9 +33,9 @@ def nest(parser: ArgumentParser) -> None:
     show = ArgumentParser(description="Show a preset's purpose, provenance and rates.")
     plot = ArgumentParser(description="Draw a preset's rates over depth into a PNG file.")
     for p in (show, plot):
-        p.add_argument("name", type=str, help="name of the preset")
-        p.add_argument("--layers", type=int, default=12, help="number of layers of the model")
-    plot.add_argument("--output", type=str | None, help="the PNG file (default: NAME.png)")
+        p.add_argument("name", type=str, help="Name of the preset.")
+        p.add_argument("--layers", type=int, default=_LAYERS, help="Number of layers of the model.")
+    plot.add_argument("--output", type=str | None, help="PNG file to write. By default NAME.png.")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, sub in (("list", listing), ("show", show), ("plot", plot)):
         subcommands.add_subcommand(name, sub, help=sub.description)
@@ -74,7 +76,7 @@ def list_command(console: Console | None = None) -> None:
         console.print(Text.assemble(("broken: ", "bold red"), problem), soft_wrap=True)
 
 
-def show_command(name: str, layers: int = 12, console: Console | None = None) -> None:
+def show_command(name: str, layers: int = _LAYERS, console: Console | None = None) -> None:
     """Print a preset's purpose, provenance and its rates on `layers` layers.
 
     Raises:
@@ -106,7 +108,7 @@ def show_command(name: str, layers: int = 12, console: Console | None = None) ->
     warn_of_rates(preset.distribution, layers, None, None)
 
 
-def plot_command(name: str, output: Path | None = None, layers: int = 12, console: Console | None = None) -> Path:
+def plot_command(name: str, output: Path | None = None, layers: int = _LAYERS, console: Console | None = None) -> Path:
     """Draw a preset's rates over depth into a PNG file (`output`, or NAME.png) and print where it is.
 
     Raises:

@@ -19,11 +19,13 @@ def parser() -> ArgumentParser:
         description="Print the table of each result file and write its HTML report; with --against, print how far the "
         "distributions of all results are from one of them instead."
     )
-    p.add_argument("results", type=str, nargs="+", help="result.json of one or more task sequences")
-    p.add_argument("--output", type=str | None, help="the HTML file (default: report.html next to the result)")
-    p.add_argument("--markdown", type=bool, default=False, help="print the table as Markdown and write no page")
-    p.add_argument("--against", type=str | None, help="the control, e.g. flat:lr=1e-4: print differences from it")
-    p.add_argument("--level", type=float, default=0.95, help="level of the confidence intervals for --against")
+    p.add_argument("results", type=str, nargs="+", help="Files result.json of one or more comparisons.")
+    p.add_argument("--output", type=str | None, help="HTML file to write. By default report.html next to the result.")
+    p.add_argument("--markdown", type=bool, default=False, help="Print the table as Markdown and write no page.")
+    p.add_argument(
+        "--against", type=str | None, help="Control, e.g. flat:lr=1e-4: print the differences from it instead."
+    )
+    p.add_argument("--level", type=float, default=0.95, help="Level of the confidence intervals for --against.")
     return p
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from lr_dist.cli.options import add_options, read_options
+from lr_dist.cli.studies import add_storage_options, load_existing_study, storage_or_default
+from lr_dist.errors import ConfigurationError
 from lr_dist.extras import require_extras, require_libraries
+from lr_dist.search.trials.config import SearchConfig
+from lr_dist.sequence.compare_config import CompareConfig
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import Console, RenderableType
     from rich.live import Live
 
-    from lr_dist.search.trials.config import SearchConfig
     from lr_dist.search.trials.summary import StudySummary
 
 
@@ -26,64 +29,15 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(
         description="Search for learning-rate distributions that forget less, on this machine or together with others."
     )
-    p.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options")
-    p.add_argument("--model", type=str, default="minilm", help="minilm (packaged, offline), a hub name, or a path")
-    p.add_argument("--tasks", type=str | dict[str, Any], nargs="+", help="tasks in the order of learning")
     p.add_argument(
-        "--sequences", type=list[list[str]] | None, help="several task sequences, in YAML: [[sst2, qqp], [qqp, sst2]]"
+        "--config",
+        action=ActionConfigFile,
+        help="YAML file with any of these options; the command line takes precedence over it.",
     )
-    p.add_argument("--space", type=str, default="knots", help="grouped, knots, decay or flat")
-    p.add_argument("--low", type=float, default=1e-7, help="smallest rate")
-    p.add_argument("--high", type=float, default=1e-3, help="largest rate")
-    p.add_argument("--knots", type=int, default=4, help="number of rates over the layers, for --space knots")
-    p.add_argument("--factor-low", type=float, default=0.3, help="smallest factor, for --space decay")
-    p.add_argument("--factor-high", type=float, default=1.0, help="largest factor, for --space decay")
-    p.add_argument(
-        "--fixed", type=dict[str, float], default={}, help="rates that are fixed, not searched: {embeddings: 0}"
-    )
-    p.add_argument("--objective", type=str, default="relative", help="relative, sum, constrained or pareto")
-    p.add_argument(
-        "--tolerance", type=float, default=0.01, help="for constrained: how far p_s may be below the tuned flat rate's"
-    )
-    p.add_argument(
-        "--reference-rates",
-        type=list[float],
-        default=[2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3],
-        help="flat rates to try for the reference",
-    )
-    p.add_argument("--trials", type=int, default=50, help="number of trials of the study, over all workers and starts")
-    p.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0],
-        help="one run per seed in each trial; the trial's value is their mean",
-    )
-    p.add_argument("--queued", type=str | dict[str, Any], nargs="*", default=[], help="distributions to try first")
-    p.add_argument("--sampler-seed", type=int | None, help="seed that makes the draws of a single worker repeatable")
-    p.add_argument("--limit", type=int | None, help="training examples per task (default: all)")
-    p.add_argument("--epochs", type=int, default=3, help="epochs per task")
-    p.add_argument("--batch-size", type=int, default=32, help="batch size")
-    p.add_argument("--max-length", type=int, default=128, help="maximum number of tokens per example")
-    p.add_argument("--lr", type=float, default=1e-5, help="the optimizer's own rate, for relative presets")
-    p.add_argument("--weight-decay", type=float, default=0.0, help="AdamW's weight decay")
-    p.add_argument("--warmup", type=float, default=0.1, help="length of the warm-up, as a share of each task's steps")
-    p.add_argument("--schedule", type=str, default="cosine", help="after the warm-up: cosine, linear or constant")
-    p.add_argument(
-        "--precision", type=str, default="auto", help="auto (the faster one on each machine), 32-true or bf16-mixed"
-    )
-    p.add_argument(
-        "--evaluate-on", type=str, default="dev", help="dev (for searching) or validation (for reported results)"
-    )
-    p.add_argument(
-        "--method", type=str, default="finetune", help="method against forgetting: finetune (none), or l2-sp:alpha=0.01"
-    )
-    p.add_argument("--dev-size", type=int | None, help="number of train examples to set aside as dev")
-    p.add_argument("--data-dir", type=str | None, help="folder with GLUE as parquet (or LR_DIST_DATA)")
-    p.add_argument("--data-seed", type=int, default=0, help="seed for the examples that --limit draws")
-    p.add_argument("--workers", type=int, default=1, help="number of worker processes on this machine")
-    p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
-    _where(p)
+    add_options(p, CompareConfig, only=["tasks"])
+    add_options(p, SearchConfig)
+    p.add_argument("--workers", type=int, default=1, help="Number of worker processes on this machine.")
+    _add_study_options(p)
     return p
 
 
@@ -92,28 +46,24 @@ def nest(parser: ArgumentParser) -> None:
     status = ArgumentParser(description="Show the state of a study.")
     export = ArgumentParser(description="Write a study's trials as CSV.")
     report = ArgumentParser(description="Write a study's HTML report: one self-contained page.")
-    report.add_argument("name", type=str | None, nargs="?", default=None, metavar="STUDY", help="as --study")
-    for p in (status, report, export):
-        p.add_argument("--output", type=str, default="runs/search", help="folder of the default storage")
-        _where(p)
-    report.add_argument("--output-file", type=str, default="report.html", help="the HTML file to write")
     report.add_argument(
-        "--layers", type=int | None, help="number of layers for which to draw the rates (default: the model's)"
+        "name", type=str | None, nargs="?", default=None, metavar="STUDY", help="Name of the study, instead of --study."
     )
-    export.add_argument("--csv", type=str, default="trials.csv", help="the CSV file to write")
+    for p in (status, report, export):
+        _add_study_options(p)
+    report.add_argument("--output-file", type=str, default="report.html", help="HTML file to write.")
+    report.add_argument(
+        "--layers", type=int | None, help="Number of layers for which to draw the rates. By default the model's."
+    )
+    export.add_argument("--csv", type=str, default="trials.csv", help="CSV file to write.")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND", required=False)
     for name, sub in (("status", status), ("report", report), ("export", export)):
         subcommands.add_subcommand(name, sub, help=sub.description)
 
 
-def _where(p: ArgumentParser) -> None:
-    p.add_argument(
-        "--storage",
-        type=str | None,
-        help="sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, journal:FILE, grpc://HOST:PORT (default: a SQLite "
-        "file in the output folder)",
-    )
-    p.add_argument("--study", type=str, default="search", help="the study's name")
+def _add_study_options(p: ArgumentParser) -> None:
+    add_storage_options(p)
+    p.add_argument("--study", type=str, default="search", help="Name of the study.")
 
 
 def run(settings: Namespace) -> int:
@@ -149,49 +99,14 @@ def run(settings: Namespace) -> int:
 
 
 def _config(settings: Namespace) -> SearchConfig:
-    from lr_dist.errors import ConfigurationError
-    from lr_dist.search.space import Space
-    from lr_dist.search.trials.config import Goal, SearchConfig
-    from lr_dist.sequence.arm import methods_of
-    from lr_dist.sequence.settings import SequenceSettings
-
     if settings.tasks and settings.sequences:
         raise ConfigurationError("Give --tasks for one sequence or --sequences for several, not both.")
-    sequences = settings.sequences or ([settings.tasks] if settings.tasks else [])
-    return SearchConfig(
-        model=settings.model,
-        sequences=tuple(tuple(sequence) for sequence in sequences),
-        space=Space(
-            settings.space,
-            settings.low,
-            settings.high,
-            settings.knots,
-            settings.factor_low,
-            settings.factor_high,
-            settings.fixed,
-        ),
-        goal=Goal(settings.objective, settings.tolerance, tuple(settings.reference_rates)),
-        trials=settings.trials,
-        seeds=tuple(settings.seeds),
-        limit=settings.limit,
-        dev_size=settings.dev_size,
-        data_dir=settings.data_dir,
-        data_seed=settings.data_seed,
-        settings=SequenceSettings(**{field.name: settings[field.name] for field in fields(SequenceSettings)}),
-        queued=tuple(settings.queued),
-        sampler_seed=settings.sampler_seed,
-        methods=methods_of(settings.method),
-    )
+    settings.sequences = settings.sequences or ([settings.tasks] if settings.tasks else [])
+    return read_options(SearchConfig, settings)
 
 
 def _open(settings: Namespace) -> Any:
-    from lr_dist.reading import expanded
-    from lr_dist.search.engine.storage import default_storage, open_existing, storage_errors
-    from lr_dist.search.trials.study import load_study
-
-    storage = open_existing(settings.storage or default_storage(expanded(settings.output)))
-    with storage_errors(storage):
-        return load_study(storage, settings.study)
+    return load_existing_study(settings.storage, settings.output, settings.study)
 
 
 def _status(settings: Namespace) -> int:
@@ -204,12 +119,11 @@ def _status(settings: Namespace) -> int:
 
 def _report(settings: Namespace) -> int:
     from lr_dist.cli.terminal import clean
-    from lr_dist.reading import expanded
-    from lr_dist.search.engine.storage import default_storage, storage_errors
+    from lr_dist.search.engine.storage import storage_errors
     from lr_dist.search.page.report import write_report
 
     settings.study = settings.name or settings.study
-    storage = settings.storage or default_storage(expanded(settings.output))
+    storage = storage_or_default(settings.storage, settings.output)
     study = _open(settings)
     with storage_errors(storage):
         page = write_report(study, settings.output_file, storage=storage, num_layers=settings.layers)

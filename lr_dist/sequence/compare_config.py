@@ -3,48 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from lr_dist.checks import check_whole, is_whole
 from lr_dist.errors import ConfigurationError
-from lr_dist.sequence.settings import SequenceSettings
+from lr_dist.sequence.base_config import SequenceConfig
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(SequenceConfig):
     """The settings of a comparison.
 
-    Attributes:
-        model: `minilm`, a hub name or a path.
-        tasks: two or more, in the order of learning; see `lr_dist.tasks.load_tasks`.
-        distributions: arms without methods: preset names, YAML paths, `family:key=value` texts, or mappings.
-        arms: further arms, see `lr_dist.sequence.arm.Arm.parse`.
-        seeds: one run for each arm and seed.
-        limit: training examples per task, drawn with `data_seed`; None for all.
-        dev_size: examples of train set aside as dev; None for the default of `load_tasks`.
-        data_dir: folder with GLUE as parquet; None for LR_DIST_DATA or the hub.
-        data_seed: seed for the examples that `limit` draws; the same for every run.
-        settings: how each task is trained.
+    Raises:
+        ConfigurationError: fewer than two tasks, nothing to compare, or a value out of range.
     """
 
-    model: str
-    tasks: tuple[str | Mapping[str, Any], ...]
+    tasks: tuple[str | Mapping[str, Any], ...] = ()
+    """Tasks in the order of learning: GLUE names, demo-*, TASK@length, TASK@embedding, NAME=FOLDER."""
+
     distributions: tuple[str | Mapping[str, Any], ...] = ()
+    """Learning-rate distributions to compare: names of presets, YAML files, or texts such as flat:lr=2e-5 and
+    decay:lr=4e-4,factor=0.7."""
+
     seeds: tuple[int, ...] = (0, 1)
-    limit: int | None = None
-    dev_size: int | float | None = None
-    data_dir: str | None = None
-    data_seed: int = 0
-    settings: SequenceSettings = field(default_factory=SequenceSettings)
+    """Random seeds: one run for each arm and seed."""
+
     arms: tuple[str | Mapping[str, Any], ...] = ()
+    """More to compare: distributions with methods of their own ('flat:lr=1e-4 + l2-sp:alpha=0.01'), with other rates
+    from the second task on ('flat:lr=1e-4 | decay:lr=4e-4,factor=0.7'), or from a share of the steps on
+    ('flat:lr=1e-4 @ 20% > flat:lr=1e-5')."""
 
     def __post_init__(self) -> None:
         if len(self.tasks) < 2 and not any("@" in str(task) for task in self.tasks):
             raise ConfigurationError(
                 f"A sequence needs two tasks or more, or a shift such as sst2@length; got {self.tasks}."
             )
-        if not self.all_arms:
+        if not self.distributions and not self.arms:
             raise ConfigurationError("Nothing to compare: give distributions or arms, e.g. flat:lr=2e-5 kenneweg2022.")
         valid = all(is_whole(seed, 0) for seed in self.seeds)
         if not self.seeds or not valid or len(set(self.seeds)) < len(self.seeds):
@@ -57,8 +52,12 @@ class CompareConfig:
 
     @property
     def all_arms(self) -> tuple[str | Mapping[str, Any], ...]:
-        """The distributions, then the other arms."""
-        return (*self.distributions, *self.arms)
+        """The distributions, with the methods, then the other arms."""
+        if not self.methods:
+            return (*self.distributions, *self.arms)
+        from lr_dist.sequence.arm import with_methods
+
+        return (*(with_methods(spec, self.methods) for spec in self.distributions), *self.arms)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -22,31 +22,37 @@ _FIRST_SETTINGS = (
 class SequenceSettings:
     """Training settings that are the same for every task of a sequence.
 
-    Attributes:
-        epochs: passes over each task's training examples.
-        batch_size: examples per step.
-        max_length: maximum number of tokens per example; longer ones are cut.
-        lr: the optimizer's own rate, which only relative distributions use.
-        weight_decay: AdamW's decoupled decay; 0 (the default, as in arXiv 2404.01317) makes it Adam.
-        warmup: share of each task's steps with a linearly rising rate.
-        schedule: after the warm-up, `cosine` or `linear` to 0, or `constant`; restarted for each task.
-        precision: `auto` (the faster one on this machine, see `lr_dist.runs.precision`), or Lightning's `32-true` or
-            `bf16-mixed`.
-        evaluate_on: `validation` (the official split, for evidence) or `dev` (drawn from train, for searching).
-
     Raises:
         ConfigurationError: a value out of range.
     """
 
     epochs: int = 3
+    """Passes over each task's training examples."""
+
     batch_size: int = 32
+    """Training examples per optimizer step."""
+
     max_length: int = 128
+    """Maximum number of tokens per example; longer ones are cut."""
+
     lr: float = 1e-5
+    """The optimizer's learning rate; only relative distributions use it, which multiply it."""
+
     weight_decay: float = 0.0
+    """AdamW's decoupled weight decay; 0, as in arXiv 2404.01317, makes it Adam."""
+
     warmup: float = 0.1
+    """Share of each task's steps in which the rate rises linearly, from 0 to below 1."""
+
     schedule: str = "cosine"
+    """Rate after the warm-up: cosine or linear (both fall to 0), or constant; it starts again with each task."""
+
     precision: str = "auto"
+    """Precision of training: 32-true, bf16-mixed, or auto (the faster one on the machine)."""
+
     evaluate_on: str = "validation"
+    """Split to score on: validation (the official one, for reported results) or dev (taken from train, for
+    searching)."""
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("batch_size", 1), ("max_length", 8)):

@@ -31,24 +31,30 @@ class Space:
     Rates are log-uniform in [low, high]. Names of the parameters: `embeddings`, `g1` ..., `k1` ..., `head`; `lr`
     and `factor` for `decay`, `lr` for `flat`.
 
-    Attributes:
-        family: see above.
-        low, high: bounds of every rate.
-        knots: k, for `knots`.
-        factor_low, factor_high: bounds of `factor`, for `decay`.
-        fixed: parameter -> its value, for what is not searched; a rate of 0 freezes.
-
     Raises:
         ConfigurationError: an unknown family or parameter, bounds that hold nothing, or nothing left to search.
     """
 
-    family: str = "knots"
+    family: str = field(default="knots", metadata={"option": "space"})
+    """Family of distributions to search: grouped, knots, decay or flat."""
+
     low: float = 1e-7
+    """Lower bound of every rate."""
+
     high: float = 1e-3
+    """Upper bound of every rate."""
+
     knots: int = 4
+    """For the space knots: number of rates over the layers."""
+
     factor_low: float = 0.3
+    """For the space decay: lower bound of the factor from each layer to the one below."""
+
     factor_high: float = 1.0
+    """For the space decay: upper bound of that factor."""
+
     fixed: Mapping[str, float] = field(default_factory=dict)
+    """Parameters that are not searched, with their values, {embeddings: 0}; a rate of 0 freezes the layer."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or self.family not in FAMILIES:

@@ -8,8 +8,8 @@ from typing import Any
 
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.search.space import Space
+from lr_dist.sequence.base_config import SequenceConfig
 from lr_dist.sequence.settings import SequenceSettings
-from lr_dist.tasks.registry import split_shift
 
 MODES = ("relative", "sum", "constrained", "pareto")
 TaskSpec = str | Mapping[str, Any]
@@ -28,19 +28,21 @@ class Goal:
     - `constrained`: p_o, with p_s no more than `tolerance` below the tuned flat rate's.
     - `pareto`: p_o and p_s as two objectives; nothing is pruned.
 
-    Attributes:
-        mode: see above.
-        tolerance: for `constrained`, in the score's unit (0.01 is one percentage point).
-        reference_rates: flat rates among which the best is taken: of each task alone for `relative`, of the whole
-            sequence for `constrained`.
-
     Raises:
-        ConfigurationError: an unknown mode, a negative tolerance, or rates that are none.
+        ConfigurationError: an unknown mode, a tolerance or rates out of range.
     """
 
-    mode: str = "relative"
+    mode: str = field(default="relative", metadata={"option": "objective"})
+    """What to maximise: relative, sum, constrained or pareto (p_o and p_s both)."""
+
     tolerance: float = 0.01
-    reference_rates: tuple[float, ...] = (2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
+    """For the objective constrained: how far p_s may be below the tuned flat rate's (0.01 is one percentage point)."""
+
+    reference_rates: tuple[float, ...] = field(
+        default=(2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3), metadata={"brackets": True}
+    )
+    """Flat rates to try for the reference, [1e-4, 2e-4]; the best is taken: for relative of each task alone, for
+    constrained of the whole sequence."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, str) or self.mode not in MODES:
@@ -65,46 +67,41 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(SequenceConfig):
     """What to search.
-
-    Attributes:
-        model: `minilm`, a hub name or a path.
-        sequences: one task sequence or several; a trial learns each, and its score is the mean over them.
-        space: which distributions.
-        goal: what is maximised.
-        trials: how many the study has when it is complete, the queued ones included.
-        seeds: runs a trial; their mean is maximised.
-        limit, dev_size, data_dir, data_seed: as for a comparison.
-        settings: how each task is trained; scored on `dev` unless told otherwise.
-        queued: distributions that are tried first, beside those of `space`.
-        sampler_seed: of the sampler; None for another one each time.
-        methods: text forms of the methods against forgetting that every trial and reference uses.
 
     Raises:
         ConfigurationError: nothing to search, or numbers out of range.
     """
 
-    model: str
-    sequences: tuple[tuple[TaskSpec, ...], ...]
+    sequences: tuple[tuple[TaskSpec, ...], ...] = ()
+    """Several task sequences instead of one, [[sst2, qqp], [qqp, sst2]]: each trial learns all of them, and its score
+    is the mean."""
+
     space: Space = field(default_factory=Space)
     goal: Goal = field(default_factory=Goal)
+
     trials: int = 50
+    """Number of trials of the whole study, over all workers and starts, queued ones included."""
+
     seeds: tuple[int, ...] = (0,)
-    limit: int | None = None
-    dev_size: int | float | None = None
-    data_dir: str | None = None
-    data_seed: int = 0
-    settings: SequenceSettings = field(default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"))
+    """Random seeds: each trial makes one run per seed, and its score is their mean."""
+
     queued: tuple[TaskSpec, ...] = ()
+    """Distributions to try first; one outside the space is tried as the nearest inside it."""
+
     sampler_seed: int | None = None
-    methods: tuple[str, ...] = ()
+    """Seed of the sampler, which makes the trials of a single worker repeatable; by default another one each time."""
+
+    settings: SequenceSettings = field(
+        default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"), kw_only=True
+    )
 
     def __post_init__(self) -> None:
         if not self.sequences or not all(self.sequences):
             raise ConfigurationError("Nothing to learn: give --tasks, e.g. --tasks sst2 qqp.")
         for sequence in self.sequences:
-            if len(sequence) < 2 and split_shift(sequence[0])[1] is None:
+            if len(sequence) < 2 and not _is_shift(sequence[0]):
                 raise ConfigurationError(
                     f"A sequence needs two tasks or more, or a shift such as sst2@length; got {list(sequence)}."
                 )
@@ -148,6 +145,13 @@ class SearchConfig:
             "limit": self.limit,
             "settings": self.settings.identity(self.methods),
         }
+
+
+def _is_shift(task: TaskSpec) -> bool:
+    # Tasks need NumPy, which would double the time of `lr-dist --help`.
+    from lr_dist.tasks.registry import split_shift
+
+    return split_shift(task)[1] is not None
 
 
 def _is_number(value: Any) -> bool:

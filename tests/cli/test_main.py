@@ -9,7 +9,7 @@ import pytest
 import yaml
 from comparison import FLAT, TASKS
 
-from lr_dist.cli import main
+from lr_dist.cli import COMMANDS, main
 from lr_dist.sequence.result import ComparisonResult
 
 HEAVY = ("torch", "lightning", "optuna", "datasets", "transformers", "matplotlib")
@@ -26,7 +26,10 @@ def python(code: str) -> str:
         "from lr_dist import LRDistribution; LRDistribution.parse('decay:lr=4e-4,factor=0.7').rates(12)",
         "from lr_dist import load_preset; load_preset('kenneweg2022').rates(12)",
         "from lr_dist.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass",
-        "from lr_dist.cli import main\ntry: main(['compare', '--help'])\nexcept SystemExit: pass",
+        *(
+            f"from lr_dist.cli import main\ntry: main(['{name}', '--help'])\nexcept SystemExit: pass"
+            for name in COMMANDS
+        ),
     ],
 )
 def test_importing_and_help_load_nothing_heavy(code):
