@@ -241,7 +241,7 @@ def test_the_live_view_shows_trials_the_best_and_the_time_left(output):
         (["--queued", "flat:lr=0"], "NothingToTrainError: The distribution flat:lr=0"),
         (["--workers", "0"], "ConfigurationError: workers must be"),
         (["--study", "reference/x"], "ConfigurationError: 'reference/x' is no name"),
-        (["--storage", "nosuch://x"], "StorageError: 'nosuch://x' is no storage URL"),
+        (["--storage", "nosuch://x"], "StorageError: 'nosuch://x' is not a storage URL"),
         (["--storage", "journal:/proc/x"], "StorageError: "),
         (["--tasks", "demo-sentiment"], "ConfigurationError: A sequence needs two tasks"),
         (["--tasks", "demo-sentiment", "sst3"], "UnknownTaskError"),
@@ -324,6 +324,6 @@ def test_a_database_that_goes_away_is_one_named_error(tiny_model, tmp_path, post
     error = capfd.readouterr().err
     last = error.splitlines()[-1]
     assert last.startswith("lr-dist search: StorageError: The storage postgresql")
-    assert "start the same command again" in last
+    assert "run the same command again" in last
     assert "Traceback" not in error, error
     assert sum(settled(t) for t in load_study(open_storage(url), "search").trials) >= 1
