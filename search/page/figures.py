@@ -157,8 +157,8 @@ def importance_figure(values: Mapping[str, float]) -> str:
     axes.margins(y=0.15)
     axes.set_xlabel("parameter, from the input to the output")
     axes.set_ylabel("importance")
-    said = ", ".join(f"{name} {number(value)}" for name, value in values.items())
-    return to_svg(figure, "Importance of each parameter", said)
+    description = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+    return to_svg(figure, "Importance of each parameter", description)
 
 
 def depth_figure(findings: Findings, num_layers: int) -> str:
