@@ -124,7 +124,7 @@ def _start(context: Any, job: Job, index: int, workers: int) -> tuple[Any, Conne
 
 @contextlib.contextmanager
 def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """Replace a signal handler inside a `with` block; does nothing outside of the main thread, which may not."""
+    """Replace a signal handler inside a `with` block; does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

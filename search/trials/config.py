@@ -133,7 +133,7 @@ class SearchConfig:
         return ["maximize"] * (2 if self.goal.mode == "pareto" else 1)
 
     def identity(self, weights: str, data: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """The configuration that must stay the same within a study; only `trials` and `queued` may change.
+        """The configuration that must stay the same within a study; `trials`, `queued` and `sampler_seed` may change.
 
         Args:
             weights: fingerprint of the model's weights.
