@@ -47,7 +47,7 @@ class Goal:
             raise ConfigurationError(f"The objective must be one of {', '.join(MODES)}, not {shown(self.mode)}.")
         if not (_is_number(self.tolerance) and 0 <= self.tolerance <= 1):
             raise ConfigurationError(
-                f"tolerance must be from 0 to 1 (in the score's unit), not {shown(self.tolerance)}."
+                f"tolerance must be in the score's unit, from 0 to 1, not {shown(self.tolerance)}."
             )
         rates = self.reference_rates
         if not rates or not all(_is_number(rate) and LEAST_RATE <= rate <= 1 for rate in rates):
