@@ -1,10 +1,10 @@
-"""Searching for learning-rate distributions, and combining what was found. Imported as `lr_dist.search`.
+"""Search for learning-rate distributions with Optuna, and combine the results. Imported as `lr_dist.search`.
 
-From the foundation up; a room imports what stands before it:
+The rooms, lowest first; each may import the ones listed before it:
 
-- `engine`: studies in their storage, trials that no crash loses, worker processes. It knows no learning rate.
-- `space`: which distributions are searched, and how they are drawn.
-- `trials`: what a study searches, how a trial is run and scored, and reading studies back.
-- `combining`: from many trials to one distribution; `combine` and `kenneweg2022` need nothing but Python.
-- `page`: a study's page, figures, tables and CSV.
+- `engine`: studies and their storage, crash-safe trials, worker processes. It knows nothing about learning rates.
+- `space`: the search space, and the sampler.
+- `trials`: the configuration of a study, running and scoring a trial, and reading a study back.
+- `combining`: from many trials to one distribution; `combine` and `kenneweg2022` need neither Optuna nor torch.
+- `page`: a study's HTML report, figures, tables and CSV.
 """

@@ -237,7 +237,7 @@ def _count(url: str, result: Round, kept: dict[int, float]) -> None:
     result.lost = len(set(range(result.trials)) - set(slots)) + sum(now.get(n) != value for n, value in kept.items())
     result.doubled = sum(slots.values()) - len(slots)
     result.wrong = sum(t.values != [t.params["lr"]] for t in complete)
-    result.given_up = sum("ended without a word" in str(t.user_attrs.get(REASON)) for t in done)
+    result.given_up = sum("times without an error message" in str(t.user_attrs.get(REASON)) for t in done)
 
 
 def summary(rounds: list[Round], command: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def test_a_run_resumes_exactly_in_every_phase(steps: int, tmp_path: Path) -> Non
 def test_resuming_with_another_plan_is_refused(other: str, tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, filename="stopped", every_n_train_steps=2)
     tiny.fit(tiny.Classifier(adamw), layerwise(THREE), saver, enable_checkpointing=True)
-    with pytest.raises(ResumeMismatchError, match="distribution|phases"):
+    with pytest.raises(ResumeMismatchError, match=r"distribution|phases"):
         tiny.fit(tiny.Classifier(adamw), layerwise(other), ckpt=tmp_path / "stopped.ckpt", max_epochs=2)
 
 

@@ -18,13 +18,13 @@ from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
 def differences_view(rows: Sequence[Difference], control: str, level: float) -> RenderableType:
     """A table for each arm, for the terminal; a difference is bold if its interval does not contain 0."""
     tables = []
-    for arm, own in itertools.groupby(rows, key=lambda row: row.arm):
+    for arm, arm_rows in itertools.groupby(rows, key=lambda row: row.arm):
         title = f"{escape(arm)} minus {escape(control)}"
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("sequence")
         for name in DIFFERENCES:
             table.add_column(NAMES[name], justify="right", no_wrap=True)
-        for row in own:
+        for row in arm_rows:
             cells = (_cell(row.metrics[name], "[bold]{}[/bold]") for name in DIFFERENCES)
             table.add_row(escape(_name(row)), *cells)
         tables.append(table)
@@ -44,12 +44,11 @@ def differences_markdown(rows: Sequence[Difference], control: str, level: float)
 def caption(rows: Sequence[Difference], level: float) -> str:
     """How to read the table."""
     text = (
-        f"Mean difference ± half of its {level:.0%} confidence interval (Student's t). Of one sequence over its seeds, "
-        "paired; of all over the sequences, each with its mean. Bold: the interval leaves out 0. Less forgetting "
-        "is better."
+        f"Mean difference ± half of its {level:.0%} confidence interval (Student's t). One sequence: over its seeds, "
+        "paired. All sequences: over their means. Bold: the interval does not contain 0. Less forgetting is better."
     )
-    lost = sum(row.left_out for row in rows if row.sequence is not None)
-    return f"{text} {lost} pair(s) of runs are left out because one of the two diverged." if lost else text
+    left_out = sum(row.left_out for row in rows if row.sequence is not None)
+    return f"{text} {left_out} pair(s) of runs are left out because one of the two diverged." if left_out else text
 
 
 def _name(row: Difference) -> str:

@@ -1,4 +1,4 @@
-"""The figures of a comparison, as SVG text for one self-contained page."""
+"""The figures of a comparison's page, as SVG text."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def rates_figure(result: ComparisonResult) -> str:
-    """The learning rate of every group under each plan; lines of later stages are labelled."""
+    """The learning rate of every group, one line per stage of each arm's rate plan."""
     figure = new_figure(9.5, 4.2)
     axes = figure.subplots()
     drawn: list[Any] = []
     for entry in result.arms:
         for stage, each in enumerate(entry["stages"]):
-            # Arms that differ only in their methods have one line.
+            # Arms that differ only in their methods share a line.
             if each["rates"] in drawn:
                 continue
             drawn.append(each["rates"])
@@ -32,7 +32,7 @@ def rates_figure(result: ComparisonResult) -> str:
 
 
 def tradeoff_figure(result: ComparisonResult) -> str:
-    """p_o against p_s: a point for each arm, bars of one standard deviation, lines at the majority class."""
+    """p_o against p_s: one point per arm with bars of one standard deviation, and lines at the majority class."""
     figure = new_figure(9.5, 4.6)
     axes = figure.subplots()
     for position, summary in enumerate(result.summary):
@@ -53,7 +53,7 @@ def tradeoff_figure(result: ComparisonResult) -> str:
     axes.axvline(baselines[-1], color="0.5", ls=":", lw=1)
     axes.axhline(sum(baselines[:-1]) / (len(baselines) - 1), color="0.5", ls=":", lw=1, label="majority class")
     axes.set_xlabel(f"p_s: score on {short(result.tasks[-1]['name'])}, learned last")
-    axes.set_ylabel("p_o: score on what was learned before")
+    axes.set_ylabel("p_o: score on the earlier tasks")
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize=8)
     return to_svg(figure)

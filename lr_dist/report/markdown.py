@@ -7,7 +7,7 @@ from lr_dist.sequence.result import ComparisonResult
 
 
 def markdown_table(result: ComparisonResult) -> str:
-    """The tasks and the table; in brackets each score rescaled to 0 = majority class and 1 = perfect."""
+    """The tasks and the table; in brackets, scores rescaled so that 0 = majority class and 1 = perfect."""
     names = columns(result, wide=False)
     header = ["arm", "runs", *(NAMES[name] for name in names)]
     lines = ["| " + " | ".join(header) + " |", "|---|---|" + "---|" * len(names)]

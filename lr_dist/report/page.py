@@ -1,4 +1,4 @@
-"""One self-contained HTML page from a result file; it loads nothing from elsewhere."""
+"""A self-contained HTML page from a result file; it loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
 
 
 def render_report(result: ComparisonResult) -> str:
-    """The page's HTML; every text from the result is escaped."""
+    """The page's HTML; all text from the result is escaped."""
     require_libraries("report", "jinja2", "matplotlib")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    some = any(summary["runs"] for summary in result.summary)
+    has_runs = any(summary["runs"] for summary in result.summary)
     return environment.get_template("compare.html").render(
         result=result,
         names=[task["name"] for task in result.tasks],
@@ -37,7 +37,7 @@ def render_report(result: ComparisonResult) -> str:
         columns=[(name, NAMES[name]) for name in columns(result)],
         rows=table_rows(result),
         rates_svg=rates_figure(result),
-        tradeoff_svg=tradeoff_figure(result) if some else "",
+        tradeoff_svg=tradeoff_figure(result) if has_runs else "",
         matrices=matrix_figures(result),
         diverged=[run for run in result.runs if run["status"] == "diverged"],
     )

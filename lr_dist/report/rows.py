@@ -1,4 +1,4 @@
-"""The rows of a comparison's table, for the terminal and the page."""
+"""The rows of a comparison's table, for the terminal and the HTML page."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ NAMES = {
 
 
 @dataclass(frozen=True)
-class Row:
+class ArmRow:
     """The row of one arm.
 
     Attributes:
-        label: its name; the last row is the majority class.
+        label: the arm's label; the last row is the majority class.
         runs: "3", or "2 (1 diverged)".
         cells: metric -> mean and spread of the score, and the same rescaled to 0 = majority class and 1 = perfect.
         not_learned: tasks whose score right after learning is not clearly above the majority class.
@@ -37,20 +37,21 @@ class Row:
     not_learned: tuple[str, ...]
 
 
-def table_rows(result: ComparisonResult) -> list[Row]:
-    """A row for each arm, in the order given, then one for always predicting the majority class."""
+def table_rows(result: ComparisonResult) -> list[ArmRow]:
+    """One row per arm, in the given order, then one for always predicting the majority class."""
     rows = [_row(result, summary) for summary in result.summary]
     baseline = [task["baseline"] for task in result.tasks]
     constant = sequence_metrics([baseline] * (len(baseline) + 1))
     relative = sequence_metrics(above_baseline([baseline] * (len(baseline) + 1), baseline))
     cells = {name: (number(constant[name]), number(relative[name])) for name in NAMES}
-    return [*rows, Row("majority class", "", cells, ())]
+    return [*rows, ArmRow("majority class", "", cells, ())]
 
 
 def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
-    """The metrics to show: with two tasks, backward transfer is left out, because it is minus the forgetting.
+    """The metrics to show; only the main ones in a narrow table.
 
-    In a narrow table only the main ones. Forward transfer says little if each task has its own head.
+    With two tasks, backward transfer is left out, because it equals minus the forgetting. Forward transfer says little
+    if each task has its own head.
     """
     main = ["p_o", "p_s", "average_accuracy", "forgetting"]
     rest = ["forward_transfer"] if len(result.tasks) == 2 else ["backward_transfer", "forward_transfer"]
@@ -58,7 +59,7 @@ def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
 
 
 def task_line(task: Mapping[str, Any]) -> str:
-    """A task in one sentence: its score, the number of examples, and the majority class's score."""
+    """A task in one line: metric, number of examples, and score of the majority class."""
     examples = task["examples"]
     scored = task["scored_on"]
     text = (
@@ -73,10 +74,10 @@ def spread(cell: Mapping[str, float]) -> str:
     return f"{number(cell['mean'])} ± {number(cell['sd'])}" if cell["n"] > 1 else number(cell["mean"])
 
 
-def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> Row:
+def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> ArmRow:
     runs = f"{summary['runs']}" + (f" ({summary['diverged']} diverged)" if summary["diverged"] else "")
     if not summary["runs"]:
-        return Row(summary["arm"], runs, dict.fromkeys(NAMES, ("-", "-")), ())
+        return ArmRow(summary["arm"], runs, dict.fromkeys(NAMES, ("-", "-")), ())
     metrics, relative = summary["metrics"], summary["metrics_above_baseline"]
     mean = summary["matrix"]["mean"]
     missed = tuple(
@@ -85,4 +86,4 @@ def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> Row:
         if not was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
     )
     cells = {name: (spread(metrics[name]), spread(relative[name])) for name in NAMES}
-    return Row(summary["arm"], runs, cells, missed)
+    return ArmRow(summary["arm"], runs, cells, missed)

@@ -12,19 +12,19 @@ from lr_dist.sequence.result import ComparisonResult
 
 
 def print_comparison(result: ComparisonResult, console: Console) -> None:
-    """Print the tasks, the table and an explanation of it."""
+    """Print the tasks, the table and its caption."""
     console.print(comparison_view(result, wide=console.width >= 110))
 
 
 def comparison_view(result: ComparisonResult, *, wide: bool = True) -> RenderableType:
-    """The tasks, the table and an explanation of it, as one rich renderable."""
+    """The tasks, the table and its caption, as one rich renderable."""
     title = escape(f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}")
     table = Table(title=title, caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold")
     rows = table_rows(result)
-    # Only if there is something to show: with 80 columns the names of arms need the space.
-    uneven = any(row.runs != str(len(result.config["seeds"])) for row in rows[:-1])
-    if uneven:
+    # Only if the numbers of runs differ: in 80 columns, the arms' labels need the space.
+    differing_runs = any(row.runs != str(len(result.config["seeds"])) for row in rows[:-1])
+    if differing_runs:
         table.add_column("runs", justify="right")
     for name in columns(result, wide=wide):
         table.add_column(NAMES[name], justify="right")
@@ -32,7 +32,7 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
         missed = [f"[red]{escape(name)} not learned[/red]" for name in row.not_learned]
         table.add_row(
             "\n".join([escape(row.label), *missed]),
-            *([row.runs] if uneven else []),
+            *([row.runs] if differing_runs else []),
             *(f"{row.cells[name][0]}\n[dim]{row.cells[name][1]}[/dim]" for name in columns(result, wide=wide)),
             end_section=row is rows[-2],
         )

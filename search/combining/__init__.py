@@ -1,1 +1,1 @@
-"""From the trials of one or more searches to one distribution and a preset."""
+"""Combine the trials of one or more searches into one distribution and a preset."""

@@ -2,7 +2,7 @@
 
     python -m lr_dist.search.kenneweg2022 --trials trials.csv --output lr_dist/presets
 
-writes the four files again, byte for byte. `trials.csv` holds one trial a row: `pair_first`, `pair_second`, the
+reproduces the four files byte for byte. `trials.csv` holds one trial per row: `pair_first`, `pair_second`, the
 accuracies `acc_first_after` (p_o) and `acc_second` (p_s), `lr_embeddings`, `lr_g1` ... `lr_g8`, `lr_head`, `is_flat`
 (0 or 1) and `detected_setting` (taskshift or datashift).
 """
@@ -19,49 +19,49 @@ from lr_dist.distribution import GROUPED_KEYS, LRDistribution
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
 from lr_dist.presets.schema import Preset, Provenance
 from lr_dist.runs.atomic import write_text
-from lr_dist.search.combining.combine import Combination, Trial, combine
+from lr_dist.search.combining.combine import Combination, ScoredRates, combine
 
-# The four pairs whose combination gives the profile in the authors' code.
+# The four pairs that the authors' code combines into its profile.
 PAIRS = ("sst2>mrpc", "mrpc>sst2", "qqp>mrpc", "mrpc>qqp")
 # The paper's flat reference: the first trial of every search. Relative presets are multiples of it.
 FLAT_REFERENCE = 1e-5
-# The libraries' exp and log may differ in the last bit between machines; 6 digits do not.
+# exp and log may differ in the last bit between machines; 6 digits are the same everywhere.
 DIGITS = 6
 VERSION, DATE = "1", "2026-11-22"
 
 
 @dataclass(frozen=True)
-class Row:
-    """One published trial: the pair `first>second`, whether one task was split in two, whether it is flat."""
+class PublishedTrial:
+    """One published trial: its pair `first>second`, whether it is a data shift (one task split in two), and flat."""
 
     pair: str
     data_shift: bool
     flat: bool
-    trial: Trial
+    trial: ScoredRates
 
 
-def every_row(row: Row) -> bool:
+def every_row(row: PublishedTrial) -> bool:
     return True
 
 
-def without_flat(row: Row) -> bool:
+def without_flat(row: PublishedTrial) -> bool:
     return not row.flat
 
 
-def task_shift(row: Row) -> bool:
+def task_shift(row: PublishedTrial) -> bool:
     return not row.data_shift
 
 
-def task_shift_without_flat(row: Row) -> bool:
+def task_shift_without_flat(row: PublishedTrial) -> bool:
     return not row.data_shift and not row.flat
 
 
-def read_trials(path: str | Path) -> list[Row]:
-    """The rows of a trials file, in its order, which decides between trials of equal score.
+def read_trials(path: str | Path) -> list[PublishedTrial]:
+    """The trials of a file, in file order, which breaks ties between equal scores.
 
     Raises:
         UnreadableFileError: the file cannot be read.
-        InvalidTrialsError: a column is missing or a value is no number.
+        InvalidTrialsError: a column is missing, or a value is not a number.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -81,12 +81,12 @@ def read_trials(path: str | Path) -> list[Row]:
     return rows
 
 
-def combine_rows(rows: Sequence[Row], keep: Callable[[Row], bool] = every_row) -> Combination:
-    """The paper's combination over the rows of `PAIRS` that `keep` keeps, scored by p_o + p_s."""
+def combine_rows(rows: Sequence[PublishedTrial], keep: Callable[[PublishedTrial], bool] = every_row) -> Combination:
+    """The paper's combination of the trials of `PAIRS` for which `keep` is true, scored by p_o + p_s."""
     return combine({pair: [row.trial for row in rows if row.pair == pair and keep(row)] for pair in PAIRS})
 
 
-def make_presets(rows: Sequence[Row]) -> list[Preset]:
+def make_presets(rows: Sequence[PublishedTrial]) -> list[Preset]:
     """The four shipped presets."""
     return [
         *_absolute_and_relative(
@@ -107,7 +107,7 @@ def make_presets(rows: Sequence[Row]) -> list[Preset]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m lr_dist.search.kenneweg2022", description="Write the presets.")
-    parser.add_argument("--trials", type=Path, required=True, help="the authors' trials as CSV, one a row")
+    parser.add_argument("--trials", type=Path, required=True, help="CSV file of the authors' trials, one per row")
     parser.add_argument("--output", type=Path, required=True, help="folder for the preset files")
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -117,14 +117,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{path}: {', '.join(f'{rate:.3g}' for _, rate in preset.distribution.values)}")
 
 
-def _row(record: dict[str, str]) -> Row:
+def _row(record: dict[str, str]) -> PublishedTrial:
     if record["detected_setting"] not in ("taskshift", "datashift") or record["is_flat"] not in ("0", "1"):
-        raise ValueError(f"detected_setting {record['detected_setting']!r}, is_flat {record['is_flat']!r} are unknown.")
-    return Row(
+        raise ValueError(
+            f"detected_setting {record['detected_setting']!r}, is_flat {record['is_flat']!r}: unknown value."
+        )
+    return PublishedTrial(
         pair=f"{record['pair_first']}>{record['pair_second']}",
         data_shift=record["detected_setting"] == "datashift",
         flat=record["is_flat"] == "1",
-        trial=Trial(
+        trial=ScoredRates(
             score=float(record["acc_first_after"]) + float(record["acc_second"]),
             rates={key: float(record[f"lr_{key}"]) for key in GROUPED_KEYS},
         ),
@@ -132,7 +134,7 @@ def _row(record: dict[str, str]) -> Row:
 
 
 def _absolute_and_relative(
-    name: str, purpose: str, rows: Sequence[Row], keep: Callable[[Row], bool]
+    name: str, purpose: str, rows: Sequence[PublishedTrial], keep: Callable[[PublishedTrial], bool]
 ) -> tuple[Preset, Preset]:
     combination = combine_rows(rows, keep)
     rates = {key: _rounded(rate) for key, rate in combination.rates.items()}
@@ -156,7 +158,7 @@ def _absolute_and_relative(
     return absolute, relative
 
 
-def _provenance(rows: Sequence[Row], combination: Combination) -> Provenance:
+def _provenance(rows: Sequence[PublishedTrial], combination: Combination) -> Provenance:
     shifted, flat = sum(row.data_shift for row in rows), sum(row.flat for row in rows)
     assert combination.spread is not None  # four pairs
     slower = [FLAT_REFERENCE / combination.rates[key] for key in GROUPED_KEYS[1:-1]]

@@ -1,4 +1,4 @@
-"""From the trials of several studies to a preset with its provenance."""
+"""Combine the trials of several studies into a preset with its provenance."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from lr_dist.presets.schema import Preset, Provenance
 from lr_dist.search.combining.combine import Combination, combine
 from lr_dist.search.combining.sources import Source
 
-# exp and log may differ in the last bit between machines; 6 digits do not.
+# exp and log may differ in the last bit between machines; 6 digits are the same everywhere.
 DIGITS = 6
 
 
 @dataclass(frozen=True)
 class Combined:
-    """Several sources as one distribution.
+    """Several sources combined into one distribution.
 
     Attributes:
-        sources: what went in.
-        combination: rates, spread and the rates of each source.
-        base: weight of a rank to the next.
+        sources: the sources.
+        combination: rates, spread, and the rates of each source.
+        base: ratio of a rank's weight to the next one's.
         preset: the distribution with its provenance.
     """
 
@@ -36,16 +36,18 @@ def combine_sources(sources: Sequence[Source], name: str, *, base: float, comman
     """Rank-weighted log mean within a source, geometric mean across them (arXiv 2404.01317, section 3).
 
     Raises:
-        InvalidTrialsError: sources of different spaces, a name that comes twice, or a source without trials.
+        InvalidTrialsError: sources with different spaces, two sources of one name, or a source without trials.
     """
     spaces = {tuple(source.space.names) for source in sources}
     if len(spaces) > 1:
         listed = ", ".join(f"{source.name}: {source.space.family}" for source in sources)
-        raise InvalidTrialsError(f"Trials of different spaces have no common rates ({listed}); combine one space.")
+        raise InvalidTrialsError(
+            f"Trials of different spaces cannot be combined ({listed}); give sources with the same space."
+        )
     names = [source.name for source in sources]
-    twice = next((n for n in names if names.count(n) > 1), None)
-    if twice is not None:
-        raise InvalidTrialsError(f"{twice} comes from two sources; give each pair once.")
+    duplicate = next((n for n in names if names.count(n) > 1), None)
+    if duplicate is not None:
+        raise InvalidTrialsError(f"{duplicate} is given by two sources; give each pair once.")
     combination = combine({source.name: source.trials for source in sources}, base)
     rounded = {key: float(f"{value:.{DIGITS}g}") for key, value in combination.rates.items()}
     space = sources[0].space

@@ -1,4 +1,4 @@
-"""Where finished trials come from: a study in its storage, a CSV that `search export` wrote, or the authors' CSV."""
+"""Sources of finished trials: a study in its storage, a CSV file of `search export`, or the authors' CSV file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lr_dist.errors import InvalidTrialsError, UnreadableFileError
 from lr_dist.reading import expanded
-from lr_dist.search.combining.combine import Trial
+from lr_dist.search.combining.combine import ScoredRates
 from lr_dist.search.combining.kenneweg2022 import read_trials
 from lr_dist.search.space import Space
 from lr_dist.search.trials.checked import checked_identity, space_of
@@ -27,57 +27,58 @@ class Source:
     """The complete trials of one study, in the order in which they were run.
 
     Attributes:
-        name: the task sequences, e.g. `sst2>qqp`; what `combine` calls a pair.
-        trials: scores and searched parameters.
-        space: turns parameters into a distribution.
-        model: on which they were run; None where a file does not say.
-        seeds: a trial; None likewise.
+        name: the task sequences, e.g. `sst2>qqp`; `combine` calls this a pair.
+        trials: scores and parameters.
+        space: makes a distribution from parameters.
+        model: the model of the trials; None if the file does not name it.
+        seeds: number of seeds per trial; None if the file does not say.
     """
 
     name: str
-    trials: tuple[Trial, ...]
+    trials: tuple[ScoredRates, ...]
     space: Space
     model: str | None = None
     seeds: int | None = None
 
     def without_flat(self) -> Source:
-        """Without the trials that have one rate everywhere."""
+        """The same source without flat trials (one rate everywhere)."""
         kept = tuple(t for t in self.trials if len(set(t.rates.values())) > 1)
         return Source(self.name, kept, self.space, self.model, self.seeds)
 
 
 def from_study(study: Study) -> Source:
-    """The complete trials of a study that keep its constraints.
+    """The complete trials of a study that satisfy its constraints.
 
     Raises:
-        InvalidTrialsError: not a study of `lr-dist search`, several objectives, nothing complete, or one that
-            was altered or damaged.
+        InvalidTrialsError: not a study of `lr-dist search`, several objectives, no complete trial, or a study that was
+            altered or damaged.
         StorageError: it cannot be read.
     """
     identity = checked_identity(study)
     if identity is None:
-        raise InvalidTrialsError(f"{study.study_name!r} is no study of `lr-dist search`.")
+        raise InvalidTrialsError(f"{study.study_name!r} is not a study of `lr-dist search`.")
     if len(study.directions) > 1:
         raise InvalidTrialsError(
-            f"{study.study_name!r} has several objectives, so its trials have no rank. Search with another objective."
+            f"{study.study_name!r} has several objectives, so its trials cannot be ranked. Search with a single one."
         )
     space = space_of(study.study_name, identity)
-    trials = [Trial(t.values[0], {**t.params, **space.fixed}) for t in complete_trials(study) if feasible(t)]
+    trials = [ScoredRates(t.values[0], {**t.params, **space.fixed}) for t in complete_trials(study) if feasible(t)]
     if not trials:
-        raise InvalidTrialsError(f"{study.study_name!r} has no complete trial that keeps its constraints yet.")
+        raise InvalidTrialsError(f"{study.study_name!r} has no complete trial yet that satisfies its constraints.")
     name = " + ".join(">".join(str(task) for task in sequence) for sequence in identity["sequences"])
     return Source(name, tuple(trials), space, identity["model"], len(identity["seeds"]))
 
 
 def from_csv(path: str | Path, setting: str | None = None) -> list[Source]:
-    """The sources in a CSV: one a file of `search export`, one a pair of the authors' published trials.
+    """The sources in a CSV file: one for a file of `search export`, one per pair for the authors' published trials.
 
     Args:
         path: the file.
-        setting: of the authors' trials only those of this experiment, `taskshift` or `datashift`.
+        setting: use only this experiment of the authors' trials, `taskshift` or `datashift`.
 
     Raises:
-        UnreadableFileError, InvalidTrialsError: what cannot be read, or is neither.
+        UnreadableFileError: the file cannot be read.
+        InvalidTrialsError: it has neither format, or no complete trial.
     """
     path = expanded(path)
     try:
@@ -94,7 +95,7 @@ def from_csv(path: str | Path, setting: str | None = None) -> list[Source]:
 
 
 def _published(path: Path, setting: str | None) -> list[Source]:
-    pairs: dict[str, list[Trial]] = {}
+    pairs: dict[str, list[ScoredRates]] = {}
     for row in read_trials(path):
         if setting is not None and row.data_shift != (setting == "datashift"):
             continue
@@ -107,14 +108,14 @@ def _exported(path: Path, rows: Sequence[dict[str, str]], columns: Sequence[str]
     space = Space.with_names(names)
     if space is None or "value" not in columns:
         raise InvalidTrialsError(
-            f"{path} holds no trials: it needs the columns of `lr-dist search export`, or those of the authors' file."
+            f"{path} is not a file of trials: it needs the columns of `lr-dist search export`, or of the authors' file."
         )
     trials = []
     for number, row in enumerate(rows, start=2):
         if row["state"] != "complete":
             continue
         try:
-            trials.append(Trial(float(row["value"]), {name: float(row[name]) for name in names}))
+            trials.append(ScoredRates(float(row["value"]), {name: float(row[name]) for name in names}))
         except (TypeError, ValueError) as error:
             raise InvalidTrialsError(f"{path}, line {number}: {error}") from error
     if not trials:

@@ -1,1 +1,1 @@
-"""Studies in their storage: a fixed number of trials, whatever is killed, and the processes that run them."""
+"""Optuna studies with a fixed number of trials that survives crashes, their storage, and worker processes."""

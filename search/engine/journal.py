@@ -1,4 +1,4 @@
-"""Optuna's journal in a file that is only ever appended to, safe from lines that were half written."""
+"""Optuna's journal in an append-only file that tolerates partly written records."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ from optuna.storages.journal import BaseJournalBackend
 
 from lr_dist.errors import StorageError, TornRecordWarning, shown
 
-# A lock that a killed worker left is broken after this time without a new line in the file. It works on NFS, too.
+# The lock of a killed worker is broken if the file has not changed for this long. This also works on NFS.
 LOCK_GRACE_S = 30
-# How every record begins; what Optuna's own journal writes, too.
+# Every record starts like this, also those of Optuna's own journal backend.
 BEGINNING = b'{"op_code":'
-# JSON's error points to the beginning of a word (-Infinity) that was cut, else to the end.
+# The longest JSON literal (-Infinity): for a truncated literal, JSON's error points to its start, not to the end.
 LONGEST_WORD = 9
 
 
-class WholeLines(BaseJournalBackend):
-    """A journal in which a record is either there or was never promised, whatever happened to disk or processes.
+class AppendOnlyJournal(BaseJournalBackend):
+    """A journal backend in which every acknowledged record survives crashes, restarts and full disks.
 
-    Nothing that was written is ever changed: a record is appended with one call (O_APPEND), so that a writer that was
-    stopped before it, while another one took over the lock, still writes behind the other's records. A piece of a
-    record that a killed writer or a full disk left is closed by the next writer with a line feed, and skipped by all
-    readers: its writer was never told that it is there. The format is that of Optuna's `JournalFileBackend`.
+    The file is append-only: each record is written with a single call (O_APPEND), so a writer that was paused while
+    another one took over the lock still appends after the other's records. If a killed writer or a full disk leaves a
+    partial record, the next writer ends it with a line feed and all readers skip it; its writer never received a
+    success. The format is that of Optuna's `JournalFileBackend`.
 
     Args:
-        path: of the file; it is made where there is none.
+        path: the file; it is created if it does not exist.
 
     Raises:
-        StorageError: the file is no journal, or cannot be read or written.
+        StorageError: the file is not a journal, or cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
-        # Absolute, because a command may change its folder, or be told the same file in another way.
+        # Absolute: the working directory may change, and one file can be given by different paths.
         self._path = path.resolve()
         self.shown = f"journal:{self._path}"
         _check(self._path)
         self._lock = LinkLock(self._path, LOCK_GRACE_S)
-        # Where each record begins that was read so far, and where the one after them will.
-        self._places = array("Q", [0])
+        # The offset of every record read so far, and of the next one.
+        self._offsets = array("Q", [0])
         self._warned: set[int] = set()
 
     def append_logs(self, logs: Sequence[Mapping[str, Any]]) -> None:
@@ -64,27 +64,27 @@ class WholeLines(BaseJournalBackend):
                     os.close(file)
         except OSError as error:
             raise StorageError(
-                f"The journal {self._path} cannot be written: {error.strerror or error}. Every trial that finished is "
-                "in it; make room or mend it, and start the same command again."
+                f"The journal {self._path} cannot be written: {error.strerror or error}. All finished "
+                "trials are in it; free disk space or repair it, and run the same command again."
             ) from error
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        number = min(log_number_from, len(self._places) - 1)
-        place = self._places[number]
+        number = min(log_number_from, len(self._offsets) - 1)
+        offset = self._offsets[number]
         try:
             with open(self._path, "rb") as file:
-                file.seek(place)
+                file.seek(offset)
                 for line in file:
-                    # What is being written at this moment is read the next time.
+                    # This line is still being written; the next call reads it.
                     if not line.endswith(b"\n"):
                         return
-                    record = self._record(line, place)
-                    place += len(line)
+                    record = self._record(line, offset)
+                    offset += len(line)
                     if record is None:
                         continue
                     number += 1
-                    if number == len(self._places):
-                        self._places.append(place)
+                    if number == len(self._offsets):
+                        self._offsets.append(offset)
                     if number > log_number_from:
                         yield record
         except StorageError:
@@ -92,41 +92,41 @@ class WholeLines(BaseJournalBackend):
         except OSError as error:
             raise StorageError(f"The journal {self._path} cannot be read: {error.strerror or error}.") from error
 
-    def _record(self, line: bytes, place: int) -> dict[str, Any] | None:
-        """The record in the line that begins at `place`; None for what was never one."""
+    def _record(self, line: bytes, offset: int) -> dict[str, Any] | None:
+        """The record in the line that starts at `offset`; None for a partial one."""
         try:
             return _parsed(line)
         except ValueError as error:
             if not _is_torn(line):
                 raise StorageError(
-                    f"Line {self._line_number(place)} of the journal {self._path} is no record of Optuna ({error}): "
-                    f"{shown(line)}. Something else changed it, and leaving it out would give the trials after it "
-                    "other numbers. Restore the file from a copy, or give another one."
+                    f"Line {self._line_number(offset)} of the journal {self._path} is not a valid Optuna record "
+                    f"({error}): {shown(line)}. The file was changed by another program; skipping the line would "
+                    "renumber the trials after it. Restore the file from a backup, or use another one."
                 ) from error
-        if place not in self._warned and line.strip():
-            self._warned.add(place)
+        if offset not in self._warned and line.strip():
+            self._warned.add(offset)
             warnings.warn(
-                f"Line {self._line_number(place)} of the journal {self._path} is a piece of a record that a killed "
-                "worker or a full disk left. It is skipped; nothing that was reported as written is lost.",
+                f"Line {self._line_number(offset)} of the journal {self._path} is a partial record, left by a killed "
+                "worker or a full disk. It is skipped; no record that was reported as written is lost.",
                 TornRecordWarning,
                 stacklevel=2,
             )
         return None
 
-    def _line_number(self, place: int) -> int:
+    def _line_number(self, offset: int) -> int:
         with open(self._path, "rb") as file:
-            return file.read(place).count(b"\n") + 1
+            return file.read(offset).count(b"\n") + 1
 
 
 class LinkLock:
-    """Alone with a file among the processes of all machines that share its folder: a symbolic link beside it.
+    """An inter-process lock on a file, for all machines that share its folder: a symbolic link next to the file.
 
-    The link leads to the file by its bare name, wherever the folder is mounted. A lock whose owner shows no sign of
-    life is broken: neither link nor file has changed for `grace_s`, by this process's own clock.
+    The link's target is the file's bare name, so it is valid wherever the folder is mounted. The lock counts as stale
+    and is broken if neither link nor file has changed for `grace_s`, measured by this process's own clock.
 
     Args:
-        path: of the file.
-        grace_s: seconds.
+        path: the file to lock.
+        grace_s: time until a lock is stale, in seconds.
     """
 
     def __init__(self, path: Path, grace_s: float) -> None:
@@ -136,39 +136,39 @@ class LinkLock:
         self._mine: tuple[int, ...] | None = None
 
     def acquire(self) -> bool:
-        """Wait until the lock is taken.
+        """Wait until the lock is acquired.
 
         Raises:
-            OSError: the link cannot be made.
+            OSError: the link cannot be created.
         """
-        pause, seen, since = 0.001, None, time.monotonic()
+        pause, last_state, since = 0.001, None, time.monotonic()
         while True:
             try:
                 os.symlink(self._path.name, self._link)
-                self._mine = _mark(self._link)
+                self._mine = _file_state(self._link)
                 return True
             except FileExistsError:
                 pass
-            now = (_mark(self._link), _mark(self._path))
-            if now != seen:
-                seen, since = now, time.monotonic()
+            state = (_file_state(self._link), _file_state(self._path))
+            if state != last_state:
+                last_state, since = state, time.monotonic()
             elif time.monotonic() - since > self._grace_s:
-                self._remove(now[0])
-                seen, pause = None, 0.001
+                self._remove(state[0])
+                last_state, pause = None, 0.001
                 continue
-            # Whoever waits long must not lose to those who have just released it.
+            # The pause stays short, so that a process that has waited long is not overtaken by the last owner.
             time.sleep(random.uniform(0.5, 1) * pause)
             pause = min(2 * pause, 0.05)
 
     def release(self) -> None:
-        """Give the lock back, unless somebody who took this process for dead has broken it."""
+        """Release the lock, unless another process considered it stale and has broken it."""
         if self._mine is not None:
             self._remove(self._mine)
             self._mine = None
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """The lock for the length of a `with`."""
+        """Hold the lock inside a `with` block."""
         self.acquire()
         try:
             yield
@@ -176,9 +176,11 @@ class LinkLock:
             self.release()
 
     def _remove(self, expected: tuple[int, ...] | None) -> None:
-        """Remove the link that was seen; somebody else's later one stays (between the two looks it may go, too,
-        which costs order, not records)."""
-        if expected is None or _mark(self._link) != expected:
+        """Remove the expected link, not a later one of another process.
+
+        A later link that appears between check and removal is removed too; this affects the order of records only.
+        """
+        if expected is None or _file_state(self._link) != expected:
             return
         aside = self._link.with_name(f"{self._link.name}.{uuid.uuid4()}")
         with contextlib.suppress(FileNotFoundError):
@@ -186,27 +188,27 @@ class LinkLock:
             os.unlink(aside)
 
 
-def _mark(path: Path) -> tuple[int, ...] | None:
-    """What changes with a link or file; None where there is none."""
+def _file_state(path: Path) -> tuple[int, ...] | None:
+    """Inode, modification time and size, which change when a link or file is replaced or written; None if missing."""
     try:
-        found = os.lstat(path)
+        stat = os.lstat(path)
     except FileNotFoundError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_size
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def _append(file: int, lines: Sequence[bytes]) -> None:
-    """Append whole lines with one call; what came out cut, or behind another's cut line, is appended once more.
+    """Append whole lines with one call; lines that were truncated, or joined to a partial line, are appended again.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    close = _ends_cut(file)
+    close = _ends_partial(file)
     for _ in range(3):
         data = (b"\n" if close else b"") + b"".join(lines)
         written = os.write(file, data)
         begin = os.lseek(file, 0, os.SEEK_CUR) - written
-        # Somebody may have left a cut line between the look and the write: the first line is then a part of that.
+        # Another writer may have left a partial line between our check and our write: our first line then joins it.
         joined = not close and begin > 0 and os.pread(file, 1, begin - 1) != b"\n"
         whole = max(0, data[:written].count(b"\n") - close)
         lines = [*lines[: min(whole, joined)], *lines[whole:]]
@@ -216,17 +218,17 @@ def _append(file: int, lines: Sequence[bytes]) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _ends_cut(file: int) -> bool:
-    """Whether the file's last line has no end."""
+def _ends_partial(file: int) -> bool:
+    """Whether the file's last line is not terminated."""
     size = os.lseek(file, 0, os.SEEK_END)
     return size > 0 and os.pread(file, 1, size - 1) != b"\n"
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """A record of Optuna.
+    """Parse an Optuna record.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the line is not a valid record.
     """
     try:
         record = json.loads(line)
@@ -238,7 +240,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _is_torn(line: bytes) -> bool:
-    """Whether a line without a record is a piece of one: cut at its end, alone or with another one run into it."""
+    """Whether an invalid line is a partial record: truncated, possibly with another record appended to it."""
     text = line.rstrip(b"\r\n")
     if not text.strip():
         return True
@@ -264,10 +266,10 @@ def _check(path: Path) -> None:
             first = file.readline()
         if first.endswith(b"\n") and not _is_torn(first):
             _parsed(first)
-        # A journal whose very first line was cut has nothing but that.
+        # If the first record was truncated, the file holds nothing else.
         if first and not first.endswith(b"\n") and not first.startswith(BEGINNING[: len(first)]):
-            raise ValueError("its first line is no record")
+            raise ValueError("its first line is not a record")
     except OSError as error:
         raise StorageError(f"The journal {path} cannot be opened: {error.strerror or error}.") from error
     except (ValueError, TypeError) as error:
-        raise StorageError(f"{path} is no journal of Optuna: {error}. Give another file.") from error
+        raise StorageError(f"{path} is not an Optuna journal: {error}. Give another file.") from error

@@ -1,4 +1,4 @@
-"""Which process works on a trial, so that others can tell whether it still lives."""
+"""Identify the process that runs a trial, so that others can check whether it is still alive."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any
 
 
 def this_process() -> dict[str, Any]:
-    """This process: `machine`, `host` (to be read by people), `pid`, and when it `started`."""
+    """This process: `machine`, `host` (the name, for people), `pid`, and its start time `started`."""
     pid = os.getpid()
     return {"machine": machine(), "host": socket.gethostname(), "pid": pid, "started": _started(pid)}
 
 
 def is_gone_here(process: Mapping[str, Any]) -> bool:
-    """Whether a process of this machine has ended; another one may have its number by now."""
+    """Whether a process of this machine has ended; its pid may have been reused since."""
     return _started(process["pid"]) != process["started"]
 
 
 @functools.cache
 def machine() -> str:
-    """Where process numbers mean the same: this machine since it was switched on, and this container on it.
+    """An id of the pid namespace: this machine since its last boot, and this container on it.
 
-    A name is not enough: containers may share their host's, and many machines are called alike.
+    The host name is not enough: containers may share their host's, and it need not be unique.
     """
     parts = [socket.gethostname()]
     try:
@@ -37,14 +37,14 @@ def machine() -> str:
 
 
 def _started(pid: int) -> float | None:
-    """When a process began; None where there is none, or only what its parent has not collected yet.
+    """A process's start time; None if it does not exist or is a zombie.
 
-    On Linux in ticks since the machine was switched on: seconds of the calendar are computed from a clock that is set
-    now and then, so that one process would be told two times.
+    On Linux in clock ticks since boot. A wall-clock time would be computed from a clock that can be adjusted, so that
+    two calls could give different times for one process.
     """
     if Path("/proc/self/stat").exists():
         try:
-            # The name, in brackets, may hold anything.
+            # The process name, in brackets, can contain any character.
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             return None

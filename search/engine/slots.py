@@ -1,11 +1,11 @@
-"""A study of exactly N trials, whatever is killed: every trial fills a numbered slot.
+"""A study of exactly N trials, even if workers are killed: every trial fills a numbered slot.
 
-All N trials are queued when a study starts; a worker takes a waiting one (the storage lets only one have it; for SQLite
-a lock on a file does) and never makes one of its own. So the total is right by construction. What is lost with a worker
-is queued again under its slot, by whoever looks next; where two look at once, the trial with the lower number keeps the
-slot.
+All N trials are queued when a study starts. A worker claims a waiting trial (atomically, by the storage; for SQLite,
+under a file lock) and never creates one itself, so the total is correct by construction. A trial that is lost with its
+worker is queued again under the same slot, by any process that notices. If two processes do this at once, the trial
+with the lower number keeps the slot.
 
-A slot is settled by a trial that is complete, pruned, or failed with a `reason` of its own (a diverged loss).
+A slot is settled by a trial that is complete, pruned, or failed for good with a `reason` (such as a diverged loss).
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ from lr_dist.search.engine.process import is_gone_here, machine, this_process
 from lr_dist.search.engine.storage import GRACE_S, sqlite_file
 
 SLOT, LABEL, OWNER, BEAT, REASON, ERROR = "slot", "label", "owner", "beat", "reason", "error"
-# Of a trial that its worker gave back unfinished (Ctrl-C, SIGTERM, another trial had its slot): nobody's fault.
+# Marks a trial that its worker gave back unfinished (Ctrl-C, SIGTERM, slot already taken); not counted as an error.
 RETURNED = "returned"
-# What finished of a lost trial is not run again.
+# The finished runs of a lost trial are kept, and not run again.
 RUNS = "runs"
 KEPT = (RUNS,)
-# A slot whose workers died so often without finishing one more run is given up: its trial may be what kills them.
+# A slot is given up after its workers died this often without finishing another run: the trial may be the cause.
 MAX_LOST = 5
-FREE: Mapping[str, Any] = {"params": {}, "attrs": {}}
-# A worker names itself right after it has taken a trial; one without a name died in between.
+SAMPLED: Mapping[str, Any] = {"params": {}, "attrs": {}}
+# A worker records itself as the owner right after it claims a trial. No owner after this time: it died in between.
 NAMELESS_S = 60.0
-# Ours among the advisory locks of a PostgreSQL database.
+# Our key among the advisory locks of a PostgreSQL database.
 LOCK = 24040
 
 
 def slot_of(trial: FrozenTrial | Trial) -> int | None:
-    """The slot that a trial is for; None for one that lr-dist did not queue."""
+    """A trial's slot; None if lr-dist did not queue the trial."""
     slot = trial.user_attrs.get(SLOT)
     return slot if isinstance(slot, int) and not isinstance(slot, bool) and slot >= 0 else None
 
 
 def settled(trial: FrozenTrial) -> bool:
-    """Whether this trial fills its slot for good."""
+    """Whether this trial settles its slot: complete, pruned, or failed for good."""
     if slot_of(trial) is None:
         return False
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED) or (
@@ -66,98 +66,100 @@ def settled(trial: FrozenTrial) -> bool:
 
 
 def by_slot(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """For each slot the trial that stands for it: a settled one, else one at work or waiting; the first of several."""
-    found: dict[int, FrozenTrial] = {}
+    """The current trial of each slot: a settled one, else a running or waiting one; the first if there are several."""
+    current: dict[int, FrozenTrial] = {}
     for trial in sorted(trials, key=lambda t: (not settled(t), t.state == TrialState.WAITING, t.number)):
         slot = slot_of(trial)
         if slot is not None and (settled(trial) or not trial.state.is_finished()):
-            found.setdefault(slot, trial)
-    return found
+            current.setdefault(slot, trial)
+    return current
 
 
 def is_complete(study: Study, slots: int) -> bool:
-    """Whether each of the first so many slots is settled."""
-    found = by_slot(study.get_trials(deepcopy=False))
-    return all(slot in found and settled(found[slot]) for slot in range(slots))
+    """Whether the first `slots` slots are all settled."""
+    current = by_slot(study.get_trials(deepcopy=False))
+    return all(slot in current and settled(current[slot]) for slot in range(slots))
 
 
 def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
-    """Queue a trial for every slot that has none at work, waiting or settled.
+    """Queue a trial for every slot that has no running, waiting or settled trial.
 
-    A slot whose trial was lost gets it again. The others get those entries of the plan that fix parameters and are not
-    in the study yet, in their order, and then what the sampler draws.
+    If a slot's trial was lost, the same trial is queued again. The other slots get the entries of the plan that fix
+    parameters and are not in the study yet, in order, and after those trials whose parameters are sampled.
 
     Args:
         study: the study.
-        plan: for each slot, `params` (fixed ones; those missing are sampled) and `attrs` (user attributes).
+        plan: for each slot, `params` (fixed values; the missing ones are sampled) and `attrs` (user attributes).
     """
-    # Whoever finds something missing waits here, so that of many commands that start at once only one queues it.
+    # Checked again under the lock: if many commands start at once, only one of them queues the trials.
     if _missing(study.get_trials(deepcopy=False), plan):
-        with exclusive(storage_of(study)), _alone_at(study):
+        with exclusive(storage_of(study)), _study_lock(study):
             _fill(study, plan)
 
 
 def claim(study: Study, slots: int | None = None) -> Trial | None:
-    """Take the first waiting trial that fills a slot; None where none waits.
+    """Claim the first waiting trial of a slot; None if no trial is waiting.
 
     Args:
         study: the study.
-        slots: only one of the first so many slots; None: any.
+        slots: claim only from the first `slots` slots; None for all.
     """
     with exclusive(storage_of(study)):
         return _claim(study, slots)
 
 
-def release_dead(study: Study, watch: Watch | None = None) -> list[int]:
-    """Fail the running trials whose worker is gone; returns the numbers of those that Optuna's own heartbeat did not
-    show. `fill` queues all of them again.
+def release_dead(study: Study, liveness: Liveness | None = None) -> list[int]:
+    """Fail the running trials whose worker is dead, so that `fill` queues them again.
 
-    On this machine a worker is gone when its process is. Elsewhere it is gone when its heartbeat stopped: Optuna's own
-    where the storage keeps them, else the one that `worker.run_trial` writes, as seen by this process's clock. A trial
-    without an owner for a minute was taken by a worker that died in that moment.
+    On this machine, a worker is dead if its process does not exist. On other machines, it is dead if its heartbeat has
+    stopped: Optuna's own if the storage records heartbeats, otherwise the one written by `worker.run_trial`, measured
+    by this process's clock. A trial that has had no owner for a minute was claimed by a worker that died right then.
 
     Args:
         study: the study.
-        watch: what this process has seen before; without one only what can be told at once is.
+        liveness: earlier observations of this process; without them, only workers of this machine can be found dead.
+
+    Returns:
+        The numbers of the failed trials, without those that Optuna failed by its own heartbeat.
     """
-    watch = watch or Watch()
+    liveness = liveness or Liveness()
     with exclusive(storage_of(study)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(study)
         released = []
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if _is_gone(trial, watch.still_s(trial), has_heartbeats(storage_of(study))):
+            if _is_dead(trial, liveness.silent_s(trial), has_heartbeats(storage_of(study))):
                 with contextlib.suppress(UpdateFinishedTrialError):
                     if storage_of(study).set_trial_state_values(trial_id(trial), state=TrialState.FAIL):
                         released.append(trial.number)
         return released
 
 
-class Watch:
-    """Since when the running trials of others show no sign of life, by this process's own clock."""
+class Liveness:
+    """How long the running trials of other workers have sent no heartbeat, by this process's own clock."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[Any, float]] = {}
+        self._last_change: dict[int, tuple[Any, float]] = {}
 
-    def still_s(self, trial: FrozenTrial) -> float:
-        """Seconds for which this trial has looked as it does now."""
-        sign = (trial.user_attrs.get(OWNER), trial.user_attrs.get(BEAT))
-        before = self._seen.get(trial_id(trial))
-        if before is None or before[0] != sign:
-            before = self._seen[trial_id(trial)] = (sign, time.monotonic())
-        return time.monotonic() - before[1]
+    def silent_s(self, trial: FrozenTrial) -> float:
+        """Seconds since this trial's owner or heartbeat last changed, as observed by this process."""
+        state = (trial.user_attrs.get(OWNER), trial.user_attrs.get(BEAT))
+        last = self._last_change.get(trial_id(trial))
+        if last is None or last[0] != state:
+            last = self._last_change[trial_id(trial)] = (state, time.monotonic())
+        return time.monotonic() - last[1]
 
 
 @contextlib.contextmanager
 def exclusive(storage: Any) -> Iterator[None]:
-    """Alone with a SQLite file among the processes of this machine; nothing to do for other storages.
+    """Lock a SQLite file among the processes of this machine; does nothing for other storages.
 
-    Optuna reads a trial's state and writes it in two steps, and SQLite has no row to lock in between: two workers would
-    both believe to have the same trial. Not to be nested.
+    Optuna reads and writes a trial's state in two steps, and SQLite has no row locks, so two workers could both claim
+    the same trial. Not reentrant.
 
     Raises:
-        StorageError: the lock's file cannot be made.
+        StorageError: the lock file cannot be created.
     """
     file = sqlite_file(storage)
     if file is None:
@@ -170,10 +172,10 @@ def exclusive(storage: Any) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         raise StorageError(
-            f"The lock {file}.lock beside the storage cannot be made: {error.strerror or error}. Check the permissions "
-            "of the folder."
+            f"The lock file {file}.lock next to the storage cannot be created: {error.strerror or error}. Check the "
+            "permissions of the folder."
         ) from error
-    # Released by the system, too, however the process ends.
+    # If the process is killed, the operating system releases the lock.
     try:
         yield
     finally:
@@ -181,15 +183,15 @@ def exclusive(storage: Any) -> Iterator[None]:
 
 
 def without_worker(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """The user attributes with which a lost trial is queued again."""
+    """The user attributes that a lost trial keeps when it is queued again."""
     return {key: attrs[key] for key in (SLOT, LABEL, *KEPT) if key in attrs}
 
 
 @contextlib.contextmanager
-def _alone_at(study: Study) -> Iterator[None]:
-    """Alone at this study of a PostgreSQL database, among all machines; other storages do not wait.
+def _study_lock(study: Study) -> Iterator[None]:
+    """Lock this study in a PostgreSQL database, for all machines; does nothing for other storages.
 
-    Not needed for exactness, which the slots give: it saves the trials that several would queue for the same slots.
+    The slots alone keep the total exact. The lock only avoids surplus trials, queued by several processes at once.
     """
     engine = engine_of(storage_of(study))
     if engine is None or engine.dialect.name != "postgresql":
@@ -217,15 +219,15 @@ def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
         if trial.state.is_finished() and not settled(trial):
             lost.setdefault(trial.user_attrs[SLOT], []).append(trial)
     last = {slot: attempts[-1] for slot, attempts in lost.items()}
-    wanted = iter(_not_there(plan, list({**last, **taken}.values())))
+    unqueued = iter(_not_queued(plan, list({**last, **taken}.values())))
     for slot in range(len(plan)):
         if slot in taken:
             continue
         if slot not in last:
-            entry = next(wanted, FREE)
+            entry = next(unqueued, SAMPLED)
             study.enqueue_trial(dict(entry["params"]), user_attrs={**entry["attrs"], SLOT: slot})
             continue
-        # What was drawn for a lost trial is tried again, not another draw.
+        # A lost trial is run again with the parameters that were sampled for it, not with new ones.
         trial, attrs = last[slot], without_worker(last[slot].user_attrs)
         reason = _why_given_up(lost[slot])
         if reason is None:
@@ -242,7 +244,7 @@ def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _why_given_up(attempts: Sequence[FrozenTrial]) -> str | None:
-    """Why a slot is not tried again; None where it is."""
+    """Why a slot is given up; None if it is to be tried again."""
 
     def finished_runs(trial: FrozenTrial) -> int:
         runs = trial.user_attrs.get(RUNS, ())
@@ -256,13 +258,13 @@ def _why_given_up(attempts: Sequence[FrozenTrial]) -> str | None:
     if killed < MAX_LOST:
         return None
     return (
-        f"Its worker ended without a word {killed} times (killed, out of memory, a crash of its process or machine) "
-        "and finished no further run, so it is not tried again."
+        f"Its worker died {killed} times without an error message (killed, out of memory, or a crash of the process or "
+        "machine) and finished no further run, so it is not tried again."
     )
 
 
-def _not_there(plan: Sequence[Mapping[str, Any]], trials: list[FrozenTrial]) -> list[Mapping[str, Any]]:
-    """Those entries of the plan that say what to try, and that no slot has yet."""
+def _not_queued(plan: Sequence[Mapping[str, Any]], trials: list[FrozenTrial]) -> list[Mapping[str, Any]]:
+    """The entries of the plan with fixed parameters that no trial of the study has yet."""
     missing = []
     for entry in plan:
         label, params = entry["attrs"].get(LABEL), entry["params"]
@@ -282,17 +284,17 @@ def _claim(study: Study, slots: int | None) -> Trial | None:
         slot = slot_of(waiting)
         if slot is None or (slots is not None and slot >= slots):
             continue
-        # Another worker may have it; or it was taken here, and this process then stopped for so long (SIGSTOP, a paused
-        # machine) that it was taken for dead and its trial was failed.
+        # Another worker may have claimed it. Or we did, but were paused for so long (SIGSTOP, a suspended machine) that
+        # another process took this one for dead and failed its trial.
         with contextlib.suppress(UpdateFinishedTrialError):
-            trial = _take(study, waiting)
+            trial = _claim_one(study, waiting)
             if trial is not None:
                 return trial
     return None
 
 
-def _take(study: Study, waiting: FrozenTrial) -> Trial | None:
-    """Take one waiting trial; None where another worker has it or another trial fills its slot.
+def _claim_one(study: Study, waiting: FrozenTrial) -> Trial | None:
+    """Claim one waiting trial; None if another worker has it, or another trial has its slot.
 
     Raises:
         UpdateFinishedTrialError: another process has failed it.
@@ -300,27 +302,27 @@ def _take(study: Study, waiting: FrozenTrial) -> Trial | None:
     storage, key = storage_of(study), trial_id(waiting)
     if not storage.set_trial_state_values(key, state=TrialState.RUNNING):
         return None
-    # Each of these alone is enough for others to see that this process died; until then the trial has no name.
+    # Either of these lets other processes detect that this one died; until then the trial has no owner.
     if has_heartbeats(storage):
         record_heartbeat(storage, key)
     storage.set_trial_user_attr(key, OWNER, this_process())
-    if _is_second(study, waiting):
+    if _is_duplicate(study, waiting):
         storage.set_trial_user_attr(key, RETURNED, True)
         storage.set_trial_state_values(key, state=TrialState.FAIL)
         return None
     return running_trial(study, key)
 
 
-def _is_second(study: Study, trial: FrozenTrial) -> bool:
+def _is_duplicate(study: Study, trial: FrozenTrial) -> bool:
     slot = slot_of(trial)
     others = [t for t in study.get_trials(deepcopy=False) if slot_of(t) == slot]
     return any(settled(t) or (not t.state.is_finished() and t.number < trial.number) for t in others)
 
 
-def _is_gone(trial: FrozenTrial, still_s: float, heartbeats: bool) -> bool:
+def _is_dead(trial: FrozenTrial, silent_s: float, heartbeats: bool) -> bool:
     owner = trial.user_attrs.get(OWNER)
     if not isinstance(owner, Mapping) or not {"pid", "started"} <= owner.keys():
-        return still_s > NAMELESS_S
+        return silent_s > NAMELESS_S
     if owner.get("machine") == machine():
         return is_gone_here(owner)
-    return not heartbeats and still_s > GRACE_S
+    return not heartbeats and silent_s > GRACE_S

@@ -1,4 +1,4 @@
-"""Where studies live: opened, checked, with the errors that a user can act on."""
+"""Open and check the storage of studies, and turn its errors into ones that a user can act on."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S, GRACE_S = 60, 180
 SQLITE_TIMEOUT_S = 120
-# A server that vanished without a word is noticed after this time. Keepalives serve where nothing is on its way; what
-# was sent and never acknowledged is sent again for 15 minutes unless tcp_user_timeout (milliseconds) ends that.
-DEAD_WIRE_S = 30
+# A dead connection to the server is noticed after this time. Keepalives work only while no data is in flight;
+# unacknowledged data is retransmitted for 15 minutes unless tcp_user_timeout (milliseconds) is set.
+DEAD_CONNECTION_S = 30
 POSTGRES_TIMES = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
     "keepalives_interval": 10,
     "keepalives_count": 2,
-    "tcp_user_timeout": 1000 * DEAD_WIRE_S,
+    "tcp_user_timeout": 1000 * DEAD_CONNECTION_S,
 }
 ATTEMPTS = 5
 FORMS = "sqlite:///PATH/study.db, postgresql://USER:PASSWORD@HOST/DATABASE, journal:PATH or grpc://HOST:PORT"
@@ -47,15 +47,16 @@ def default_storage(output: str | Path) -> str:
 def open_storage(url: str) -> BaseStorage:
     """Open a storage for many workers.
 
-    Databases keep heartbeats: a trial whose worker has been silent for three minutes is failed. SQLite waits for
-    its lock for two minutes instead of failing with "database is locked".
+    Databases record heartbeats: a trial whose worker has sent none for three minutes is failed. SQLite waits up to two
+    minutes for its lock before it fails with "database is locked".
 
     Args:
         url: `sqlite:///FILE`, `postgresql://USER:PASSWORD@HOST/DATABASE`, any other SQLAlchemy URL; `journal:FILE`;
             or `grpc://HOST:PORT` of a running `optuna.storages.run_grpc_proxy_server`.
 
     Raises:
-        StorageError: it cannot be reached, read or written, or another version of Optuna made it; nothing was changed.
+        StorageError: it cannot be reached, read or written, or was made by another version of Optuna; nothing was
+            changed.
         MissingExtraError: Optuna is not installed.
     """
     require_libraries("search", "optuna")
@@ -69,10 +70,10 @@ def open_storage(url: str) -> BaseStorage:
 
 
 def open_existing(url: str) -> BaseStorage:
-    """Open a storage to look at: a file that is not there is not made.
+    """Open an existing storage; a missing file is not created.
 
     Raises:
-        StorageError: as `open_storage`, and where there is no such file.
+        StorageError: as `open_storage`, and if the file does not exist.
     """
     from sqlalchemy.engine import make_url
 
@@ -83,8 +84,8 @@ def open_existing(url: str) -> BaseStorage:
             name = make_url(url).database
     if name and name != ":memory:" and not _exists(name):
         raise StorageError(
-            f"There is no {shown(name, PATH)}, so no study to look at. Give the --storage that the search had, or the "
-            "--output folder that holds its study.db."
+            f"The storage {shown(name, PATH)} does not exist. Give the --storage of the search, or its --output folder "
+            "that holds study.db."
         )
     return open_storage(url)
 
@@ -101,7 +102,7 @@ def _exists(name: str) -> bool:
 
 @contextlib.contextmanager
 def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
-    """Say what happened to the storage in one line, where something went wrong with it while it was in use.
+    """Turn errors of a storage in use into a one-line `StorageError`.
 
     Args:
         storage: the open storage, or its URL.
@@ -117,8 +118,8 @@ def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
         url = _url_of(storage)
         if is_storage_error(error):
             raise StorageError(
-                f"The storage {shown_storage(storage)} cannot be read or written any more: {_first_line(error, url)}. "
-                "Every trial that finished is in it; mend it, and start the same command again."
+                f"The storage {shown_storage(storage)} can no longer be read or written: {_first_line(error, url)}. "
+                "All finished trials are in it; repair it, and run the same command again."
             ) from _cause(error, url)
         if not _is_unreadable(error):
             raise
@@ -127,10 +128,10 @@ def storage_errors(storage: BaseStorage | str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def study_errors(study: Study) -> Iterator[None]:
-    """`storage_errors`, and what can happen to one study: it was deleted meanwhile, or a record of it is damaged.
+    """`storage_errors`, plus errors of a single study: it was deleted meanwhile, or one of its records is damaged.
 
     Raises:
-        StorageError: one of these.
+        StorageError: one of these happened.
     """
     try:
         yield
@@ -156,30 +157,30 @@ def _is_deleted(study: Study) -> bool:
 def _unreadable(what: str, error: BaseException, url: str | None) -> str:
     return (
         f"{what} holds a record that Optuna cannot read: {_first_line(error, url)}. The database is damaged, or "
-        "something else changed it; restore it from a copy, or give another one."
+        "was changed by another program; restore it from a backup, or use another one."
     )
 
 
 def _is_unreadable(error: BaseException) -> bool:
-    """Whether this is what Optuna's storages, and the database library, raise for a record that they do not expect."""
+    """Whether Optuna's storages or the database library raised this because of an unexpected record."""
     if not isinstance(error, (ValueError, LookupError, TypeError, AssertionError)) or isinstance(error, LRDistError):
         return False
     frame, modules = error.__traceback__, []
     while frame is not None:
         modules.append(str(frame.tb_frame.f_globals.get("__name__", "")))
         frame = frame.tb_next
-    # Not what was raised by code that the storage calls, or that uses it.
+    # Only errors raised in the storage itself, not in code that it calls or that uses it.
     return any(name.startswith(("optuna.storages", "sqlalchemy")) for name in modules[-8:])
 
 
 def is_storage_error(error: BaseException) -> bool:
-    """Whether this comes from the storage, not from the work that is kept in it."""
+    """Whether the storage raised this error, not the trial."""
     from optuna.exceptions import StorageInternalError
     from sqlalchemy.exc import SQLAlchemyError
 
     if isinstance(error, (StorageError, StorageInternalError, SQLAlchemyError)):
         return True
-    # Not imported for its own sake: it is there where a storage uses it.
+    # By name, so that grpc is not imported if no storage uses it.
     return any(kind.__module__.startswith("grpc") and kind.__name__ == "RpcError" for kind in type(error).__mro__)
 
 
@@ -195,7 +196,7 @@ def sqlite_file(storage: BaseStorage) -> Path | None:
 
 
 def shown_storage(storage: BaseStorage | str) -> str:
-    """A storage's URL, without its secrets."""
+    """A storage's URL without its password."""
     url = _url_of(storage)
     return hide_address(url) if url is not None else type(storage).__name__
 
@@ -216,7 +217,7 @@ def _database(url: str) -> BaseStorage:
     parsed = _with_driver(make_url(url))
     if parsed.get_backend_name() == "sqlite":
         if not parsed.database or parsed.database == ":memory:":
-            raise StorageError("A study in memory is lost with the process; give a file: sqlite:///PATH/study.db.")
+            raise StorageError("A study in memory is lost when the process ends; give a file: sqlite:///PATH/study.db.")
         _check_file(Path(parsed.database))
     options: dict[str, Any] = {"engine_kwargs": {"pool_pre_ping": True, "connect_args": _connect_args(parsed)}}
     full = parsed.render_as_string(hide_password=False)
@@ -230,15 +231,15 @@ def _database(url: str) -> BaseStorage:
                 grace_period=GRACE_S,
             )
         except (SQLAlchemyError, AssertionError) as error:
-            # Two workers that find an empty database both make its tables; the second one finds them made.
-            if attempt == ATTEMPTS - 1 or not _was_second(error):
+            # Two workers that open an empty database both create its tables; the second one fails, and tries again.
+            if attempt == ATTEMPTS - 1 or not _already_created(error):
                 raise
             time.sleep(0.5 * (attempt + 1))
     raise AssertionError("unreachable")
 
 
 def _with_driver(url: URL) -> URL:
-    """PostgreSQL's driver is psycopg 3, that of the extra; SQLAlchemy 2.0 takes the older one where none is named."""
+    """Use psycopg 3, which the extra installs, if only that is there: SQLAlchemy 2.0 defaults to psycopg2."""
     if url.drivername == "postgresql" and find_spec("psycopg2") is None and find_spec("psycopg") is not None:
         return url.set(drivername="postgresql+psycopg")
     return url
@@ -253,7 +254,7 @@ def _connect_args(url: URL) -> dict[str, Any]:
 
 
 def _check_schema(url: str, options: dict[str, Any]) -> None:
-    """Compare the version of Optuna's tables before anything is done to them: opening them adds what is missing."""
+    """Check the schema version of Optuna's tables before opening them, because opening adds missing tables."""
     import sqlalchemy
     from optuna.storages import RDBStorage
 
@@ -265,22 +266,23 @@ def _check_schema(url: str, options: dict[str, Any]) -> None:
             return
     finally:
         engine.dispose()
-    look = RDBStorage(url, **options, skip_table_creation=True, skip_compatibility_check=True)
+    existing = RDBStorage(url, **options, skip_table_creation=True, skip_compatibility_check=True)
     try:
-        there, here, known = look.get_current_version(), look.get_head_version(), look.get_all_versions()
+        version, supported = existing.get_current_version(), existing.get_head_version()
+        known = existing.get_all_versions()
     finally:
-        look.remove_session()
-        look.engine.dispose()
-    if there == here:
+        existing.remove_session()
+        existing.engine.dispose()
+    if version == supported:
         return
-    do = (
+    remedy = (
         "Upgrade it with `optuna storage upgrade --storage URL` (back it up first)"
-        if there in known
-        else "Use the version of Optuna that made it (a later one, it seems)"
+        if version in known
+        else "Use the version of Optuna that made it (probably a newer one)"
     )
     raise StorageError(
-        f"The storage {hide_address(url)} has tables of another version of Optuna ({there}; this one makes "
-        f"{here}); nothing was changed. {do}, or give another --storage."
+        f"The storage {hide_address(url)} was made by another version of Optuna (schema {version}; this one uses "
+        f"{supported}); nothing was changed. {remedy}, or give another --storage."
     )
 
 
@@ -291,7 +293,7 @@ def _rows(engine: Any, table: str) -> list[Any]:
         return list(connection.execute(sqlalchemy.text(f"SELECT * FROM {table}")))
 
 
-def _was_second(error: BaseException) -> bool:
+def _already_created(error: BaseException) -> bool:
     text = f"{error} {error.__cause__}".lower()
     return isinstance(error, AssertionError) or any(
         sign in text for sign in ("already exists", "duplicate key", "unique constraint")
@@ -301,11 +303,11 @@ def _was_second(error: BaseException) -> bool:
 def _journal(name: str) -> BaseStorage:
     from optuna.storages import JournalStorage
 
-    from lr_dist.search.engine.journal import WholeLines
+    from lr_dist.search.engine.journal import AppendOnlyJournal
 
     path = expanded(name)
     _check_file(path)
-    return JournalStorage(WholeLines(path))
+    return JournalStorage(AppendOnlyJournal(path))
 
 
 def _grpc(url: str) -> BaseStorage:
@@ -324,7 +326,7 @@ def _check_file(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise StorageError(f"{path} is a device or a pipe; give a file.")
     if not path.parent.is_dir():
-        raise StorageError(f"The folder {path.parent} of the storage does not exist; make it, or give another file.")
+        raise StorageError(f"The folder {path.parent} of the storage does not exist; create it, or give another file.")
 
 
 @contextlib.contextmanager
@@ -337,7 +339,7 @@ def _opening_errors(url: str) -> Iterator[None]:
         raise
     except (ArgumentError, NoSuchModuleError, ValueError) as error:
         raise StorageError(
-            f"{hide_address(url)!r} is no storage URL ({_first_line(error, url)}). Write {FORMS}."
+            f"{hide_address(url)!r} is not a storage URL ({_first_line(error, url)}). Use {FORMS}."
         ) from _cause(error, url)
     except ImportError as error:
         raise StorageError(
@@ -347,13 +349,13 @@ def _opening_errors(url: str) -> Iterator[None]:
     except Exception as error:
         raise StorageError(
             f"The storage {hide_address(url)} cannot be opened: {_first_line(error, url)}. Check the address, the "
-            "permissions, and that the server runs."
+            "permissions, and that the server is running."
         ) from _cause(error, url)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that heartbeats, journals and retries are experimental features of Optuna."""
+    """Silence Optuna's warnings that heartbeats, journals and retries are experimental."""
     from optuna.exceptions import ExperimentalWarning
 
     with warnings.catch_warnings():
@@ -362,12 +364,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _cause(error: BaseException, url: str | None) -> BaseException | None:
-    """What to show as the cause of an error: nothing where a traceback would show a part of the password."""
+    """The cause to chain to an error: None if its traceback would show a part of the password."""
     return None if url is not None and quotes_secret(error, [url]) else error
 
 
 def _first_line(error: BaseException, url: str | None) -> str:
-    """What the driver said, without the URL's secrets: Optuna and SQLAlchemy wrap it in pages of their own."""
+    """The driver's message, without the URL's password: Optuna and SQLAlchemy wrap it in long messages of their own."""
     cause: BaseException | None = error
     while cause is not None:
         if getattr(cause, "orig", None) is not None:

@@ -1,4 +1,4 @@
-"""Worker processes on this machine: started, watched, started again where they were killed, and ended."""
+"""Start and supervise the worker processes of this machine, restart killed ones, and stop them."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 
 POLL_S, POLL_SHARE = 1.0, 20
 MAX_RESTARTS = 20
-# What a worker process runs; it is pickled for that.
+# What a worker process runs; it must be picklable.
 Job = Callable[[], None]
-# Each worker's process, and the pipe for its error.
+# Worker index -> its process, and the pipe that carries its error.
 Team = dict[int, tuple[Any, Connection]]
 
 
-class View(Protocol):
-    """Is told how a search goes on, about once a second."""
+class StatusDisplay(Protocol):
+    """Shows the status of a search; updated about once a second."""
 
     def update(self, study: Any, workers: int) -> None: ...
 
     def note(self, text: str) -> None: ...
 
 
-def run_workers(job: Callable[[], Job], workers: int, study: Any, view: View) -> None:
-    """Run worker processes until all have ended. A worker that was killed is started again.
+def run_workers(job: Callable[[], Job], workers: int, study: Any, view: StatusDisplay) -> None:
+    """Run worker processes until all have exited. A killed worker is restarted.
 
     Args:
-        job: makes what a worker runs, once for each start.
-        workers: how many.
-        study: what `view` is shown.
-        view: is told how it goes on.
+        job: returns what a worker runs; called once for each start.
+        workers: number of processes.
+        study: passed on to `view`.
+        view: shows the status.
 
     Raises:
-        LRDistError: what a worker ended with.
-        KeyboardInterrupt: Ctrl-C, or a request to terminate; the workers were asked to end, and have ended.
+        LRDistError: the error of a worker.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the workers have been terminated and have exited.
     """
     context = multiprocessing.get_context("spawn")
     team: Team = {}
@@ -52,12 +52,12 @@ def run_workers(job: Callable[[], Job], workers: int, study: Any, view: View) ->
         with interrupts_held_back():
             for index in range(workers):
                 team[index] = _start(context, job(), index, workers)
-            _attend(context, team, job, workers, study, view)
+            _supervise(context, team, job, workers, study, view)
     finally:
         _stop([process for process, _ in team.values()])
 
 
-def _attend(context: Any, team: Team, job: Callable[[], Job], workers: int, study: Any, view: View) -> None:
+def _supervise(context: Any, team: Team, job: Callable[[], Job], workers: int, study: Any, view: StatusDisplay) -> None:
     restarts = 0
     while team:
         for index, (process, pipe) in list(team.items()):
@@ -73,25 +73,25 @@ def _attend(context: Any, team: Team, job: Callable[[], Job], workers: int, stud
                 raise TrialError(f"Worker {index} ended with {_cause(process.exitcode)}; see its output above.")
             restarts += 1
             if restarts > MAX_RESTARTS:
-                raise TrialError(f"Workers were killed {restarts} times; start the same command to go on.")
+                raise TrialError(f"Workers were killed {restarts} times; run the same command again to continue.")
             view.note(f"Worker {index} ended with {_cause(process.exitcode)}; its trial is queued again.")
             team[index] = _start(context, job(), index, workers)
         began = time.monotonic()
         view.update(study, len(team))
-        # Reading a large study again and again would keep its storage from the workers.
+        # Polling a large study too often would block its storage for the workers.
         with interruptible():
             time.sleep(max(POLL_S, POLL_SHARE * (time.monotonic() - began)))
 
 
 def work(job: Job, index: int, pipe: Connection) -> None:
-    """A worker process: ends when its job is done, or with the process that began it.
+    """Main function of a worker process: exits when its job is done, or when the parent process is gone.
 
     Args:
         job: what it runs.
         index: of this worker, from 0.
-        pipe: for the error that it ends with.
+        pipe: receives the error, if the job raises one.
     """
-    # Ctrl-C in a terminal is for the process that began this one; that one asks this one to terminate.
+    # Ctrl-C in a terminal is handled by the parent, which then sends SIGTERM to its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _follow_parent()
@@ -106,7 +106,7 @@ def work(job: Job, index: int, pipe: Connection) -> None:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process at once: torch and its friends take seconds to be torn down, and nothing is left to write."""
+    """Exit at once: an orderly shutdown of torch takes seconds, and all results have been written."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -115,7 +115,7 @@ def _leave(code: int) -> NoReturn:
 def _start(context: Any, job: Job, index: int, workers: int) -> tuple[Any, Connection]:
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=work, args=(job, index, theirs), name=f"lr-dist worker {index}")
-    # Until it runs code of ours, a child has what it inherits: Ctrl-C is not for it.
+    # A child inherits signal handlers until it runs our code; it must ignore Ctrl-C from the start.
     with handling(signal.SIGINT, signal.SIG_IGN), _environment(index, workers):
         process.start()
     theirs.close()
@@ -124,7 +124,7 @@ def _start(context: Any, job: Job, index: int, workers: int) -> tuple[Any, Conne
 
 @contextlib.contextmanager
 def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """Handle a signal in another way; only the main thread may."""
+    """Replace a signal handler inside a `with` block; does nothing outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -137,7 +137,7 @@ def handling(number: signal.Signals, handler: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(index: int, workers: int) -> Iterator[None]:
-    """Threads and GPU of a child: libraries read them when they are loaded, before `work` can say so."""
+    """Environment variables for a child's threads and GPU: libraries read them at import, before `work` runs."""
     wanted = {"OMP_NUM_THREADS": str(threads_of(workers)), "TOKENIZERS_PARALLELISM": "false"}
     gpus = _gpus()
     if gpus:
@@ -164,21 +164,21 @@ def _gpus() -> list[str]:
 
 
 def _follow_parent() -> None:
-    """End this worker when the process that began it is gone, however it went."""
+    """Exit this worker when its parent process has ended, for whatever reason."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
 
-    def watch() -> None:
+    def exit_with_parent() -> None:
         parent.join()
-        # The trial is left running, as after a kill; whoever comes next sees that its worker is gone.
+        # The trial is left in state running, as after a kill; other processes detect that its worker is dead.
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def _received(pipe: Connection) -> LRDistError | None:
-    """The error that a worker sent before it ended."""
+    """The error that a worker sent before it exited; None if it sent none."""
     try:
         return pipe.recv() if pipe.poll() else None
     except EOFError:
@@ -186,9 +186,9 @@ def _received(pipe: Connection) -> LRDistError | None:
 
 
 def _stop(processes: list[Any], patience_s: float = 21, times: int = 3) -> None:
-    """Ask the workers to end, so that they hand their trials back, and kill those that do not.
+    """Terminate the workers, so that they give their trials back, and kill those that do not exit.
 
-    They are asked more than once: Python loses an interrupt that comes while a destructor runs.
+    SIGTERM is sent more than once, because Python loses an interrupt that arrives while a destructor runs.
     """
     try:
         for _ in range(times):

@@ -1,4 +1,4 @@
-"""One worker: takes waiting trials of a study, runs them, and tells their values, until none is left."""
+"""One worker: claims waiting trials of a study, runs them and reports their values, until none is left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from lr_dist.search.engine.slots import (
     ERROR,
     REASON,
     RETURNED,
-    Watch,
+    Liveness,
     claim,
     exclusive,
     fill,
@@ -46,27 +46,28 @@ def drain(
     stopped: Callable[[], bool] = lambda: False,
     poll_s: float = 2.0,
 ) -> None:
-    """Run trials until every slot of `plan` is settled, waiting for those at other workers.
+    """Run trials until every slot of `plan` is settled, also those that other workers run.
 
     Args:
         study: shared with other workers through its storage.
-        objective: runs a trial. Ctrl-C and SIGTERM reach it only inside of `lr_dist.sequence.interrupts.interruptible`,
-            where it must not use the storage: one that came in between would leave a trial that runs for ever.
+        objective: runs a trial. Ctrl-C and SIGTERM interrupt it only inside
+            `lr_dist.sequence.interrupts.interruptible`, where it must not use the storage: an interrupted storage call
+            could leave the trial in state running forever.
         plan: the slots, see `lr_dist.search.engine.slots.fill`.
-        stopped: asked between trials.
-        poll_s: seconds between looks where nothing waits but others still work.
+        stopped: called between trials; True stops the worker.
+        poll_s: polling interval in seconds while other workers run the last trials.
 
     Raises:
         StorageError: the storage could not be read or written, or the study was deleted.
-        LRDistError: what a trial raised; its slot is queued again for the next start.
+        LRDistError: the error of a trial; its slot is queued again at the next start.
     """
-    watch = Watch()
+    liveness = Liveness()
     with study_errors(study), interrupts_held_back():
         while True:
             with interruptible():
                 if stopped():
                     return
-            release_dead(study, watch)
+            release_dead(study, liveness)
             fill(study, plan)
             trial = claim(study, len(plan))
             if trial is not None:
@@ -79,11 +80,10 @@ def drain(
 
 
 def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
-    """Run one trial that this process has taken, and tell how it ended.
+    """Run one trial that this process has claimed, and report its outcome.
 
-    A diverged run settles its slot as failed, with the reason; anything else that ends a trial early, Ctrl-C too,
-    leaves the slot to be queued again. Where this process was taken for dead and another one has the slot, what it
-    found is dropped.
+    A diverged run settles its slot as failed, with the reason. If anything else ends the trial early (Ctrl-C included),
+    the slot is queued again. If this process was taken for dead and another one has the slot, the result is dropped.
     """
     with _heartbeat(storage_of(study), trial_id(trial)):
         try:
@@ -97,7 +97,7 @@ def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
         except UpdateFinishedTrialError:
             return
         except BaseException as error:
-            # The first error is the one to show, whatever the storage says now.
+            # The first error is shown, even if reporting it to the storage fails as well.
             with contextlib.suppress(Exception):
                 if not isinstance(error, Exception):
                     trial.set_user_attr(RETURNED, True)
@@ -107,18 +107,18 @@ def run_trial(study: Study, trial: Trial, objective: Objective) -> None:
             if not isinstance(error, Exception) or isinstance(error, LRDistError) or is_storage_error(error):
                 raise
             raise TrialError(
-                f"Trial {trial.number} ended with {type(error).__name__}: {redact(str(error))}. What finished is kept; "
-                "start the same command again to retry it."
+                f"Trial {trial.number} ended with {type(error).__name__}: {redact(str(error))}. Finished trials are "
+                "kept; run the same command again to retry this one."
             ) from error
         else:
             _tell(study, trial, TrialState.COMPLETE, values)
 
 
 def _finite(values: Sequence[float]) -> list[float]:
-    """Optuna would fail a trial without a number silently, and it would be run again for ever."""
+    """Check the values: Optuna would silently fail a trial with NaN, and its slot would be queued again forever."""
     numbers = [float(value) for value in values]
     if not all(map(math.isfinite, numbers)):
-        raise DivergedError(f"The trial's value is {', '.join(map(str, numbers))}: a score is no number.")
+        raise DivergedError(f"The trial's value is {', '.join(map(str, numbers))}: scores must be finite.")
     return numbers
 
 
@@ -128,7 +128,7 @@ def _tell(study: Study, trial: Trial, state: TrialState, values: list[float] | N
 
 
 def _note_error(study: Study, trial: Trial, error: Exception) -> None:
-    """Keep the error; a slot that failed so often is settled, so that one bad trial does not block the study."""
+    """Record the error. After `MAX_ERRORS` errors the slot is settled, so that one bad trial cannot block the study."""
     message = redact(f"{type(error).__name__}: {error}")
     trial.set_user_attr(ERROR, message[:1000])
     slot = slot_of(storage_of(study).get_trial(trial_id(trial)))
@@ -139,12 +139,12 @@ def _note_error(study: Study, trial: Trial, error: Exception) -> None:
 
 @contextmanager
 def _heartbeat(storage: BaseStorage, key: int) -> Iterator[None]:
-    """Keep telling the storage that this trial is alive: where it has no place for that, in a user attribute."""
+    """Record heartbeats of a running trial; in a user attribute if the storage itself has none."""
     ended = threading.Event()
 
     def beat() -> None:
         for count in range(2**63):
-            # A storage that cannot be reached is the main thread's business; it may be back at the next beat.
+            # Errors of the storage are handled by the main thread; it may be reachable again at the next heartbeat.
             with contextlib.suppress(Exception):
                 if has_heartbeats(storage):
                     record_heartbeat(storage, key)

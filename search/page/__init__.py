@@ -1,1 +1,1 @@
-"""What people see of a study: one HTML page, its figures and tables, and a CSV file."""
+"""Reports of a study: an HTML page with figures and tables, and a CSV file."""

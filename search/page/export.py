@@ -1,4 +1,4 @@
-"""A study's trials as CSV, for what Optuna's storage is too much: evidence in a repository, a spreadsheet."""
+"""Export a study's trials as CSV, for a spreadsheet, or as evidence in a repository."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from lr_dist.search.trials.summary import row_of
 if TYPE_CHECKING:
     from optuna import Study
 
-# OWASP, "CSV Injection": what makes a cell a formula, also after a tab or a line break.
+# OWASP, "CSV Injection": characters that start a formula, also after leading white space.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 def write_csv(study: Study, path: str | Path) -> int:
-    """Write one row for every settled slot, in the order of slots; returns how many.
+    """Write one row for every settled slot, in the order of slots, and return the number of rows.
 
-    Fixed parameters are columns like the searched ones, so that a row is a whole distribution.
+    Fixed parameters are columns like the searched ones, so each row defines a complete distribution.
 
     Raises:
-        InvalidTrialsError: no trial has ended yet, or one was altered or damaged.
+        InvalidTrialsError: no trial has finished yet, or one was altered or damaged.
         StorageError: the study cannot be read.
-        UnwritableFileError: the file cannot be written; what was there is left as it was.
+        UnwritableFileError: the file cannot be written; an existing file is kept.
     """
     identity = checked_identity(study)
     fixed = {} if identity is None else space_of(study.study_name, identity).fixed
     rows = [{**row_of(t), **fixed} for _, t in sorted(by_slot(checked_trials(study)).items()) if settled(t)]
     if not rows:
         raise InvalidTrialsError(
-            f"No trial of the study {study.study_name!r} has ended yet; there is nothing to write."
+            f"No trial of the study {study.study_name!r} has finished yet; there is nothing to export."
         )
     columns = list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO()
@@ -47,7 +47,7 @@ def write_csv(study: Study, path: str | Path) -> int:
 
 
 def _cell(value: Any) -> Any:
-    """A text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay as they are."""
+    """Prefix text that a spreadsheet would execute as a formula with an apostrophe; numbers are not changed."""
     if not isinstance(value, str) or _is_number(value):
         return value
     return f"'{value}" if value.startswith(_FORMULA) or value.lstrip().startswith(_FORMULA) else value

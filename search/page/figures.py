@@ -1,4 +1,4 @@
-"""The figures of a study, as SVG text for its page."""
+"""The figures of a study's page, as SVG text."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from lr_dist.search.trials.summary import distribution_of, feasible
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# What is drawn at most; the page says where there is more.
+# Limits of what is drawn; the page says if something was left out.
 MOST_POINTS, MOST_LINES, MOST_LABELS, MOST_NUMBERED, BEST_DRAWN = 2000, 300, 10, 12, 5
 WIDTH = 9.5
 COLOUR, GOLD = "#4c6a92", "#d95f02"
 
 
 def history_figure(findings: Findings) -> str:
-    """The value of every trial in the order of their numbers, and the best so far; a panel an objective."""
+    """The value of every trial by number, and the best value so far; one panel per objective."""
     objectives = len(findings.complete[0].values)
     names = ["value"] if objectives == 1 else ["p_o", "p_s"]
     figure = new_figure(WIDTH, 3.9 if objectives == 1 else 5.6)
@@ -43,7 +43,7 @@ def history_figure(findings: Findings) -> str:
 
 
 def majority_figure(findings: Findings, sequence: int) -> str:
-    """How far every complete trial's scores after the whole sequence are above the majority class, task by task."""
+    """Final score minus majority class, for every complete trial and task."""
     trials = _thinned(findings.complete, findings.top)
     rows = [TrialRecord.of(trial).scores[sequence] for trial in trials]
     figure = new_figure(WIDTH, 3.2)
@@ -63,7 +63,7 @@ def majority_figure(findings: Findings, sequence: int) -> str:
 
 
 def front_figure(findings: Findings, sequence: int) -> str:
-    """p_o against p_s of one sequence: every complete trial, and those that no other one beats in both."""
+    """p_o against p_s on one sequence: every complete trial, and the Pareto front."""
     rows = {trial.number: TrialRecord.of(trial).scores[sequence] for trial in findings.complete}
     points = [(rows[trial.number].p_s, rows[trial.number].p_o) for trial in findings.complete]
     front = [findings.complete[i] for i in front_of(points)]
@@ -71,12 +71,12 @@ def front_figure(findings: Findings, sequence: int) -> str:
     axes = figure.subplots()
     drawn = _thinned(findings.complete, front)
     for queued, marker in ((False, "o"), (True, "D")):
-        some = [trial for trial in drawn if TrialRecord.of(trial).is_queued == queued]
+        selected = [trial for trial in drawn if TrialRecord.of(trial).is_queued == queued]
         _dots(
             axes,
-            [rows[t.number].p_s for t in some],
-            [rows[t.number].p_o for t in some],
-            [all(rows[t.number].learned) for t in some],
+            [rows[t.number].p_s for t in selected],
+            [rows[t.number].p_o for t in selected],
+            [all(rows[t.number].learned) for t in selected],
             marker=marker,
             color="0.35" if queued else COLOUR,
             label="queued (flat rates, presets)" if queued else "trial",
@@ -101,7 +101,7 @@ def front_figure(findings: Findings, sequence: int) -> str:
 
 
 def parameters_figure(findings: Findings, objective: int) -> str:
-    """Parallel coordinates of the searched rates, coloured by value; for one rate, the value over it."""
+    """Parallel coordinates of the searched parameters, coloured by value; for a single one, value against rate."""
     names = findings.space.searched
     trials = _best_last(findings, objective, MOST_LINES)
     values = [trial.values[objective] for trial in trials]
@@ -122,10 +122,10 @@ def parameters_figure(findings: Findings, objective: int) -> str:
     from matplotlib.collections import LineCollection
     from matplotlib.colors import Normalize
 
-    # The scale of rates is the one on the left; a decay factor has its own bounds.
+    # The left axis is for the rates; a decay factor has its own axis and bounds.
     low, high = (math.log10(bound) for bound in (findings.space.low, findings.space.high))
     lines = [[(x, _height(findings, n, trial.params[n], low, high)) for x, n in enumerate(names)] for trial in trials]
-    # Poor trials lie everywhere: grey, so that the colours tell the good ones apart.
+    # Trials below the median are grey, so that the colours distinguish the good ones.
     median = statistics.median(kept)
     colours = ScalarMappable(Normalize(median, max(kept)), "viridis_r")
     colours.set_array(kept)
@@ -148,7 +148,7 @@ def parameters_figure(findings: Findings, objective: int) -> str:
 
 
 def importance_figure(values: Mapping[str, float]) -> str:
-    """A bar a parameter, in the order of depth."""
+    """One bar per parameter, in the order of depth."""
     figure = new_figure(WIDTH, 2.8)
     axes = figure.subplots()
     bars = axes.bar(range(len(values)), list(values.values()), color=COLOUR, width=0.6)
@@ -157,8 +157,8 @@ def importance_figure(values: Mapping[str, float]) -> str:
     axes.margins(y=0.15)
     axes.set_xlabel("parameter, from the input to the output")
     axes.set_ylabel("importance")
-    said = ", ".join(f"{name} {number(value)}" for name, value in values.items())
-    return to_svg(figure, "Importance of each parameter", said)
+    description = ", ".join(f"{name} {number(value)}" for name, value in values.items())
+    return to_svg(figure, "Importance of each parameter", description)
 
 
 def depth_figure(findings: Findings, num_layers: int) -> str:
@@ -212,7 +212,7 @@ def _history(axes: Axes, findings: Findings, objective: int) -> None:
         last = findings.trials[-1].number
         numbers = [trial.number for trial in kept]
         best = list(accumulate((trial.values[objective] for trial in kept), max))
-        # Only where it rises: thousands of equal steps say no more.
+        # Only the points where it increases; thousands of equal steps would add nothing.
         rises = [i for i in range(len(best)) if i == 0 or best[i] > best[i - 1]]
         axes.step(
             [*(numbers[i] for i in rises), last],
@@ -223,7 +223,7 @@ def _history(axes: Axes, findings: Findings, objective: int) -> None:
             label="best so far",
         )
     if len(kept) < len(complete):
-        axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: breaks the constraint")
+        axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: violates the constraint")
     for state, colour, what in ((TrialState.PRUNED, "0.55", "pruned"), (TrialState.FAIL, "C3", "failed")):
         ended = _thinned(findings.with_state(state), [])
         if ended:
@@ -246,19 +246,19 @@ def _dots(
     label: str | None,
     marker: str = "o",
 ) -> None:
-    """Points, hollow where not `filled`; one entry in the legend."""
+    """Draw points, hollow if not `filled`, with one legend entry."""
     for full in (True, False):
-        some = [(x, y) for x, y, f in zip(xs, ys, filled, strict=True) if f == full]
-        if some:
+        points = [(x, y) for x, y, f in zip(xs, ys, filled, strict=True) if f == full]
+        if points:
             axes.plot(
-                *zip(*some, strict=True), marker, ls="", ms=5, color=color, mfc=color if full else "none", alpha=0.8,
+                *zip(*points, strict=True), marker, ls="", ms=5, color=color, mfc=color if full else "none", alpha=0.8,
                 label=label, zorder=3,
             )  # fmt: skip
             label = None
 
 
 def _thinned(trials: Sequence[FrozenTrial], keep: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """At most about `MOST_POINTS` of them, evenly; those to keep are always among them."""
+    """An even sample of at most about `MOST_POINTS` trials that always includes those to keep."""
     if len(trials) <= MOST_POINTS:
         return list(trials)
     kept = {trial.number for trial in keep}
@@ -268,7 +268,7 @@ def _thinned(trials: Sequence[FrozenTrial], keep: Sequence[FrozenTrial]) -> list
 
 
 def _best_last(findings: Findings, objective: int, most: int) -> list[FrozenTrial]:
-    """The best third of `most` and an even sample of the others, best last, so that they are drawn on top."""
+    """At most `most` trials, a third of them the best and the others an even sample; best last, drawn on top."""
     ordered = sorted(findings.complete, key=lambda t: (feasible(t), t.values[objective]))
     if len(ordered) <= most:
         return ordered
@@ -300,7 +300,7 @@ def _factor_axis(axes: Axes, findings: Findings, low: float, high: float) -> Non
 
 
 def _number_apart(axes: Axes, points: Sequence[tuple[int, float, float]]) -> None:
-    """Write the number of a trial beside its point, where no other number is near."""
+    """Write each trial's number next to its point, unless another number is too close."""
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     written: list[tuple[float, float]] = []
     for trial, x, y in points:

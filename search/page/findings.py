@@ -1,4 +1,4 @@
-"""What a study has found so far, as numbers: what its page shows."""
+"""The results of a study, as shown on its page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, listed, shown
-from lr_dist.search.combining.combine import PAPER_BASE, Trial, geometric_mean, geometric_spread, rank_weighted_log_mean
+from lr_dist.search.combining.combine import (
+    PAPER_BASE,
+    ScoredRates,
+    geometric_mean,
+    geometric_spread,
+    rank_weighted_log_mean,
+)
 from lr_dist.search.combining.preset import DIGITS
 from lr_dist.search.engine.slots import by_slot
 from lr_dist.search.space import Space
@@ -21,27 +27,27 @@ from lr_dist.search.trials.summary import best_trial, distribution_of, feasible
 if TYPE_CHECKING:
     from optuna import Study
 
-# Over how many of the best trials the spread is taken.
+# The spread is computed over this many of the best trials.
 BEST = 10
 
 
 @dataclass(frozen=True)
 class Findings:
-    """A study, read once from its storage.
+    """The results of a study, read once from its storage.
 
     Attributes:
         name: of the study.
-        identity: what it searches, see `SearchConfig.identity`.
-        space: of its distributions.
-        trials: one a slot, in the order of their numbers.
-        retried: attempts that were lost with their worker or ended with an error, and were queued again.
-        complete: the complete trials with scores, in the order of their numbers.
-        ranked: those that keep the constraints, best first; empty for several objectives, which have no rank.
-        best: the first of them.
-        front: for several objectives, the trials that no other one beats in all of them, by the first one rising.
+        identity: its configuration, see `SearchConfig.identity`.
+        space: its search space.
+        trials: one per slot, sorted by number.
+        retried: attempts that were lost with their worker or raised an error, and were queued again.
+        complete: the complete trials with scores, sorted by number.
+        ranked: the feasible ones, best first; empty for several objectives, which have no ranking.
+        best: the first of `ranked`.
+        front: for several objectives, the Pareto front, sorted by the first objective in ascending order.
         mean: searched parameter -> its rank-weighted log mean over `ranked` (geometric mean over `front` for several
             objectives), rounded as in a preset; empty without trials.
-        top: the trials that `spread` is over: the best ten, or the front.
+        top: the trials over which `spread` is computed: the best ten, or the front.
         spread: searched parameter -> geometric standard deviation over `top`, a factor >= 1; empty for fewer than two.
     """
 
@@ -68,23 +74,23 @@ class Findings:
         """
         identity = checked_identity(study)
         if identity is None:
-            raise InvalidTrialsError(f"{study.study_name!r} is no study of `lr-dist search`; there is nothing to show.")
+            raise InvalidTrialsError(f"{study.study_name!r} is not a study of `lr-dist search`.")
         space = space_of(study.study_name, identity)
         stored = checked_trials(study)
         trials = sorted(by_slot(stored).values(), key=lambda trial: trial.number)
-        standing = {trial.number for trial in trials}
+        current = {trial.number for trial in trials}
         complete = [t for t in trials if t.state == TrialState.COMPLETE and TrialRecord.of(t).sequences]
         for trial in complete:
             tasks = _tasks(trial)
             if tasks != _tasks(complete[0]):
                 raise InvalidTrialsError(
                     f"Trial {trial.number} of {study.study_name!r} learned {shown(tasks)}, not the tasks of trial "
-                    f"{complete[0].number}: one of them was altered. Restore the study from a copy."
+                    f"{complete[0].number}: one of them was altered. Restore the study from a backup."
                 )
             if set(trial.params) != set(space.searched):
                 raise InvalidTrialsError(
                     f"Trial {trial.number} of {study.study_name!r} has the parameters {listed(trial.params)}, not "
-                    f"those of the space {space.family}: it was altered. Restore the study from a copy."
+                    f"those of the space {space.family}: it was altered. Restore the study from a backup."
                 )
         several = len(study.directions) > 1
         ranked = [] if several else sorted((t for t in complete if feasible(t)), key=lambda t: -t.values[0])
@@ -96,7 +102,7 @@ class Findings:
             identity=identity,
             space=space,
             trials=trials,
-            retried=[t for t in stored if t.state == TrialState.FAIL and t.number not in standing],
+            retried=[t for t in stored if t.state == TrialState.FAIL and t.number not in current],
             complete=complete,
             ranked=ranked,
             best=best_trial(study, complete),
@@ -117,12 +123,12 @@ class Findings:
 
     @property
     def best_flat(self) -> FrozenTrial | None:
-        """The best complete trial with one rate everywhere; None for several objectives, or where there is none."""
+        """The best flat trial that is complete and feasible; None if there is none, or for several objectives."""
         return next((trial for trial in self.ranked if is_flat(trial)), None)
 
     @property
     def titles(self) -> list[str]:
-        """The task sequences, as `sst2>qqp`; with the names of a shift's halves where a trial is complete."""
+        """The task sequences, as `sst2>qqp`; a shift's halves are named once a trial is complete."""
         if self.complete:
             return [scores.title for scores in TrialRecord.of(self.complete[0]).scores]
         return [">".join(str(task) for task in sequence) for sequence in self.identity["sequences"]]
@@ -133,14 +139,14 @@ def _tasks(trial: FrozenTrial) -> list[list[str]]:
 
 
 def is_flat(trial: FrozenTrial) -> bool:
-    """Whether a trial has one rate everywhere, and nothing frozen."""
+    """Whether a trial has one rate everywhere, with nothing frozen."""
     return len(set(distribution_of(trial).rates(12).values())) == 1
 
 
 def front_of(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """Indices of the (x, y) that no other point beats, both to be maximised, by rising x.
+    """Indices of the Pareto front of points (x, y), both maximised, in ascending order of x.
 
-    A point is beaten by one that is at least as high in both and higher in one; equal points stay together.
+    A point is dominated by one that is at least as high in both and higher in one; equal points do not dominate.
     """
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: (-points[i][0], -points[i][1], i)):
@@ -157,5 +163,5 @@ def _mean(
         return geometric_mean([trial.params for trial in front])
     if not ranked:
         return {}
-    # In the order of their numbers, as `lr-dist combine` takes them: trials of equal value keep it.
-    return rank_weighted_log_mean([Trial(t.values[0], t.params) for t in complete if feasible(t)], PAPER_BASE)
+    # Sorted by number, like `lr-dist combine`, so that ties are broken in the same way.
+    return rank_weighted_log_mean([ScoredRates(t.values[0], t.params) for t in complete if feasible(t)], PAPER_BASE)

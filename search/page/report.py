@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a study: nothing is fetched when it is opened."""
+"""A study's self-contained HTML page; it loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def write_report(study: Study, path: str | Path, *, storage: str, num_layers: in
 
     Args:
         study: of `lr-dist search`, in any state.
-        path: of the page; its folder is made if needed.
-        storage: the URL, for the commands on the page, where its password is left out.
-        num_layers: of the model that rates over depth are drawn for; None for the searched
-            model's (12 where the study does not say).
+        path: of the page; its folder is created if needed.
+        storage: the URL, shown without its password in the commands on the page.
+        num_layers: number of layers for which rates over depth are drawn; None for that of the study's model (12 if the
+            study does not record it).
 
     Raises:
         InvalidTrialsError: not a study of `lr-dist search`.
-        LayerCountError: a number of layers that no model has.
+        LayerCountError: an invalid number of layers.
         MissingExtraError: jinja2 or matplotlib is not installed (extra `report`).
         UnwritableFileError: the page cannot be written.
     """
@@ -54,7 +54,7 @@ def render_report(study: Study, *, storage: str, num_layers: int | None = None) 
     from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        # The style is that of a comparison's page.
+        # The style sheet is shared with the page of a comparison.
         loader=ChoiceLoader([PackageLoader("lr_dist.search.page", "."), PackageLoader("lr_dist.report", ".")]),
         autoescape=True,
         undefined=StrictUndefined,
@@ -69,7 +69,7 @@ def render_report(study: Study, *, storage: str, num_layers: int | None = None) 
 
 
 def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
-    """What the template shows."""
+    """The variables of the template."""
     several = bool(findings.complete) and len(findings.complete[0].values) > 1
     pareto = findings.identity["goal"]["mode"] == "pareto"
     panels = range(min(len(findings.titles), MOST_PANELS)) if findings.complete else range(0)
@@ -125,7 +125,7 @@ def _counts(findings: Findings) -> dict[str, int]:
 
 
 def _commands(findings: Findings, storage: str) -> dict[str, str]:
-    """What to do with the result: use it, compare it, make a preset of it."""
+    """Commands to use the result, compare it, and make a preset of it."""
     commands = {"use": "", "compare": "", "combine": ""}
     if findings.best is not None:
         text = str(distribution_of(findings.best))

@@ -18,18 +18,18 @@ from lr_dist.search.trials.summary import distribution_of, feasible
 
 
 @dataclass(frozen=True)
-class Row:
-    """One complete trial.
+class TrialRow:
+    """A complete trial in the table of trials.
 
     Attributes:
-        trial: its number.
-        label: of a queued one.
-        values: the objectives, each with its standard deviation over the seeds where there are several.
-        sequences: for each task sequence p_o, p_s (with their spread), and task -> (score above the majority class,
-            whether it was learned).
-        feasible: whether it keeps the constraints.
-        seconds: all runs together.
-        distribution: its exact text form.
+        trial: number of the trial.
+        label: name of a queued distribution; empty if the trial was sampled.
+        values: the objectives, with their standard deviation if there are several seeds.
+        sequences: for each task sequence p_o, p_s (with their spread), and task -> (score minus majority class, whether
+            it was learned).
+        feasible: whether the trial satisfies the constraints.
+        seconds: total time of all runs.
+        distribution: exact text form.
         rounded: the same with three digits.
     """
 
@@ -44,8 +44,8 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Rate:
-    """One parameter in the best trial, in the mean, and its spread; texts, empty where there is none."""
+class ParameterRow:
+    """A searched parameter: its value in the best trial, its mean and its spread, as text; empty if there is none."""
 
     name: str
     best: str
@@ -53,10 +53,10 @@ class Rate:
     spread: str
 
 
-def trial_row(trial: FrozenTrial, space: Space) -> Row:
-    """A complete trial's row."""
+def trial_row(trial: FrozenTrial, space: Space) -> TrialRow:
+    """The row of a complete trial."""
     record = TrialRecord.of(trial)
-    return Row(
+    return TrialRow(
         trial=trial.number,
         label=record.label or "",
         values=[_with_sd(v, sd, 4) for v, sd in zip(trial.values, record.value_sd, strict=True)],
@@ -65,12 +65,12 @@ def trial_row(trial: FrozenTrial, space: Space) -> Row:
                 _with_sd(scores.p_o, scores.p_o_sd),
                 _with_sd(scores.p_s, scores.p_s_sd),
                 {
-                    # Two tasks of one name differ by their place.
-                    f"{task}" if scores.tasks.count(task) == 1 else f"{task} ({place + 1})": (
+                    # Tasks with equal names are told apart by position.
+                    f"{task}" if scores.tasks.count(task) == 1 else f"{task} ({position + 1})": (
                         _signed(score - low),
                         ok,
                     )
-                    for place, (task, score, low, ok) in enumerate(
+                    for position, (task, score, low, ok) in enumerate(
                         zip(scores.tasks, scores.final, scores.baseline, scores.learned, strict=True)
                     )
                 },
@@ -85,7 +85,7 @@ def trial_row(trial: FrozenTrial, space: Space) -> Row:
 
 
 def unlearned(complete: Sequence[FrozenTrial]) -> dict[str, int]:
-    """`sst2>qqp: qqp` -> how many complete trials left this task no better than its majority class."""
+    """`sst2>qqp: qqp` -> number of complete trials that did not learn this task (final score at the majority class)."""
     counts: dict[str, int] = {}
     for trial in complete:
         for scores in TrialRecord.of(trial).scores:
@@ -95,11 +95,11 @@ def unlearned(complete: Sequence[FrozenTrial]) -> dict[str, int]:
     return counts
 
 
-def rates_table(findings: Findings) -> list[Rate]:
+def rates_table(findings: Findings) -> list[ParameterRow]:
     """Every searched parameter, in the order of depth."""
     best = findings.best.params if findings.best else {}
     return [
-        Rate(
+        ParameterRow(
             name,
             f"{best[name]:.3g}" if name in best else "",
             f"{findings.mean[name]:.3g}" if name in findings.mean else "",
@@ -112,7 +112,7 @@ def rates_table(findings: Findings) -> list[Rate]:
 def failures(findings: Findings) -> list[tuple[int, str, str, str]]:
     """(trial, state, reason, distribution) of the failed trials, then of the attempts that were queued again."""
     failed = [(t, "failed", TrialRecord.of(t).reason) for t in findings.with_state(TrialState.FAIL)]
-    again = [(t, "queued again", TrialRecord.of(t).error or "its worker ended") for t in findings.retried]
+    again = [(t, "queued again", TrialRecord.of(t).error or "its worker died") for t in findings.retried]
     return [
         (t.number, state, str(reason), "" if TrialRecord.of(t).distribution is None else _rounded(t, findings.space))
         for t, state, reason in [*failed, *again]
@@ -120,18 +120,18 @@ def failures(findings: Findings) -> list[tuple[int, str, str, str]]:
 
 
 def environments(trials: Sequence[FrozenTrial]) -> dict[str, list[tuple[str, int]]]:
-    """Versions and machine -> each value that the trials ran under, and how many; more than one where they differ."""
-    found: dict[str, Counter[str]] = {}
+    """Entry of the environment (versions, machine) -> its values in the trials, each with the number of trials."""
+    counters: dict[str, Counter[str]] = {}
     for trial in trials:
         environment = dict(TrialRecord.of(trial).environment or {})
         flat: dict[str, Any] = {**environment.pop("versions", {}), **environment}
-        # What was measured differs from start to start; what was chosen may not.
+        # Only the chosen precision is compared; the timings behind it differ at every start.
         if isinstance(flat.get("precision"), dict):
             flat["precision"] = flat["precision"].get("chosen")
         for key, value in flat.items():
             text = value if isinstance(value, str) else json.dumps(value)
-            found.setdefault(key, Counter())[text] += 1
-    return {key: counts.most_common() for key, counts in found.items()}
+            counters.setdefault(key, Counter())[text] += 1
+    return {key: counts.most_common() for key, counts in counters.items()}
 
 
 def _rounded(trial: FrozenTrial, space: Space) -> str:

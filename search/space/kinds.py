@@ -1,6 +1,6 @@
-"""The kinds of spaces, one class each: its parameters, and how they become a distribution and are read off one.
+"""The kinds of search space, one class each: its parameters, their distribution, and the inverse.
 
-A new kind is a class here and its name in `KINDS`.
+To add one, write a class here and add its name to `KINDS`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from typing import Any
 from lr_dist._distribution.families import GROUPED_KEYS, grouped_layers, weighted_mean
 from lr_dist.distribution import LRDistribution
 
-# Logarithms of ratios: what differs by less is one ratio.
+# Log ratios that differ by less than this count as equal.
 TOLERANCE = 1e-9
 MOST_KNOTS = 100
 
 
 class Kind(ABC):
-    """What one kind of space has of its own.
+    """A kind of search space.
 
-    A subclass is a frozen dataclass; its fields are those of the settings of `Space` that it uses, under their names.
-    They are a part of a study's identity.
+    A subclass is a frozen dataclass. Its fields have the names of those settings of `Space` that it uses; they are part
+    of a study's identity.
     """
 
     @property
@@ -33,20 +33,20 @@ class Kind(ABC):
         """All parameters, in the order of depth."""
 
     def bounds(self, name: str) -> tuple[float, float] | None:
-        """The bounds of a parameter that has its own; None for a rate, whose bounds are those of the space."""
+        """The bounds of a parameter that is not a rate; None for a rate, which has the bounds of the space."""
         return None
 
     @abstractmethod
     def distribution(self, values: Mapping[str, float]) -> LRDistribution:
-        """The distribution with these values of all parameters."""
+        """The distribution for these values of all parameters."""
 
     @abstractmethod
     def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
-        """The parameters whose distribution comes near to a given one, whatever the bounds; None where none is near."""
+        """The parameters that approximate a given distribution, ignoring bounds; None if this kind cannot."""
 
     @classmethod
     def settings_for(cls, names: Collection[str]) -> dict[str, Any]:
-        """The settings under which the kind may have just these parameters; they are valid for any names."""
+        """The settings with which this kind could have exactly these parameters; valid for any names."""
         return {}
 
 
@@ -62,8 +62,8 @@ class Flat(Kind):
         return LRDistribution.flat(values["lr"])
 
     def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
-        found = _geometric(distribution, num_layers)
-        return None if found is None or abs(found[1]) > TOLERANCE else {"lr": found[0]}
+        geometric = _as_geometric(distribution, num_layers)
+        return None if geometric is None or abs(geometric[1]) > TOLERANCE else {"lr": geometric[0]}
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Decay(Kind):
         return LRDistribution.decay(values["lr"], values["factor"])
 
     def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
-        found = _geometric(distribution, num_layers)
-        return None if found is None else {"lr": found[0], "factor": math.exp(-found[1])}
+        geometric = _as_geometric(distribution, num_layers)
+        return None if geometric is None else {"lr": geometric[0], "factor": math.exp(-geometric[1])}
 
 
 class _ByDepth(Kind):
-    """A rate each for embeddings and head, and some for the layers between them."""
+    """One rate for the embeddings, one for the head, and some for the layers between them."""
 
     def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
         rates = distribution.rates(num_layers)
@@ -98,10 +98,10 @@ class _ByDepth(Kind):
         return {"embeddings": rates["embeddings"], **dict(zip(names, between, strict=True)), "head": rates["head"]}
 
     def _between(self, distribution: LRDistribution, layers: Sequence[float]) -> list[float]:
-        """The parameters between embeddings and head, read at their relative depths among the layers' rates."""
-        # A distribution of M values is read at the depths of N layers; the same the other way round.
-        read = LRDistribution.from_layers(embeddings=1.0, layers=layers, head=1.0).rates(len(self.names) - 2)
-        return list(read.values())[1:-1]
+        """The parameters between embeddings and head: the layers' rates, interpolated at the parameters' depths."""
+        # `from_layers` interpolates M values to N layers; here it interpolates N layers to the M parameters.
+        interpolated = LRDistribution.from_layers(embeddings=1.0, layers=layers, head=1.0).rates(len(self.names) - 2)
+        return list(interpolated.values())[1:-1]
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ class Grouped(_ByDepth):
 
     def _between(self, distribution: LRDistribution, layers: Sequence[float]) -> list[float]:
         if distribution.family == "grouped" and not distribution.edits:
-            own = dict(distribution.values)
-            return [own[name] for name in self.names[1:-1]]
-        members = grouped_layers(len(layers))
-        if all(members) and 0 not in layers:
-            return [weighted_mean([layers[i] for i in group], [1.0] * len(group)) for group in members]
+            rates = dict(distribution.values)
+            return [rates[name] for name in self.names[1:-1]]
+        groups = grouped_layers(len(layers))
+        if all(groups) and 0 not in layers:
+            return [weighted_mean([layers[i] for i in group], [1.0] * len(group)) for group in groups]
         return super()._between(distribution, layers)
 
 
@@ -147,8 +147,8 @@ class Knots(_ByDepth):
 KINDS: Mapping[str, type[Kind]] = {"grouped": Grouped, "knots": Knots, "decay": Decay, "flat": Flat}
 
 
-def _geometric(distribution: LRDistribution, num_layers: int) -> tuple[float, float] | None:
-    """The head's rate and the logarithm of the ratio from each depth to the next; None where that is not one ratio."""
+def _as_geometric(distribution: LRDistribution, num_layers: int) -> tuple[float, float] | None:
+    """The head's rate and the log ratio from each depth to the next; None if the ratio is not constant."""
     rates = list(distribution.rates(num_layers).values())
     if 0 in rates:
         return None

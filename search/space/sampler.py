@@ -1,4 +1,4 @@
-"""How the free rates of a trial are drawn."""
+"""The sampler of a study: TPE, with a seed for each slot."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from lr_dist.search.engine.slots import SLOT
 
 
 def tpe(seed: int | None) -> TPESampler:
-    """The sampler of every search. What matters is stated: the defaults have changed between versions of Optuna.
+    """The sampler of every search. Options are explicit because defaults have changed between versions of Optuna.
 
-    Trials at work count as bad (constant liar), so that workers that start together do not try the same; whether there
-    are others, on this machine or elsewhere, only the storage knows.
+    Running trials count as bad (constant liar), so that parallel workers do not sample the same point. It is always on,
+    because a worker cannot know whether there are others, on this machine or elsewhere.
     """
     return TPESampler(multivariate=True, constant_liar=True, seed=seed)
 
 
 class SlotSampler(BaseSampler):
-    """TPE with one seed for every slot, made from the study's.
+    """TPE with a separate seed for every slot, derived from the study's seed.
 
-    One generator a worker would begin anew with every start of the command and draw again what is in the study
-    already, and two workers would draw the same.
+    With one generator per worker, every start of the command would sample the same values again, and so would two
+    workers.
 
     Args:
-        seed: of the study.
+        seed: the study's.
     """
 
     def __init__(self, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""What is searched: a family of distributions, its free rates and their bounds."""
+"""The search space: a family of distributions, its parameters and their bounds."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ class Space:
     """A family of learning-rate distributions with bounds.
 
     - `grouped`: ten rates, those of arXiv 2404.01317 (embeddings, g1 ... g8, head).
-    - `knots`: rates at k relative depths from the first layer to the last, linear in log rate between them, and one
-      each for embeddings and head.
+    - `knots`: rates at k relative depths from the first layer to the last, interpolated in log space, and one rate each
+      for embeddings and head.
     - `decay`: the head's rate and the factor from each layer to the one below it (LLRD).
-    - `flat`: one rate, the control that every other family is compared with.
+    - `flat`: one rate everywhere, the control for every other family.
 
-    Rates are log-uniform in [low, high]. Names of the parameters: `embeddings`, `g1` ..., `k1` ..., `head`; `lr`
+    Rates are log-uniform in [low, high]. Parameter names: `embeddings`, `g1` ..., `k1` ..., `head`; `lr`
     and `factor` for `decay`, `lr` for `flat`.
 
     Raises:
-        ConfigurationError: an unknown family or parameter, bounds that hold nothing, or nothing left to search.
+        ConfigurationError: an unknown family or parameter, invalid bounds, or no parameter left to search.
     """
 
     family: str = field(default="knots", metadata={"option": "space"})
@@ -74,21 +74,23 @@ class Space:
         unknown = [name for name in self.fixed if name not in self.names]
         if unknown:
             raise ConfigurationError(
-                f"fixed names {', '.join(map(str, unknown))}, which the space {self.family} does not have: "
+                f"fixed names {', '.join(map(str, unknown))}, but the space {self.family} has the parameters "
                 f"{', '.join(self.names)}."
             )
-        # A copy of our own: the caller's may change.
+        # A copy, because the caller may change its mapping.
         object.__setattr__(self, "fixed", dict(self.fixed))
         if not self.searched:
-            raise ConfigurationError(f"fixed leaves nothing to search in the space {self.family}.")
+            raise ConfigurationError(
+                f"fixed holds every parameter of the space {self.family}; leave at least one to search."
+            )
         try:
             self.distribution({name: self.bounds(name)[1] for name in self.searched})
         except InvalidDistributionError as error:
-            raise ConfigurationError(f"The bounds or fixed hold a value that is no rate: {error}") from error
+            raise ConfigurationError(f"The bounds or fixed hold a value that is not a valid rate: {error}") from error
 
     @cached_property
     def kind(self) -> Kind:
-        """What this family has of its own, under the settings that it uses."""
+        """The family's `Kind`, with the settings that it uses."""
         kind = KINDS[self.family]
         return kind(**{each.name: getattr(self, each.name) for each in fields(kind)})  # type: ignore[arg-type]
 
@@ -99,7 +101,7 @@ class Space:
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The parameters that a trial draws."""
+        """The parameters that are sampled for a trial."""
         return tuple(name for name in self.names if name not in self.fixed)
 
     def bounds(self, name: str) -> tuple[float, float]:
@@ -107,24 +109,24 @@ class Space:
         return self.kind.bounds(name) or (self.low, self.high)
 
     def suggest(self, trial: Trial) -> LRDistribution:
-        """Draw the searched parameters, each log-uniform within its bounds."""
-        drawn = {name: trial.suggest_float(name, *self.bounds(name), log=True) for name in self.searched}
-        return self.distribution(drawn)
+        """Sample the searched parameters, each log-uniform within its bounds."""
+        sampled = {name: trial.suggest_float(name, *self.bounds(name), log=True) for name in self.searched}
+        return self.distribution(sampled)
 
     def distribution(self, searched: Mapping[str, float]) -> LRDistribution:
-        """The distribution of a trial's parameters."""
+        """The distribution for a trial's parameters."""
         return self.kind.distribution({**searched, **self.fixed})
 
     def project(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
-        """The searched parameters whose distribution comes near to a given one; None where none is near.
+        """The searched parameters that approximate a given distribution; None if the space cannot.
 
-        Rates outside the bounds are brought to the bound. `knots` reads the rates at its depths, `grouped` takes the
-        mean log rate of each group's layers; `decay` holds only flat and geometric profiles, `flat` only flat ones.
-        A frozen depth cannot be drawn, so it must be among `fixed`.
+        Rates outside the bounds are clipped. `knots` takes the rates at its depths, `grouped` the mean log rate of each
+        group's layers; `decay` can represent flat and geometric profiles only, `flat` only flat ones. A frozen depth
+        cannot be sampled, so it must be in `fixed`.
 
         Args:
             distribution: absolute rates.
-            num_layers: of the model, where the two shall agree.
+            num_layers: of the model on which the two are compared.
         """
         values = self.kind.read(distribution, num_layers)
         if values is None or any(values[name] == 0 for name in self.searched):
@@ -132,13 +134,13 @@ class Space:
         return {name: min(max(values[name], self.bounds(name)[0]), self.bounds(name)[1]) for name in self.searched}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: what must not change under one study's name."""
-        own = {"family": self.family, "low": self.low, "high": self.high, "fixed": dict(self.fixed)}
-        return {**own, **asdict(self.kind)}  # type: ignore[call-overload]
+        """Plain data, part of a study's identity."""
+        common = {"family": self.family, "low": self.low, "high": self.high, "fixed": dict(self.fixed)}
+        return {**common, **asdict(self.kind)}  # type: ignore[call-overload]
 
     @classmethod
     def with_names(cls, names: Collection[str]) -> Space | None:
-        """The space, with the bounds by default, that has just these parameters; None where none has."""
+        """The space with default bounds that has exactly these parameters; None if there is none."""
         for family, kind in KINDS.items():
             space = cls(family, **kind.settings_for(names))
             if set(space.names) == set(names):

@@ -1,1 +1,1 @@
-"""What a study searches, how its trials are run and scored, and reading them back."""
+"""Configure a study, run and score its trials, and read them back."""

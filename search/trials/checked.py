@@ -1,4 +1,4 @@
-"""Studies read back: what is in a storage may have been altered by hand, and is checked before it is used."""
+"""Read studies back. A storage may have been altered by hand, so its content is validated before it is used."""
 
 from __future__ import annotations
 
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
 
 
 def checked_trials(study: Study) -> list[FrozenTrial]:
-    """All trials of a study; those of `lr-dist search` have what it writes.
+    """All trials of a study; those queued by `lr-dist search` are validated.
 
     Raises:
-        InvalidTrialsError: one has not; the message names the trial, the entry and its value.
-        StorageError: they cannot be read.
+        InvalidTrialsError: an entry is missing or invalid; the message names the trial, the entry and its value.
+        StorageError: the trials cannot be read.
     """
     with study_errors(study):
         trials = study.get_trials(deepcopy=False)
         objectives = len(study.directions)
         if any(direction != StudyDirection.MAXIMIZE for direction in study.directions):
-            raise InvalidTrialsError(f"The study {study.study_name!r} is minimised; `lr-dist search` only maximises.")
+            raise InvalidTrialsError(
+                f"The study {study.study_name!r} minimises its objective; `lr-dist search` only maximises."
+            )
     for trial in trials:
         if slot_of(trial) is not None:
             _check(study.study_name, trial, objectives)
@@ -40,24 +42,27 @@ def checked_trials(study: Study) -> list[FrozenTrial]:
 
 
 def checked_identity(study: Study) -> dict[str, Any] | None:
-    """What a study searches, see `SearchConfig.identity`; None for a study that `lr-dist search` did not make.
+    """A study's identity, see `SearchConfig.identity`; None if `lr-dist search` did not create the study.
 
     Raises:
-        InvalidTrialsError: it lacks something, or holds something else; the message names the entry.
-        StorageError: it cannot be read.
+        InvalidTrialsError: an entry is missing or invalid; the message names it.
+        StorageError: the study cannot be read.
     """
     with study_errors(study):
         identity = study.user_attrs.get(IDENTITY)
     if identity is None:
         return None
-    where = f"The study {study.study_name!r} was altered: what it searches"
+    where = f"The study {study.study_name!r} was altered: its configuration"
     _expect(where, "", identity, _is_mapping, "a mapping")
     for name, (is_right, what) in _IDENTITY.items():
         if name not in identity:
-            raise InvalidTrialsError(f"{where} lacks {name!r}. Restore it from a copy, or search anew.")
+            raise InvalidTrialsError(f"{where} lacks {name!r}. Restore it from a backup, or start a new study.")
         _expect(where, name, identity[name], is_right, what)
     if len(identity["data"]) != len(identity["sequences"]):
-        raise InvalidTrialsError(f"{where} has data of {len(identity['data'])} sequences, but other sequences.")
+        raise InvalidTrialsError(
+            f"{where} has data fingerprints of {len(identity['data'])} sequences, but "
+            f"{len(identity['sequences'])} sequences. Restore it from a backup, or start a new study."
+        )
     layers = identity.get("num_layers", 1)
     _expect(where, "num_layers", layers, _is_count, "a whole number from 1")
     space_of(study.study_name, identity)
@@ -65,16 +70,16 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
 
 
 def space_of(name: str, identity: Mapping[str, Any]) -> Space:
-    """The space that a study searches.
+    """The search space of a study.
 
     Raises:
-        InvalidTrialsError: it is none.
+        InvalidTrialsError: it is invalid.
     """
     values = dict(identity["space"])
     try:
         return Space(values.pop("family"), **values)
     except (LRDistError, TypeError, KeyError, ValueError) as error:
-        raise InvalidTrialsError(f"The study {name!r} was altered: its space cannot be used ({error}).") from error
+        raise InvalidTrialsError(f"The study {name!r} was altered: its space is invalid ({error}).") from error
 
 
 def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
@@ -88,7 +93,7 @@ def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
         try:
             LRDistribution.from_dict(trial.user_attrs["distribution"])
         except (LRDistError, TypeError, KeyError, ValueError, AttributeError) as error:
-            raise InvalidTrialsError(f"{where} distribution cannot be used ({error}).") from error
+            raise InvalidTrialsError(f"{where} distribution is invalid ({error}).") from error
     for name, value in _constraints(where, trial).items():
         _expect(where, f"constraint {name}", value, _is_number, "a finite number")
     if trial.state != TrialState.COMPLETE:
@@ -97,13 +102,17 @@ def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
         where, "values", trial.values, lambda v: _is_list(v, _is_number, objectives), f"{objectives} finite numbers"
     )
     if not trial.params:
-        raise InvalidTrialsError(f"{where} parameters are missing. Restore the study from a copy, or search anew.")
+        raise InvalidTrialsError(
+            f"{where} parameters are missing. Restore the study from a backup, or start a new one."
+        )
     if "sequences" in trial.user_attrs:
         spread = trial.user_attrs.get("value_sd")
         _expect(where, "value_sd", spread, lambda v: _is_list(v, _is_spread, objectives), "a spread for each value")
         for needed in ("distribution", "seconds"):
             if needed not in trial.user_attrs:
-                raise InvalidTrialsError(f"{where} {needed} is missing. Restore the study from a copy, or search anew.")
+                raise InvalidTrialsError(
+                    f"{where} {needed} is missing. Restore the study from a backup, or start a new one."
+                )
 
 
 def _constraints(where: str, trial: FrozenTrial) -> Mapping[str, Any]:
@@ -116,8 +125,8 @@ def _constraints(where: str, trial: FrozenTrial) -> Mapping[str, Any]:
 def _expect(where: str, name: str, value: Any, is_right: Callable[[Any], bool], what: str) -> None:
     if not is_right(value):
         raise InvalidTrialsError(
-            f"{where}{f' {name}' if name else ''} must be {what}, not {shown(value)}. Restore the study from a copy, "
-            "or search anew under another name."
+            f"{where}{f' {name}' if name else ''} must be {what}, not {shown(value)}. Restore the study from a "
+            "backup, or start a new one under another name."
         )
 
 
@@ -146,7 +155,7 @@ def _is_list(value: Any, is_right: Callable[[Any], bool], length: int | None = N
 
 
 def _is_sequence(value: Any) -> bool:
-    """One task sequence of a complete trial."""
+    """Whether this is a valid record of one task sequence of a complete trial."""
     if not _is_mapping(value) or not _is_list(value.get("tasks"), _is_text) or not value["tasks"]:
         return False
     tasks = len(value["tasks"])
@@ -182,22 +191,22 @@ def _is_sequences_of_tasks(value: Any) -> bool:
 
 _SETTINGS = ("epochs", "batch_size", "max_length", "warmup", "schedule", "weight_decay", "precision", "method")
 _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    LABEL: (_is_text, "a text"),
-    REASON: (_is_text, "a text"),
-    ERROR: (_is_text, "a text"),
+    LABEL: (_is_text, "text"),
+    REASON: (_is_text, "text"),
+    ERROR: (_is_text, "text"),
     "seconds": (_is_number, "a finite number"),
-    "environment": (_is_environment, "a mapping of versions and machine"),
+    "environment": (_is_environment, "a mapping with versions and machine"),
     "sequences": (
         lambda value: _is_list(value, _is_sequence) and bool(value),
         "a list of task sequences with their scores",
     ),
 }
 _IDENTITY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "model": (_is_text, "a text"),
+    "model": (_is_text, "text"),
     "sequences": (_is_sequences_of_tasks, "a list of task sequences"),
-    "weights": (_is_text, "a text"),
+    "weights": (_is_text, "text"),
     "data": (
-        lambda value: _is_list(value, lambda prints: _is_list(prints, _is_text)),
+        lambda value: _is_list(value, lambda fingerprints: _is_list(fingerprints, _is_text)),
         "the tasks' fingerprints for each sequence",
     ),
     "space": (_is_mapping, "a mapping"),
@@ -206,6 +215,6 @@ _IDENTITY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "limit": (lambda value: value is None or _is_count(value), "a whole number from 1, or null"),
     "settings": (
         lambda value: _is_mapping(value) and all(_is_text(value.get(n)) or _is_number(value.get(n)) for n in _SETTINGS),
-        f"a mapping with a text or number for {', '.join(_SETTINGS)}",
+        f"a mapping with text or a number for {', '.join(_SETTINGS)}",
     ),
 }

@@ -1,4 +1,4 @@
-"""What one study searches, and what must not change under its name."""
+"""The configuration of a study, and the part of it that identifies the study."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from lr_dist.sequence.settings import SequenceSettings
 
 MODES = ("relative", "sum", "constrained", "pareto")
 TaskSpec = str | Mapping[str, Any]
-# Of the flat rates that trials are measured by; the largest is 1.
+# The smallest allowed flat reference rate; the largest is 1.
 LEAST_RATE = 1e-9
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What a trial is scored by, always on scores after the whole sequence was learned.
+    """The objective of a study, computed from the scores after the whole sequence was learned.
 
-    - `relative`: the sum over the tasks of their scores, each rescaled so that 0 is the majority class (or chance) and
-      1 is that task learned alone at its own best flat rate.
-    - `sum`: p_o + p_s, the objective of arXiv 2404.01317. It rewards not learning the second task where its majority
-      class is large; kept to compare with the paper.
-    - `constrained`: p_o, with p_s no more than `tolerance` below the tuned flat rate's.
+    - `relative`: the sum of the tasks' scores, each rescaled so that 0 is the majority class (or chance) and 1 is the
+      score of that task learned alone at its best flat rate.
+    - `sum`: p_o + p_s, the objective of arXiv 2404.01317, for comparison with the paper. It rewards not learning the
+      second task if its majority class is large.
+    - `constrained`: p_o, with p_s at most `tolerance` below that of the tuned flat rate.
     - `pareto`: p_o and p_s as two objectives; nothing is pruned.
 
     Raises:
-        ConfigurationError: an unknown mode, a tolerance or rates out of range.
+        ConfigurationError: an unknown mode, a negative tolerance, or invalid reference rates.
     """
 
     mode: str = field(default="relative", metadata={"option": "objective"})
@@ -48,30 +48,32 @@ class Goal:
         if not isinstance(self.mode, str) or self.mode not in MODES:
             raise ConfigurationError(f"The objective must be one of {', '.join(MODES)}, not {shown(self.mode)}.")
         if not (_is_number(self.tolerance) and 0 <= self.tolerance <= 1):
-            raise ConfigurationError(f"tolerance is in the score's unit, from 0 to 1, not {shown(self.tolerance)}.")
+            raise ConfigurationError(
+                f"tolerance must be in the score's unit, from 0 to 1, not {shown(self.tolerance)}."
+            )
         rates = self.reference_rates
         if not rates or not all(_is_number(rate) and LEAST_RATE <= rate <= 1 for rate in rates):
             raise ConfigurationError(
-                f"reference_rates must be learning rates from {LEAST_RATE:g} to 1, at least one, not {shown(rates)}."
+                f"reference_rates must be one or more learning rates from {LEAST_RATE:g} to 1, not {shown(rates)}."
             )
         if len(set(rates)) < len(rates):
-            raise ConfigurationError(f"reference_rates names a rate more than once: {shown(rates)}.")
+            raise ConfigurationError(f"reference_rates contains duplicates: {shown(rates)}.")
 
     def to_dict(self) -> dict[str, Any]:
-        own: dict[str, Any] = {"mode": self.mode}
+        settings: dict[str, Any] = {"mode": self.mode}
         if self.mode == "constrained":
-            own["tolerance"] = self.tolerance
+            settings["tolerance"] = self.tolerance
         if self.mode in ("relative", "constrained"):
-            own["reference_rates"] = list(self.reference_rates)
-        return own
+            settings["reference_rates"] = list(self.reference_rates)
+        return settings
 
 
 @dataclass(frozen=True)
 class SearchConfig(SequenceConfig):
-    """What to search.
+    """The configuration of a search.
 
     Raises:
-        ConfigurationError: nothing to search, or numbers out of range.
+        ConfigurationError: no tasks, or a number out of range.
     """
 
     sequences: tuple[tuple[TaskSpec, ...], ...] = ()
@@ -108,15 +110,15 @@ class SearchConfig(SequenceConfig):
         if not _is_whole(self.trials) or self.trials < 1:
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
         if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
-            raise ConfigurationError(f"seeds must be whole numbers from 0, at least one, not {shown(self.seeds)}.")
+            raise ConfigurationError(f"seeds must be one or more whole numbers from 0, not {shown(self.seeds)}.")
         if self.methods:
-            # Methods are Lightning callbacks; looking at a study needs no Lightning.
+            # Imported here: methods are Lightning callbacks, and reading a study must not import Lightning.
             from lr_dist.methods import build_method
 
             for method in self.methods:
                 build_method(method)
         if len(set(self.seeds)) < len(self.seeds):
-            raise ConfigurationError(f"seeds names a seed more than once: {shown(self.seeds)}.")
+            raise ConfigurationError(f"seeds contains duplicates: {shown(self.seeds)}.")
         if self.sampler_seed is not None and not (_is_whole(self.sampler_seed) and 0 <= self.sampler_seed < 2**32):
             raise ConfigurationError(
                 f"sampler_seed must be a whole number from 0 to 2^32 - 1, not {shown(self.sampler_seed)}."
@@ -124,15 +126,15 @@ class SearchConfig(SequenceConfig):
 
     @property
     def directions(self) -> list[str]:
-        """Optuna's, one an objective."""
+        """Optuna's direction for each objective."""
         return ["maximize"] * (2 if self.goal.mode == "pareto" else 1)
 
     def identity(self, weights: str, data: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """What must stay the same under one study's name; `trials` and what is queued may change.
+        """The configuration that must stay the same within a study; `trials`, `queued` and `sampler_seed` may change.
 
         Args:
-            weights: fingerprint of the model.
-            data: fingerprints of each sequence's tasks.
+            weights: fingerprint of the model's weights.
+            data: fingerprints of the tasks of each sequence.
         """
         return {
             "model": self.model,

@@ -1,4 +1,4 @@
-"""The score of a trial: what the scores after a task sequence are worth under a `Goal`."""
+"""The value of a trial, computed from the scores after a task sequence according to a `Goal`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from lr_dist.search.trials.config import Goal
 
 @dataclass(frozen=True)
 class Reference:
-    """What the scores of one task sequence are measured by.
+    """The reference scores of one task sequence.
 
     Attributes:
-        baseline: for each task, the primary score of always predicting train's majority class (or of chance).
-        alone: for each task, its score when learned alone at its own best flat rate; for `relative`.
-        flat_p_s: the last task's score under the tuned flat rate of the sequence; for `constrained`.
+        baseline: for each task, the primary score of always predicting the majority class of train (or of chance).
+        alone: for each task, its score when learned alone at its best flat rate; for `relative`.
+        flat_p_s: the last task's score when the sequence is learned at its best flat rate; for `constrained`.
     """
 
     baseline: tuple[float, ...]
@@ -24,11 +24,10 @@ class Reference:
     flat_p_s: float | None = None
 
     def rescaled(self, task: int, score: float) -> float:
-        """0 for the majority class, 1 for the task learned alone; plain differences where nothing learned it."""
+        """0 for the majority class, 1 for the task learned alone; a plain difference if no flat rate learned it."""
         assert self.alone is not None
         gain = self.alone[task] - self.baseline[task]
-        # A task that no flat rate learns tells nothing about rates, and a division by next to nothing would drown
-        # the others: its differences count as they are.
+        # If no flat rate learned the task, dividing by its tiny gain would make it dominate the other tasks.
         return (score - self.baseline[task]) / gain if gain > LEAST_GAIN else score - self.baseline[task]
 
 
@@ -36,14 +35,14 @@ LEAST_GAIN = 0.02
 
 
 def value(goal: Goal, reference: Reference, final: Sequence[float]) -> tuple[float, ...]:
-    """What Optuna maximises, from the scores after the last task: one number, or p_o and p_s for `pareto`."""
+    """The objective values, from the scores after the last stage: one number, or p_o and p_s for `pareto`."""
     if goal.mode == "pareto":
         return p_o(final), p_s(final)
     return (partial(goal, reference, final),)
 
 
 def partial(goal: Goal, reference: Reference, scores: Sequence[float]) -> float:
-    """The value so far, from the tasks begun so far; comparable between trials that are equally far."""
+    """The intermediate value, from the tasks started so far; comparable between trials at the same step."""
     if goal.mode == "relative":
         return sum(reference.rescaled(task, score) for task, score in enumerate(scores))
     if goal.mode == "constrained":
@@ -52,7 +51,7 @@ def partial(goal: Goal, reference: Reference, scores: Sequence[float]) -> float:
 
 
 def violation(goal: Goal, reference: Reference, final: Sequence[float]) -> float | None:
-    """How far p_s is below what `constrained` allows; 0 or less is feasible. None in the other modes."""
+    """How far p_s is below the bound of `constrained`; feasible if 0 or less. None in the other modes."""
     if goal.mode != "constrained":
         return None
     assert reference.flat_p_s is not None

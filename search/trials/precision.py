@@ -1,8 +1,8 @@
-"""The precision of a study: one that is named holds for all of its workers; with `auto` each chooses for its machine.
+"""The precision of a study: one for all workers if it is given; with `auto`, each worker chooses for its machine.
 
-Trials in two precisions are of one study all the same: their scores differ by less than two seeds do, and a worker that
-had to follow a bf16 study on a processor without bf16 would be of no use. So it is said, by name, and recorded in
-each trial. The flat rates that trials are measured by are tuned for each precision.
+One study may contain trials of two precisions. Their scores differ by less than those of two seeds, and a worker that
+had to run a bf16 study on a processor without bf16 would be uselessly slow. A warning names the precisions, and each
+trial records its own. The flat reference rates are tuned separately for each precision.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 
 def in_precision_of_study(storage: BaseStorage, name: str, config: SearchConfig) -> SearchConfig:
-    """`config`, in the precision that the study names where `auto` is asked for and the study is there.
+    """Replace `auto` in `config` by the precision of an existing study that was started with a fixed one.
 
-    So a study that was begun before there was `auto`, or with a precision, is continued without naming it again.
+    So a study with a fixed precision, or one from before `auto` existed, continues without giving it again.
     """
     if config.settings.precision != AUTO:
         return config
@@ -37,32 +37,36 @@ def in_precision_of_study(storage: BaseStorage, name: str, config: SearchConfig)
     except KeyError:
         return config
     settings = identity.get("settings") if isinstance(identity, dict) else None
-    named = settings.get("precision") if isinstance(settings, dict) else None
-    return replace(config, settings=replace(config.settings, precision=named)) if named in PRECISIONS else config
+    stored = settings.get("precision") if isinstance(settings, dict) else None
+    return replace(config, settings=replace(config.settings, precision=stored)) if stored in PRECISIONS else config
 
 
 def precisions(trials: Iterable[FrozenTrial]) -> dict[str, int]:
-    """Precision -> how many of these trials were begun in it; those that do not say are left out."""
-    begun_in = (TrialRecord.of(trial).precision for trial in trials)
-    return dict(Counter(precision for precision in begun_in if precision in PRECISIONS).most_common())
+    """Precision -> number of trials that were started in it; trials without a recorded precision are left out."""
+    started_in = (TrialRecord.of(trial).precision for trial in trials)
+    return dict(Counter(precision for precision in started_in if precision in PRECISIONS).most_common())
 
 
 def mixed(counts: Mapping[str, int]) -> str:
-    """What is to be said of a study with trials in several precisions."""
+    """The message about a study with trials in several precisions."""
     trials = ", ".join(
         f"{count} trial(s) in {name}" if count else f"this machine chose {name}" for name, count in counts.items()
     )
     return (
-        f"the trials differ in precision ({trials}): with `auto` each machine chose what it is faster in. Their scores "
-        "may differ for that alone; give --precision and another --study to have one."
+        f"the trials differ in precision ({trials}): with `auto`, each machine chooses the one that is faster there. "
+        "This alone can change scores; for a single precision, give --precision and another --study."
     )
 
 
 def warn_of_mixed(study: Study, chosen: str | None = None) -> None:
-    """Warn where the trials of a study differ in precision, or will: `chosen` is what this machine trains in.
+    """Warn if the trials of a study differ in precision.
+
+    Args:
+        study: the study.
+        chosen: the precision of this machine, which counts even before its first trial.
 
     Warns:
-        MixedHardwareWarning: they do.
+        MixedHardwareWarning: there are trials of several precisions.
     """
     counts = precisions(study.get_trials(deepcopy=False))
     if chosen is not None:

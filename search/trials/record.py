@@ -1,4 +1,4 @@
-"""What lr-dist keeps of a trial in its user attributes: the one place that knows their names."""
+"""The user attributes that lr-dist stores with a trial; the only module that defines their names."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SequenceScores:
-    """One task sequence of a complete trial: means over the seeds.
+    """The scores of a complete trial on one task sequence, as means over the seeds.
 
     Attributes:
-        tasks: their names, in the order of learning.
-        p_o: mean score on the tasks before the last one, after the last one was learned.
+        tasks: task names, in the order in which they are learned.
+        p_o: mean score on the earlier tasks after the last one was learned.
         p_s: score on the last task.
         p_o_sd, p_s_sd: standard deviations over the seeds; None for one seed.
-        final: score of each task after the last one.
+        final: score on each task after the last stage.
         baseline: score of each task's majority class.
-        learned: for each task whether its score is above that by more than chance.
+        learned: for each task, whether its score is significantly above the baseline.
     """
 
     tasks: list[str]
@@ -42,28 +42,28 @@ class SequenceScores:
 
     @property
     def not_learned(self) -> list[str]:
-        """Tasks that were left no better than their majority class, as `sst2>qqp: qqp`."""
+        """The tasks whose final score is no better than their majority class, as `sst2>qqp: qqp`."""
         return [f"{self.title}: {task}" for task, ok in zip(self.tasks, self.learned, strict=True) if not ok]
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """A trial's user attributes as they are stored, each field under its own name. Check a study before: `checked`.
+    """A trial's user attributes as they are stored, under the names of the fields. Validate first: `checked`.
 
     Attributes:
-        slot: of the study; None for a trial that lr-dist did not queue.
-        label: of a distribution that was queued, e.g. `flat 1e-05`; None for what the sampler drew.
+        slot: slot in the study; None if lr-dist did not queue the trial.
+        label: name of a queued distribution, e.g. `flat 1e-05`; None if the trial was sampled.
         reason: why the trial failed for good.
-        error: what an attempt that is queued again ended with.
-        distribution: what it tried, as plain data.
+        error: the error of an attempt that is queued again.
+        distribution: the trial's distribution, as plain data.
         environment: versions and machine.
-        runs: one a seed and sequence, see `trial.run_once`.
-        values_by_seed: the objectives under each seed.
+        runs: one entry per seed and sequence, see `trial.run_once`.
+        values_by_seed: the objectives for each seed.
         value_sd: the standard deviation of each objective over the seeds; None for one seed.
         sequences: `SequenceScores` as plain data.
-        seconds: all runs together.
-        worker_peak_memory_mb: of the process, at the end of the trial.
-        final: of a reference: the score of each task.
+        seconds: total time of all runs.
+        worker_peak_memory_mb: peak memory of the process at the end of the trial.
+        final: the score on each task; for references only.
     """
 
     slot: int | None = None
@@ -82,28 +82,28 @@ class TrialRecord:
 
     @classmethod
     def of(cls, trial: FrozenTrial | Trial) -> TrialRecord:
-        """Read a trial; what it does not have is None or empty."""
+        """Read a trial's attributes; missing ones are None or empty."""
         attrs = trial.user_attrs
         return cls(**{name: attrs[name] for name in NAMES if name in attrs})
 
     @property
     def is_queued(self) -> bool:
-        """Whether the trial was queued with a distribution, not drawn."""
+        """Whether the trial was queued with a given distribution, not sampled."""
         return self.label is not None
 
     @property
     def tried(self) -> LRDistribution | None:
-        """What the trial tried; None before it began."""
+        """The trial's distribution; None before the trial has started."""
         return None if self.distribution is None else LRDistribution.from_dict(self.distribution)
 
     @property
     def scores(self) -> list[SequenceScores]:
-        """One a task sequence; empty before the trial was complete."""
+        """The scores on each task sequence; empty before the trial is complete."""
         return [SequenceScores(**{name: sequence[name] for name in SCORES}) for sequence in self.sequences]
 
     @property
     def precision(self) -> Any:
-        """What the trial was begun in, e.g. `bf16-mixed`; None where it does not say."""
+        """The precision in which the trial was started, e.g. `bf16-mixed`; None if it was not recorded."""
         choice = self.environment.get("precision") if isinstance(self.environment, Mapping) else None
         return choice.get("chosen") if isinstance(choice, Mapping) else None
 
@@ -113,14 +113,14 @@ SCORES = tuple(field.name for field in fields(SequenceScores))
 
 
 def keep(trial: Trial, **entries: Any) -> None:
-    """Write entries of a trial's record: those of `TrialRecord`, by name, as values or as plain data.
+    """Store user attributes of a trial, by the names of `TrialRecord`'s fields.
 
     Raises:
-        TypeError: there is no such entry.
+        TypeError: an unknown name.
     """
     for name, value in entries.items():
         if name not in NAMES:
-            raise TypeError(f"A trial's record has no {name!r}; it has {', '.join(NAMES)}.")
+            raise TypeError(f"A trial's record has no field {name!r}; it has {', '.join(NAMES)}.")
         trial.set_user_attr(name, _plain(value))
 
 

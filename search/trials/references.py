@@ -1,6 +1,6 @@
-"""The flat rates that trials are measured by, tuned like everything else: studies of their own in the same storage.
+"""Flat references: the best flat rate for each task or sequence, found in separate studies of the same storage.
 
-A reference belongs to (model, data, settings, seeds), not to a study: studies of one storage share it.
+A reference depends on model, data, settings and seeds, not on a study, so the studies of one storage share it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ PREFIX = "reference/"
 
 
 def reference_benches(goal: Goal, bench: Bench) -> list[Bench]:
-    """What has to be learned at flat rates before a sequence's trials can be scored."""
+    """The tasks or sequences to learn at flat rates before the trials on this sequence can be scored."""
     if goal.mode == "relative":
         return [bench.only([index]) for index in range(len(bench.tasks))]
     return [bench] if goal.mode == "constrained" else []
 
 
 def reference_plan(goal: Goal) -> list[dict[str, Any]]:
-    """The slots of a reference study: a flat rate each."""
+    """The slots of a reference study: one flat rate each."""
     return [{"params": {"lr": rate}, "attrs": {"label": f"flat {rate:g}"}} for rate in goal.reference_rates]
 
 
@@ -47,12 +47,12 @@ def run_references(
     *,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[Reference] | None:
-    """Run what is missing of all references, together with the other workers; None where told to stop.
+    """Run the missing reference trials, together with the other workers; None if `stopped` returned True.
 
     Raises:
-        TrialError: no flat rate could learn a task without diverging.
+        TrialError: every flat rate diverged on a task.
     """
-    found = []
+    references = []
     for bench in benches:
         best = []
         for part in reference_benches(config.goal, bench):
@@ -62,12 +62,12 @@ def run_references(
             if stopped():
                 return None
             best.append(_best(study, part))
-        found.append(_reference(config.goal, bench, best))
-    return found
+        references.append(_reference(config.goal, bench, best))
+    return references
 
 
 def open_reference(storage: BaseStorage, bench: Bench, config: SearchConfig) -> Study:
-    """The reference study of a bench, under a name made from all that its scores depend on."""
+    """The reference study of a bench. Its name is a hash of everything that the scores depend on."""
     content = {
         "weights": bench.model_info["fingerprint"],
         "tasks": [[task.name, task.fingerprint] for task in bench.tasks],
@@ -85,7 +85,7 @@ def _best(study: Study, bench: Bench) -> list[float]:
     if not complete:
         names = " > ".join(task.name for task in bench.tasks)
         raise TrialError(
-            f"No flat rate learned {names} without diverging, so there is nothing to measure trials by. Give lower "
+            f"Every flat reference rate diverged on {names}, so there is no reference score for the trials. Give lower "
             "--reference-rates, or a longer --warmup."
         )
     return list(TrialRecord.of(max(complete, key=lambda trial: trial.value or 0.0)).final)

@@ -1,4 +1,4 @@
-"""`lr-dist search`: check everything, then let worker processes fill the study's slots."""
+"""`lr-dist search`: check everything, then run the study's trials in worker processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from lr_dist.errors import ConfigurationError
 from lr_dist.runs.machine import threads_of
 from lr_dist.runs.precision import Measurement, PrecisionChoice, measured_before, remember
-from lr_dist.search.engine.team import View, handling, run_workers
+from lr_dist.search.engine.team import StatusDisplay, handling, run_workers
 from lr_dist.search.trials.config import SearchConfig
 from lr_dist.sequence.interrupts import interrupts_held_back
 
@@ -19,10 +19,10 @@ class Search:
     """A checked search.
 
     Attributes:
-        config: what is searched.
-        storage: its URL.
-        study: its name.
-        workers: processes on this machine.
+        config: of the study.
+        storage: URL of the storage.
+        study: name of the study.
+        workers: number of processes on this machine.
     """
 
     config: SearchConfig
@@ -34,19 +34,21 @@ class Search:
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or not 1 <= self.workers <= 256:
             raise ConfigurationError(f"workers must be a whole number from 1 to 256, not {self.workers!r}.")
         if not self.study.strip() or self.study.startswith("reference/"):
-            raise ConfigurationError(f"{self.study!r} is no name for a study; names in reference/ are lr-dist's own.")
+            raise ConfigurationError(
+                f"{self.study!r} is not a valid study name: it must not be empty or start with reference/ (reserved)."
+            )
 
     def prepare(self) -> PrecisionChoice:
-        """Load and check all that can fail, and create the study or compare it with what is there.
+        """Check everything that can fail early, and create the study, or check it against the existing one.
 
         Returns:
-            The precision that this machine's workers train in, and why.
+            The precision in which this machine's workers train, and the reason.
 
         Raises:
-            LRDistError: the named error of whatever cannot work; nothing in the storage has changed.
+            LRDistError: the configuration cannot work; the storage was not changed.
 
         Warns:
-            MixedHardwareWarning: other machines of the study chose another precision.
+            MixedHardwareWarning: other machines chose another precision for this study.
         """
         from lr_dist.search.engine.slots import fill
         from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
@@ -68,12 +70,12 @@ class Search:
                 warn_of_mixed(study, precision.chosen)
         return precision
 
-    def run(self, view: View) -> None:
-        """Run worker processes until every slot is settled. A worker that was killed is started again.
+    def run(self, view: StatusDisplay) -> None:
+        """Run worker processes until every slot is settled. A killed worker is restarted.
 
         Raises:
-            LRDistError: what a worker ended with; all that finished is in the storage.
-            KeyboardInterrupt: Ctrl-C, or a request to terminate; the trials at work are queued again.
+            LRDistError: the error of a worker; all finished trials are in the storage.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; the running trials are queued again.
         """
         from lr_dist.search.engine.slots import is_complete
         from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
@@ -81,7 +83,7 @@ class Search:
         from lr_dist.search.trials.study import load_study
 
         storage = open_storage(self.storage)
-        # SIGTERM is what a scheduler sends before it kills: the same as Ctrl-C.
+        # Cluster schedulers send SIGTERM before they kill a job; it is handled like Ctrl-C.
         with storage_errors(storage), handling(signal.SIGTERM, signal.default_int_handler):
             with interrupts_held_back():
                 study = load_study(storage, self.study)
@@ -95,10 +97,10 @@ class Search:
 
 
 def load_benches(config: SearchConfig) -> list[Any]:
-    """One bench a sequence.
+    """One bench for each sequence.
 
     Raises:
-        LRDistError: a model or a task that cannot be used, or a sequence of one task only.
+        LRDistError: a model or task cannot be used, or a sequence has only one task.
     """
     from lr_dist.sequence.bench import Bench
 
@@ -116,12 +118,14 @@ def load_benches(config: SearchConfig) -> list[Any]:
     ]
     for sequence, bench in zip(config.sequences, benches, strict=True):
         if len(bench.tasks) < 2:
-            raise ConfigurationError(f"A sequence needs two tasks or more, or a shift; {list(sequence)} is one task.")
+            raise ConfigurationError(
+                f"A sequence needs two tasks or more, or a shift; {list(sequence)} has only one task."
+            )
     return benches
 
 
 def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
-    """See `SearchConfig.identity`; with the number of layers, for whoever looks at the study without the model."""
+    """`SearchConfig.identity` plus the number of layers, so that a study can be read without loading the model."""
     data = [[task.fingerprint for task in bench.tasks] for bench in benches]
     info = benches[0].model_info
     return {**config.identity(info["fingerprint"], data), "num_layers": info["num_layers"]}
@@ -129,11 +133,11 @@ def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What a worker process runs: references first, then trials, until nothing is left.
+    """What a worker process runs: first the references, then the trials, until none is left.
 
     Attributes:
-        search: what is searched.
-        measured: what the process that began the worker found out about this machine.
+        search: the search.
+        measured: measurements of this machine by the parent process, so that they are not repeated.
     """
 
     search: Search

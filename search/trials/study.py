@@ -1,4 +1,4 @@
-"""A study: created or continued in its storage, with the same meaning as when it began."""
+"""Create a study, or continue one with the same configuration, and plan its slots."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
 IDENTITY = "lr_dist_identity"
-# Paths may differ between machines, weights and data may not; the layers are the weights'.
-FOLLOWS = {"model", "sequences", "num_layers"}
+# Not compared: paths may differ between machines, and the number of layers follows from the weights.
+NOT_COMPARED = {"model", "sequences", "num_layers"}
 PATIENCE_S = 5.0
 FLAT_FIRST = (1e-5, 2e-5, 1e-4)
 
@@ -29,38 +29,38 @@ def open_study(storage: BaseStorage, name: str, config: SearchConfig, identity: 
     """Create the study, or continue it.
 
     Raises:
-        StudyMismatchError: a study of this name searches something else; it is left as it is.
+        StudyMismatchError: a study of this name has another configuration; it is not changed.
     """
     import optuna
     from optuna.exceptions import DuplicatedStudyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    known = json.loads(json.dumps(identity))
-    tasks = sum(len(fingerprints) for fingerprints in known["data"])
+    new = json.loads(json.dumps(identity))
+    tasks = sum(len(fingerprints) for fingerprints in new["data"])
     parts: dict[str, Any] = {"sampler": sampler(config), "pruner": pruner(config, tasks)}
-    wanted = [optuna.study.StudyDirection.MAXIMIZE] * len(config.directions)
+    directions = [optuna.study.StudyDirection.MAXIMIZE] * len(config.directions)
     try:
         study = optuna.load_study(storage=storage, study_name=name, **parts)
     except KeyError:
         try:
-            study = optuna.create_study(storage=storage, study_name=name, directions=wanted, **parts)
-            study.set_user_attr(IDENTITY, known)
-        except DuplicatedStudyError:  # another command was faster
+            study = optuna.create_study(storage=storage, study_name=name, directions=directions, **parts)
+            study.set_user_attr(IDENTITY, new)
+        except DuplicatedStudyError:  # another command has just created it
             study = optuna.load_study(storage=storage, study_name=name, **parts)
-    before = _identity_of(study)
-    if before is None and not study.get_trials(deepcopy=False) and study.directions == wanted:
-        # Whoever created it died before it could say what for.
-        study.set_user_attr(IDENTITY, known)
-    elif before is None or _changed(before, known):
-        raise StudyMismatchError(_difference(name, before, known))
+    stored = _identity_of(study)
+    if stored is None and not study.get_trials(deepcopy=False) and study.directions == directions:
+        # The process that created it died before it could store the identity.
+        study.set_user_attr(IDENTITY, new)
+    elif stored is None or _changed(stored, new):
+        raise StudyMismatchError(_difference(name, stored, new))
     return study
 
 
 def load_study(storage: BaseStorage, name: str) -> Study:
-    """A study that is there, to look at.
+    """Load an existing study.
 
     Raises:
-        UnknownStudyError: it is not; the message lists those that are.
+        UnknownStudyError: there is no such study; the message lists the existing ones.
     """
     import optuna
 
@@ -69,12 +69,12 @@ def load_study(storage: BaseStorage, name: str) -> Study:
         return optuna.load_study(study_name=name, storage=storage)
     except KeyError:
         names = [n for n in optuna.get_all_study_names(storage) if not n.startswith("reference/")]
-        there = f"There are: {', '.join(names)}." if names else "The storage holds no study."
-        raise UnknownStudyError(f"The storage has no study {name!r}. {there}") from None
+        existing = f"It has: {', '.join(names)}." if names else "It has no studies."
+        raise UnknownStudyError(f"The storage has no study {name!r}. {existing}") from None
 
 
 def sampler(config: SearchConfig) -> Any:
-    """TPE. With a seed, a slot's draws depend on that, the slot and the trials before it, not on the worker."""
+    """TPE. With a seed, a slot's samples depend on the seed, the slot and the earlier trials, not on the worker."""
     from lr_dist.search.space.sampler import SlotSampler, tpe
 
     if config.sampler_seed is None:
@@ -87,7 +87,7 @@ def pruner(config: SearchConfig, tasks: int) -> Any:
 
     Args:
         config: of the study.
-        tasks: in all sequences together; the halves of a shift are two.
+        tasks: number of tasks in all sequences together; the halves of a shift count as two.
     """
     from optuna.pruners import HyperbandPruner, NopPruner
 
@@ -97,30 +97,31 @@ def pruner(config: SearchConfig, tasks: int) -> Any:
 
 
 def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
-    """The slots of a study: first flat rates, the shipped presets and what the user queued, then `trials` in all.
+    """The slots of a study: flat rates, the shipped presets, the user's queued distributions, then sampled trials.
 
-    What the space does not hold exactly (a rate outside its bounds, a fixed parameter, a profile with more corners) is
-    tried as the nearest that it holds, and labelled `near ...`.
+    A distribution that the space cannot represent exactly (a rate outside the bounds, a fixed parameter, a profile with
+    more knots) is replaced by the nearest one in the space, and labelled `near ...`.
 
     Raises:
-        ConfigurationError: a distribution that the user queued is not in the space, or there is no trial left for it.
+        ConfigurationError: a distribution queued by the user has no counterpart in the space, or `trials` is too small
+            for it.
     """
     slots: list[dict[str, Any]] = []
-    for label, distribution, asked_for in _first(config):
+    for label, distribution, by_user in _queued_first(config):
         absolute = distribution.absolute(config.settings.lr)
         params = config.space.project(absolute, num_layers)
-        if params is None and asked_for:
+        if params is None and by_user:
             raise ConfigurationError(
-                f"The space {config.space.family} holds nothing near the queued {label}. Queue another one, or "
-                "give another --space."
+                f"The space {config.space.family} cannot represent the queued {label}, even approximately. Queue "
+                "another distribution, or give another --space."
             )
-        # Several presets are the same in a coarse space, and so is a relative one at its anchor.
+        # Different presets can be equal in a coarse space, as can a relative preset and its absolute version.
         if params is None or any(_same(params, slot["params"]) for slot in slots):
             continue
-        if asked_for and len(slots) >= config.trials:
+        if by_user and len(slots) >= config.trials:
             raise ConfigurationError(
-                f"There is no trial for the queued {label}: {config.trials} trials, and {len(slots)} distributions "
-                "come before it. Give more --trials."
+                f"There is no trial left for the queued {label}: the study has {config.trials} trials, and "
+                f"{len(slots)} distributions come before it. Increase --trials."
             )
         exact = _same(config.space.distribution(params).rates(num_layers), absolute.rates(num_layers))
         slots.append({"params": params, "attrs": {"label": label if exact else f"near {label}"}})
@@ -129,7 +130,7 @@ def plan(config: SearchConfig, num_layers: int) -> list[dict[str, Any]]:
 
 
 def check_queued(config: SearchConfig, num_layers: int) -> None:
-    """Warn of doubtful rates among the distributions that the user queued; once, in the process that starts workers.
+    """Warn about unlikely rates in the user's queued distributions; once, in the process that starts the workers.
 
     Raises:
         NothingToTrainError: one of them freezes everything.
@@ -142,8 +143,8 @@ def _same(rates: Mapping[str, float], others: Mapping[str, float]) -> bool:
     return all(math.isclose(rate, others[name], rel_tol=1e-6) for name, rate in rates.items())
 
 
-def _first(config: SearchConfig) -> list[tuple[str, LRDistribution, bool]]:
-    """Label, distribution, and whether the user asked for it."""
+def _queued_first(config: SearchConfig) -> list[tuple[str, LRDistribution, bool]]:
+    """Label, distribution, and whether the user queued it."""
     flat = [(f"flat {lr:g}", LRDistribution.flat(lr), False) for lr in FLAT_FIRST]
     shipped = [entry for entry in list_presets() if entry.source == "shipped"]
     presets = [(entry.name, entry.preset.distribution, False) for entry in shipped if entry.preset is not None]
@@ -151,29 +152,29 @@ def _first(config: SearchConfig) -> list[tuple[str, LRDistribution, bool]]:
 
 
 def _identity_of(study: Study) -> Any:
-    """What a study searches; one that another command has just created gets a moment to say it."""
+    """The stored identity; waits briefly for it if another command has just created the study."""
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        before = study.user_attrs.get(IDENTITY)
-        if before is not None or study.get_trials(deepcopy=False) or time.monotonic() > deadline:
-            return before
+        stored = study.user_attrs.get(IDENTITY)
+        if stored is not None or study.get_trials(deepcopy=False) or time.monotonic() > deadline:
+            return stored
         time.sleep(0.2)
 
 
-def _changed(before: Any, now: Mapping[str, Any]) -> bool:
-    """Whether trials would mean something else."""
-    if not isinstance(before, dict):
+def _changed(stored: Any, new: Mapping[str, Any]) -> bool:
+    """Whether new trials could not be compared with the existing ones."""
+    if not isinstance(stored, dict):
         return True
-    return any(before.get(key) != now.get(key) for key in {*before, *now} - FOLLOWS)
+    return any(stored.get(key) != new.get(key) for key in {*stored, *new} - NOT_COMPARED)
 
 
-def _difference(name: str, before: Any, now: Mapping[str, Any]) -> str:
-    if not isinstance(before, dict):
-        return f"The storage has a study {name!r} that lr-dist search did not make. Give another --study."
-    parts = [f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in now if before.get(key) != now[key]]
-    parts += [f"{key}: {before[key]!r} there, nothing now" for key in before if key not in now]
+def _difference(name: str, stored: Any, new: Mapping[str, Any]) -> str:
+    if not isinstance(stored, dict):
+        return f"The storage has a study {name!r} that lr-dist search did not create. Give another --study."
+    parts = [f"{key}: stored {stored.get(key)!r}, given {new[key]!r}" for key in new if stored.get(key) != new[key]]
+    parts += [f"{key}: stored {stored[key]!r}, not given" for key in stored if key not in new]
     return (
-        f"The study {name!r} searches something else, so its trials cannot be compared with new ones "
+        f"The study {name!r} has another configuration, so its trials cannot be compared with new ones "
         f"({'; '.join(parts)}). Nothing was changed. Give another --study, or the same settings; only --trials, "
         "--workers and --queued may change."
     )

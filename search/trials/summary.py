@@ -1,4 +1,4 @@
-"""A study in a few numbers: what the terminal shows while it runs and afterwards."""
+"""A summary of a study, for the terminal, during the search and afterwards."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StudySummary:
-    """Where a study stands.
+    """The state of a study.
 
     Attributes:
         name: of the study.
-        slots: how many trials it has when it is complete.
-        complete, pruned, failed, running, waiting: slots by state; a diverged trial is failed.
-        best: the best complete trial that keeps its constraints; None for several objectives, or where there is none.
-        precisions: `32-true` and `bf16-mixed` -> how many trials were begun in it; of a study with `auto` both can be.
-        seconds_left: from the pace of the trials since the first one began; None before the first has ended.
+        slots: total number of trials of the complete study.
+        complete, pruned, failed, running, waiting: number of slots in each state; a diverged trial counts as failed.
+        best: the best complete and feasible trial; None if there is none, or for several objectives.
+        precisions: precision -> number of trials started in it; a study with `auto` can have both.
+        seconds_left: estimated from the duration of the finished trials; None before the first one has finished.
     """
 
     name: str
@@ -50,7 +50,7 @@ class StudySummary:
 
         Raises:
             InvalidTrialsError: a trial was altered or damaged.
-            StorageError: the study cannot be read, or was deleted.
+            StorageError: the study was deleted, or cannot be read.
         """
         trials = list(by_slot(checked_trials(study)).values())
         counts = Counter(trial.state for trial in trials)
@@ -69,18 +69,18 @@ class StudySummary:
 
     @property
     def done(self) -> int:
-        """Slots that are settled."""
+        """Number of settled slots."""
         return self.complete + self.pruned + self.failed
 
 
 def complete_trials(study: Study) -> list[FrozenTrial]:
-    """The complete trials, one a slot, in the order of their numbers."""
-    found = by_slot(checked_trials(study)).values()
-    return sorted((t for t in found if t.state == TrialState.COMPLETE), key=lambda t: t.number)
+    """The complete trials, one per slot, sorted by number."""
+    current = by_slot(checked_trials(study)).values()
+    return sorted((t for t in current if t.state == TrialState.COMPLETE), key=lambda t: t.number)
 
 
 def best_trial(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
-    """The complete and feasible trial with the highest value; of equal ones the first."""
+    """The complete and feasible trial with the highest value; on a tie, the first one."""
     if len(study.directions) > 1:
         return None
     candidates = [t for t in trials if t.state == TrialState.COMPLETE and feasible(t)]
@@ -88,24 +88,24 @@ def best_trial(study: Study, trials: list[FrozenTrial]) -> FrozenTrial | None:
 
 
 def feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial keeps all of its constraints."""
+    """Whether a trial satisfies all of its constraints."""
     return all(value <= 0 for value in trial.constraints.values())
 
 
 def distribution_of(trial: FrozenTrial) -> LRDistribution:
-    """What a trial tried."""
+    """The distribution of a trial that has started."""
     tried = TrialRecord.of(trial).tried
-    assert tried is not None, f"trial {trial.number} has not begun"
+    assert tried is not None, f"trial {trial.number} has not started"
     return tried
 
 
 def not_learned(trial: FrozenTrial) -> list[str]:
-    """Tasks that this trial left no better than their majority class, as `sst2>qqp: qqp`."""
+    """The tasks whose final score in this trial is no better than their majority class, as `sst2>qqp: qqp`."""
     return [task for scores in TrialRecord.of(trial).scores for task in scores.not_learned]
 
 
 def row_of(trial: FrozenTrial) -> dict[str, Any]:
-    """A trial as one flat row, for CSV: slot, state, value, p_o and p_s and their spreads a sequence, parameters."""
+    """A trial as a flat CSV row: slot, state, values, parameters, and p_o and p_s with their spread per sequence."""
     record = TrialRecord.of(trial)
     row: dict[str, Any] = {
         "trial": trial.number,
@@ -126,11 +126,11 @@ def row_of(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _seconds_left(trials: list[FrozenTrial]) -> float | None:
-    lengths = [t.duration.total_seconds() for t in trials if settled(t) and t.duration is not None]
+    durations = [t.duration.total_seconds() for t in trials if settled(t) and t.duration is not None]
     left = sum(not t.state.is_finished() for t in trials)
     running = sum(t.state == TrialState.RUNNING for t in trials)
-    if not lengths or not left:
+    if not durations or not left:
         return 0.0 if not left else None
-    begun = [t.datetime_start for t in trials if t.state == TrialState.RUNNING and t.datetime_start]
-    spent = sum((datetime.now() - start).total_seconds() for start in begun)
-    return max(0.0, statistics.fmean(lengths) * left - spent) / max(1, running)
+    started = [t.datetime_start for t in trials if t.state == TrialState.RUNNING and t.datetime_start]
+    spent = sum((datetime.now() - start).total_seconds() for start in started)
+    return max(0.0, statistics.fmean(durations) * left - spent) / max(1, running)

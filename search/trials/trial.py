@@ -1,4 +1,4 @@
-"""Running one trial: its distribution learns every sequence under every seed, and all that was seen is kept."""
+"""Run one trial: learn every sequence with the trial's distribution under every seed, and store the results."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from lr_dist.sequence.runner import SequenceRun, run_sequence
 
 
 class SequenceObjective:
-    """What Optuna maximises, for one trial: callable with the trial.
+    """The objective function of a study, called with a trial.
 
-    Runs that a killed worker finished for the same slot are taken over, not run again.
+    Runs that a killed worker has finished for the same slot are reused.
 
     Args:
         config: of the study.
-        benches: one a sequence.
-        references: one a sequence.
+        benches: one per sequence.
+        references: one per sequence.
     """
 
     def __init__(self, config: SearchConfig, benches: Sequence[Bench], references: Sequence[Reference]) -> None:
@@ -39,10 +39,10 @@ class SequenceObjective:
         self.references = list(references)
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
-        """Run the trial; user attributes hold distribution, runs, scores, spread and versions.
+        """Run the trial; its user attributes then hold distribution, runs, scores, spread and versions.
 
         Raises:
-            TrialPruned: Hyperband ended it.
+            TrialPruned: Hyperband stopped it.
             DivergedError: a loss became NaN or infinite.
         """
         goal = self.config.goal
@@ -55,35 +55,35 @@ class SequenceObjective:
             for index, (bench, reference) in enumerate(zip(self.benches, self.references, strict=True)):
                 run = next((r for r in runs if r["seed"] == seed and r["sequence"] == index), None)
                 if run is None:
-                    watch = self._watch(trial, index, before) if seed == self.config.seeds[0] else _unwatched
-                    run = {"sequence": index, **run_once(bench, arm, seed, watch)}
+                    prune = self._pruning(trial, index, before) if seed == self.config.seeds[0] else _no_pruning
+                    run = {"sequence": index, **run_once(bench, arm, seed, prune)}
                     runs.append(run)
                     keep(trial, runs=runs)
                 if goal.mode != "pareto":
                     before += value(goal, reference, run["final"])[0]
         return self._value(trial, runs)
 
-    def _watch(self, trial: Trial, index: int, before: float) -> Callable[[EpochEnd], None]:
-        """Report the value so far after every epoch, and end the trial where it is hopeless.
+    def _pruning(self, trial: Trial, index: int, before: float) -> Callable[[EpochEnd], None]:
+        """A function that reports the intermediate value after every epoch, and prunes the trial if Hyperband says so.
 
-        The step counts the epochs of all tasks, so trials are compared where they are equally far.
+        The step counts the epochs of all tasks, so trials are compared at the same point of the sequence.
         """
         goal, epochs = self.config.goal, self.config.settings.epochs
         first = sum(len(bench.tasks) for bench in self.benches[:index]) * epochs
 
-        def heard(end: EpochEnd) -> None:
+        def on_epoch_end(end: EpochEnd) -> None:
             if goal.mode == "pareto":
                 return
-            now = before + partial(goal, self.references[index], end.scores)
+            intermediate = before + partial(goal, self.references[index], end.scores)
             with interrupts_held_back():
-                trial.report(now, first + end.task * epochs + end.epoch + 1)
-                # Hyperband compares with the trials that it was asked about. It is asked about the queued ones, too,
-                # but as they are what others are measured by, they are run to the end.
-                hopeless = trial.should_prune()
-            if hopeless and not TrialRecord.of(trial).is_queued:
+                trial.report(intermediate, first + end.task * epochs + end.epoch + 1)
+                # Called for queued trials as well, because Hyperband compares only with trials for which it was called;
+                # but queued trials are the controls, so they always run to the end.
+                should_prune = trial.should_prune()
+            if should_prune and not TrialRecord.of(trial).is_queued:
                 raise TrialPruned
 
-        return heard
+        return on_epoch_end
 
     def _value(self, trial: Trial, runs: Sequence[dict[str, Any]]) -> tuple[float, ...]:
         goal, seeds = self.config.goal, self.config.seeds
@@ -107,7 +107,7 @@ class SequenceObjective:
         return tuple(statistics.fmean(column) for column in zip(*by_seed, strict=True))
 
     def _sequence(self, index: int, runs: Sequence[dict[str, Any]]) -> SequenceScores:
-        """Means over the seeds of one sequence, and how far each task is from its majority class."""
+        """The scores on one sequence, as means over the seeds, and whether each task was learned."""
         bench = self.benches[index]
         finals = [run["final"] for run in runs if run["sequence"] == index]
         mean = _mean_final(index, runs)
@@ -132,7 +132,7 @@ class SequenceObjective:
 
 
 class ReferenceObjective:
-    """A flat rate on one sequence, or on one task alone: the score that `Reference` needs."""
+    """The objective function of a reference study: a flat rate on one sequence, or on one task alone."""
 
     def __init__(self, bench: Bench, seeds: Sequence[int], methods: Sequence[str] = ()) -> None:
         self.bench = bench
@@ -140,7 +140,7 @@ class ReferenceObjective:
         self.methods = tuple(methods)
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
-        """The mean over the seeds of the scores above the majority class, summed over the tasks."""
+        """The sum over the tasks of score minus majority class, as a mean over the seeds."""
         lr = trial.suggest_float("lr", LEAST_RATE, 1.0, log=True)
         keep(trial, environment=describe_environment(self.bench.choices()))
         arm = Arm.of(LRDistribution.flat(lr), self.methods)
@@ -154,12 +154,12 @@ class ReferenceObjective:
 def run_once(
     bench: Bench, arm: Arm, seed: int, epoch_tested: Callable[[EpochEnd], None] = lambda end: None
 ) -> dict[str, Any]:
-    """One run as plain data; `final` are the scores of all tasks after the last one. Ctrl-C ends it while it lasts."""
+    """One run as plain data; `final` holds the scores on all tasks after the last stage. Ctrl-C can interrupt it."""
     with interruptible():
         run: SequenceRun = run_sequence(bench, arm, seed, TestAfterEpochs(epoch_tested))
     return {
         "seed": seed,
-        # Runs of one trial can be from two workers.
+        # Recorded per run, because the runs of one trial can come from two workers.
         "precision": bench.settings.precision,
         "matrix": run.matrix,
         "final": run.matrix[-1],
@@ -170,8 +170,8 @@ def run_once(
     }
 
 
-def _unwatched(end: EpochEnd) -> None:
-    """Further seeds of a trial are not compared with other trials."""
+def _no_pruning(end: EpochEnd) -> None:
+    """Do nothing: only the first seed of a trial is compared with other trials."""
 
 
 def _mean_final(sequence: int, runs: Sequence[dict[str, Any]]) -> list[float]:

@@ -15,7 +15,7 @@ from lr_dist.presets.registry import SHIPPED
 from lr_dist.search.combining.combine import Combination
 from lr_dist.search.combining.kenneweg2022 import (
     PAIRS,
-    Row,
+    PublishedTrial,
     combine_rows,
     every_row,
     main,
@@ -32,7 +32,7 @@ needs_trials = pytest.mark.skipif(
 )
 
 # Rates x 1e-6, three digits: embeddings, g1 to g8, head; and how many trials.
-TABLE: list[tuple[Callable[[Row], bool], int, str]] = [
+TABLE: list[tuple[Callable[[PublishedTrial], bool], int, str]] = [
     (every_row, 159, "3.3 4.37 0.922 1.92 2.85 2.14 3.26 3.7 3.18 11.2"),
     (without_flat, 151, "2.62 2.76 0.489 0.872 1.47 1.12 2.73 2.4 2.14 7.43"),
     (task_shift, 117, "2.1 3.29 1.05 0.991 2.4 1.59 3.47 4.2 1.77 7.94"),
@@ -48,7 +48,7 @@ def three_digits(rates: dict[str, float]) -> str:
 @needs_trials
 @pytest.mark.parametrize(("keep", "trials", "expected"), TABLE)
 def test_the_combination_of_the_published_trials_gives_the_known_profiles(
-    keep: Callable[[Row], bool], trials: int, expected: str
+    keep: Callable[[PublishedTrial], bool], trials: int, expected: str
 ) -> None:
     combination: Combination = combine_rows(read_trials(TRIALS), keep)
     assert three_digits(combination.rates) == expected

@@ -145,8 +145,8 @@ def test_whatever_a_study_says_that_it_searches_is_read_or_refused(
     [
         ("sequences", [{"tasks": ["sst2"]}], "sequences must be a list of task sequences"),
         ("seconds", math.nan, "seconds must be a finite number, not nan"),
-        ("distribution", {"family": "none"}, "distribution cannot be used"),
-        ("label", ["x"], r"label must be a text, not \['x'\]"),
+        ("distribution", {"family": "none"}, "distribution is invalid"),
+        ("label", ["x"], r"label must be text, not \['x'\]"),
         ("value_sd", "small", "value_sd must be a spread for each value"),
     ],
 )
@@ -258,11 +258,11 @@ def test_a_search_on_a_damaged_study_is_a_storage_error(whole: bytes, tmp_path: 
     with closing(sqlite3.connect(file)) as connection, connection:
         connection.execute(DAMAGE["an attribute that is no JSON"])
     study = optuna.load_study(study_name="study", storage=open_storage(f"sqlite:///{file}"))
-    with pytest.raises(StorageError, match=r"'study' in sqlite:.* holds a record that Optuna cannot read: .*copy"):
+    with pytest.raises(StorageError, match=r"'study' in sqlite:.* holds a record that Optuna cannot read: .*backup"):
         drain(study, lambda trial: (1.0,), PLAN)
 
 
 def test_a_failed_trial_without_a_text_as_reason_is_refused() -> None:
     attributes = [{**attrs, REASON: 3} if REASON in attrs else attrs for attrs in ATTRIBUTES]
-    with pytest.raises(InvalidTrialsError, match="reason must be a text, not 3"):
+    with pytest.raises(InvalidTrialsError, match="reason must be text, not 3"):
         StudySummary.of(study_with(SEARCHED, attributes))

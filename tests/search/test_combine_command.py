@@ -55,7 +55,7 @@ def test_what_cannot_be_combined_is_a_named_error(tmp_path: Path, capsys: pytest
     assert main(["combine", str(tmp_path / "none.csv")]) == 2
     assert "cannot be read" in capsys.readouterr().err
     assert main(["combine", "study", "--storage", f"sqlite:///{tmp_path / 'new.db'}"]) == 2
-    assert "StorageError: There is no " in capsys.readouterr().err
+    assert "new.db' does not exist" in capsys.readouterr().err
     assert not (tmp_path / "new.db").exists()
     open_storage(f"sqlite:///{tmp_path / 'new.db'}")
     assert main(["combine", "study", "--storage", f"sqlite:///{tmp_path / 'new.db'}"]) == 2

@@ -20,15 +20,15 @@ from hypothesis import strategies as st
 
 from lr_dist.errors import StorageError, TornRecordWarning
 from lr_dist.search.engine import journal
-from lr_dist.search.engine.journal import LinkLock, WholeLines
+from lr_dist.search.engine.journal import AppendOnlyJournal, LinkLock
 from lr_dist.search.engine.storage import open_storage
 
 # A writer that stops itself at a moment of the real `append_logs`: between its look at the file and its write.
 STOPPED_WRITER = """
 import os, signal, sys
 from pathlib import Path
-from lr_dist.search.engine.journal import WholeLines
-backend = WholeLines(Path(sys.argv[1]))
+from lr_dist.search.engine.journal import AppendOnlyJournal
+backend = AppendOnlyJournal(Path(sys.argv[1]))
 write = os.write
 def stopping(file, data):
     os.write = write
@@ -47,7 +47,7 @@ def record(worker: str, number: int) -> dict[str, Any]:
 def numbers(path: Path) -> list[tuple[str, int]]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TornRecordWarning)
-        return [(r["worker_id"], r["user_attr"].get("number", -1)) for r in WholeLines(path).read_logs(0)]
+        return [(r["worker_id"], r["user_attr"].get("number", -1)) for r in AppendOnlyJournal(path).read_logs(0)]
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"op_code":2,"worker_id":"killed","study_'])
@@ -55,12 +55,12 @@ def test_a_writer_stopped_just_before_it_writes_loses_and_hides_nothing(torn, tm
     """While it is stopped another one takes its lock over, writes, and may be killed in the middle of a record."""
     monkeypatch.setattr(journal, "LOCK_GRACE_S", 1)
     path = tmp_path / "study.log"
-    WholeLines(path).append_logs([record("first", 0)])
+    AppendOnlyJournal(path).append_logs([record("first", 0)])
     stopped = subprocess.Popen([sys.executable, "-c", STOPPED_WRITER, str(path)], stdout=subprocess.PIPE, text=True)
     try:
         _wait_until(lambda: _state(stopped.pid) == "T")
         assert os.readlink(f"{path}.lock") == "study.log"
-        WholeLines(path).append_logs([record("second", number) for number in range(3)])
+        AppendOnlyJournal(path).append_logs([record("second", number) for number in range(3)])
         with path.open("ab") as file:
             file.write(torn)
         before = path.read_bytes()
@@ -71,7 +71,7 @@ def test_a_writer_stopped_just_before_it_writes_loses_and_hides_nothing(torn, tm
         stopped.kill()
         stopped.wait()
     assert path.read_bytes().startswith(before)
-    WholeLines(path).append_logs([record("last", 0)])
+    AppendOnlyJournal(path).append_logs([record("last", 0)])
     found = numbers(path)
     assert [name for name, _ in found if name != "stopped"] == ["first", "second", "second", "second", "last"]
     assert [name for name, _ in found].count("stopped") >= 2
@@ -84,7 +84,7 @@ def test_a_writer_stopped_just_before_it_writes_loses_and_hides_nothing(torn, tm
 ))  # fmt: skip
 def test_a_record_that_was_cut_anywhere_is_skipped_and_the_others_stay(tmp_path_factory, cut, more, value):
     path = tmp_path_factory.mktemp("cut") / "study.log"
-    backend = WholeLines(path)
+    backend = AppendOnlyJournal(path)
     backend.append_logs([record("whole", 0)])
     line = json.dumps({**record("cut", 1), "value": value}, separators=(",", ":")).encode()
     piece = line[: max(1, int(cut * len(line)))]
@@ -100,12 +100,12 @@ def test_a_record_that_was_cut_anywhere_is_skipped_and_the_others_stay(tmp_path_
 
 def test_a_cut_line_is_named_once_with_its_number(tmp_path):
     path = tmp_path / "study.log"
-    backend = WholeLines(path)
+    backend = AppendOnlyJournal(path)
     backend.append_logs([record("a", 0), record("a", 1)])
     with path.open("ab") as file:
         file.write(b'{"op_code":2,"wor')
     backend.append_logs([record("a", 2)])
-    with pytest.warns(TornRecordWarning, match=r"Line 3 of the journal .*study\.log is a piece of a record") as told:
+    with pytest.warns(TornRecordWarning, match=r"Line 3 of the journal .*study\.log is a partial record") as told:
         read = [len(list(backend.read_logs(start))) for start in (0, 1)]
     assert read == [3, 2]
     assert len(told) == 1
@@ -117,11 +117,11 @@ def test_a_cut_line_is_named_once_with_its_number(tmp_path):
 )
 def test_a_line_that_was_a_record_once_is_named_and_nothing_after_it_is_read_under_other_numbers(damage, tmp_path):
     path = tmp_path / "study.log"
-    WholeLines(path).append_logs([record("a", number) for number in range(4)])
+    AppendOnlyJournal(path).append_logs([record("a", number) for number in range(4)])
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:2], damage, *lines[3:]]))
-    with pytest.raises(StorageError, match=r"^Line 3 of the journal .* is no record of Optuna .*other numbers"):
-        list(WholeLines(path).read_logs(0))
+    with pytest.raises(StorageError, match=r"^Line 3 of the journal .* is not a valid Optuna record .*renumber"):
+        list(AppendOnlyJournal(path).read_logs(0))
 
 
 def test_optuna_s_own_journal_reads_and_writes_the_same_file(tmp_path):
@@ -137,7 +137,7 @@ def test_optuna_s_own_journal_reads_and_writes_the_same_file(tmp_path):
 
 def test_a_short_write_is_written_again_whole_and_a_full_disk_is_named(tmp_path, monkeypatch):
     path = tmp_path / "study.log"
-    backend = WholeLines(path)
+    backend = AppendOnlyJournal(path)
     backend.append_logs([record("a", 0)])
     write, left = os.write, [30, 30, 10**9]
     monkeypatch.setattr("os.write", lambda file, data: write(file, data[: left.pop(0)]))
@@ -159,12 +159,12 @@ def test_a_relative_path_and_a_killed_writer_do_not_hang(tmp_path, monkeypatch):
     monkeypatch.setattr(journal, "LOCK_GRACE_S", 1)
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
-    backend = WholeLines(Path("runs/study.log"))
+    backend = AppendOnlyJournal(Path("runs/study.log"))
     # The writer is killed while it has the lock.
     assert backend._lock.acquire()
     monkeypatch.chdir("runs")
     began = time.monotonic()
-    WholeLines(Path("study.log")).append_logs([record("b", 0)])
+    AppendOnlyJournal(Path("study.log")).append_logs([record("b", 0)])
     backend.append_logs([record("a", 0)])
     assert 1 <= time.monotonic() - began < 30
     assert numbers(tmp_path / "runs" / "study.log") == [("b", 0), ("a", 0)]
@@ -175,7 +175,7 @@ def test_a_lock_that_leads_nowhere_is_broken_too(target, tmp_path, monkeypatch):
     """As Optuna's own lock leaves it for a relative path, or one that another machine knows under another folder."""
     monkeypatch.setattr(journal, "LOCK_GRACE_S", 1)
     path = tmp_path / "study.log"
-    backend = WholeLines(path)
+    backend = AppendOnlyJournal(path)
     os.symlink(target, f"{path}.lock")
     backend.append_logs([record("a", 0)])
     assert numbers(path) == [("a", 0)]

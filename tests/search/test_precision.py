@@ -52,7 +52,7 @@ def test_a_study_whose_workers_chose_differently_is_named_with_the_counts() -> N
         Console(file=text, width=200).print(overview(StudySummary.of(study)))
         assert "2 trial(s) in bf16-mixed, 1 trial(s) in 32-true" in text.getvalue()
     page = render_report(study, storage="sqlite:///study.db")
-    assert "The trials did not all run under the same: precision." in page
+    assert "The trials ran in environments with different values of: precision." in page
 
 
 def test_a_study_in_one_precision_is_not_warned_of_until_a_machine_joins_that_chose_the_other() -> None:
@@ -62,7 +62,7 @@ def test_a_study_in_one_precision_is_not_warned_of_until_a_machine_joins_that_ch
         warn_of_mixed(study)
         warn_of_mixed(study, "bf16-mixed")
     # What the probe measured differs from start to start, and is no difference.
-    assert "did not all run under the same: precision" not in render_report(study, storage="sqlite:///study.db")
+    assert "environments with different values of: precision" not in render_report(study, storage="sqlite:///study.db")
     with pytest.warns(MixedHardwareWarning, match=r"2 trial\(s\) in bf16-mixed, this machine chose 32-true"):
         warn_of_mixed(study, "32-true")
 

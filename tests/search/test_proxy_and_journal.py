@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from lr_dist.search.engine.optuna_private import has_heartbeats, storage_of
 from lr_dist.search.engine.process import machine
-from lr_dist.search.engine.slots import BEAT, OWNER, SLOT, Watch, claim, fill, release_dead, settled
+from lr_dist.search.engine.slots import BEAT, OWNER, SLOT, Liveness, claim, fill, release_dead, settled
 from lr_dist.search.engine.storage import open_storage
 from lr_dist.search.engine.worker import run_trial
 
@@ -134,14 +134,14 @@ def test_a_worker_elsewhere_is_dead_when_its_sign_of_life_stops_and_not_before(
 
     thread = threading.Thread(target=at_work)
     thread.start()
-    watch = Watch()
+    liveness = Liveness()
     try:
         released: list[int] = []
         began = time.monotonic()
         while time.monotonic() - began < 4.0:
             if not released and time.monotonic() - began < 1.4:
-                assert release_dead(study, watch) == []
-            released += release_dead(study, watch)
+                assert release_dead(study, liveness) == []
+            released += release_dead(study, liveness)
             time.sleep(0.1)
     finally:
         ended.set()

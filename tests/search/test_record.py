@@ -69,7 +69,7 @@ def test_what_others_wrote_beside_the_record_is_left_alone(study: optuna.Study) 
     trial.set_user_attr("mine", 1)
     keep(trial, seconds=2.0)
     assert TrialRecord.of(study.trials[0]) == TrialRecord(seconds=2.0)
-    with pytest.raises(TypeError, match=r"no 'secs'.*seconds"):
+    with pytest.raises(TypeError, match=r"no field 'secs'.*seconds"):
         keep(trial, secs=2.0)
     assert study.trials[0].user_attrs == {"mine": 1, "seconds": 2.0}
 

@@ -184,14 +184,14 @@ def test_the_same_command_again_does_nothing_more(tiny_model, output, capsys):
         (["--high", "2e-3"], "'high': 0.002"),
         (["--space", "decay"], "'family': 'decay'"),
         (["--tasks", *PAIR[::-1]], "data: "),
-        (["--limit", "65"], "limit: 64 there, 65 now"),
+        (["--limit", "65"], "limit: stored 64, given 65"),
     ],
 )
 def test_another_search_under_the_same_name_changes_nothing(change, named, tiny_model, output, capsys):
     before = {path.name: path.read_bytes() for path in output.iterdir()}
     assert main([*options(tiny_model, output), *change]) == 2
     error = capsys.readouterr().err
-    assert "StudyMismatchError: The study 'search' searches something else" in error
+    assert "StudyMismatchError: The study 'search' has another configuration" in error
     assert named in error
     assert {path.name: path.read_bytes() for path in output.iterdir()} == before
 
@@ -240,8 +240,8 @@ def test_the_live_view_shows_trials_the_best_and_the_time_left(output):
         (["--queued", "flat:lr=-1"], "InvalidRateError"),
         (["--queued", "flat:lr=0"], "NothingToTrainError: The distribution flat:lr=0"),
         (["--workers", "0"], "ConfigurationError: workers must be"),
-        (["--study", "reference/x"], "ConfigurationError: 'reference/x' is no name"),
-        (["--storage", "nosuch://x"], "StorageError: 'nosuch://x' is no storage URL"),
+        (["--study", "reference/x"], "ConfigurationError: 'reference/x' is not a valid study name"),
+        (["--storage", "nosuch://x"], "StorageError: 'nosuch://x' is not a storage URL"),
         (["--storage", "journal:/proc/x"], "StorageError: "),
         (["--tasks", "demo-sentiment"], "ConfigurationError: A sequence needs two tasks"),
         (["--tasks", "demo-sentiment", "sst3"], "UnknownTaskError"),
@@ -324,6 +324,6 @@ def test_a_database_that_goes_away_is_one_named_error(tiny_model, tmp_path, post
     error = capfd.readouterr().err
     last = error.splitlines()[-1]
     assert last.startswith("lr-dist search: StorageError: The storage postgresql")
-    assert "start the same command again" in last
+    assert "run the same command again" in last
     assert "Traceback" not in error, error
     assert sum(settled(t) for t in load_study(open_storage(url), "search").trials) >= 1

@@ -25,7 +25,7 @@ from lr_dist.search.engine.slots import (
     OWNER,
     REASON,
     SLOT,
-    Watch,
+    Liveness,
     by_slot,
     claim,
     fill,
@@ -144,12 +144,12 @@ def test_what_was_queued_and_only_half_drawn_keeps_all_its_parameters(study):
 def test_a_trial_taken_by_nobody_is_released_after_a_minute_of_the_watchers_own_clock(study, monkeypatch):
     fill(study, plan_of(3))
     study._storage.set_trial_state_values(study.trials[0]._trial_id, state=TrialState.RUNNING)
-    watch = Watch()
-    assert release_dead(study, watch) == []
+    liveness = Liveness()
+    assert release_dead(study, liveness) == []
     monkeypatch.setattr(slots, "NAMELESS_S", 0.1)
     time.sleep(0.15)
     assert release_dead(study) == []  # somebody who has just come has not seen it for long
-    assert release_dead(study, watch) == [0]
+    assert release_dead(study, liveness) == [0]
 
 
 def test_another_machines_process_numbers_say_nothing(study):
@@ -163,14 +163,14 @@ def test_on_a_journal_another_machines_trial_is_released_when_its_beat_stops(tmp
     fill(study, plan_of(3))
     trial = claimed(study)
     move(trial, machine="elsewhere")
-    watch = Watch()
+    liveness = Liveness()
     monkeypatch.setattr(slots, "GRACE_S", 0.2)
     for beat in range(4):
         trial.set_user_attr(BEAT, beat)
-        assert release_dead(study, watch) == []
+        assert release_dead(study, liveness) == []
         time.sleep(0.1)
     time.sleep(0.2)
-    assert release_dead(study, watch) == [0]
+    assert release_dead(study, liveness) == [0]
 
 
 def test_a_worker_on_a_journal_beats(tmp_path, monkeypatch):
@@ -232,7 +232,7 @@ def test_writing_to_a_trial_that_was_taken_away_is_no_error_either(study):
 def test_a_value_that_is_no_number_settles_its_slot_as_failed(bad, study):
     drain(study, lambda trial: (bad,) if trial.user_attrs[SLOT] == 1 else lr_of(trial), plan_of(3))
     assert [t.state for t in study.trials] == [TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
-    assert "a score is no number" in study.trials[1].user_attrs[REASON]
+    assert "scores must be finite" in study.trials[1].user_attrs[REASON]
 
 
 def test_a_trial_that_keeps_failing_is_settled_with_its_reason_after_three_errors(study):
@@ -427,7 +427,7 @@ def test_a_trial_that_kills_its_worker_again_and_again_is_given_up_with_a_reason
     drain(study, lr_of, plan_of(3))
     found = by_slot(study.trials)
     assert Counter(t.state for t in found.values()) == {TrialState.COMPLETE: 2, TrialState.FAIL: 1}
-    assert f"ended without a word {MAX_LOST} times" in found[1].user_attrs[REASON]
+    assert f"died {MAX_LOST} times without an error message" in found[1].user_attrs[REASON]
 
 
 def test_a_trial_that_finishes_another_run_before_every_loss_is_tried_on(study):

@@ -19,7 +19,7 @@ import sqlalchemy
 
 from lr_dist.errors import LRDistError, StorageError
 from lr_dist.search.engine.storage import (
-    DEAD_WIRE_S,
+    DEAD_CONNECTION_S,
     default_storage,
     open_existing,
     open_storage,
@@ -47,10 +47,10 @@ def free_port() -> int:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("", "is no storage URL"),
-        ("study.db", "is no storage URL"),
-        ("nosuch://host/db", "is no storage URL .*nosuch"),
-        ("postgresql://user:secret@host:port/db", "is no storage URL"),
+        ("", "is not a storage URL"),
+        ("study.db", "is not a storage URL"),
+        ("nosuch://host/db", "is not a storage URL .*nosuch"),
+        ("postgresql://user:secret@host:port/db", "is not a storage URL"),
         ("mysql://user:secret@127.0.0.1/db", "needs a driver that is not installed"),
         ("sqlite://", "in memory is lost"),
         ("sqlite:///:memory:", "in memory is lost"),
@@ -88,7 +88,7 @@ def test_nobody_listens_there():
 def test_a_file_of_something_else_is_refused_and_left_as_it_is(form, content, tmp_path):
     file = tmp_path / "study"
     file.write_bytes(content)
-    with pytest.raises(StorageError, match=r"not a database|no journal of Optuna"):
+    with pytest.raises(StorageError, match=r"not a database|not an Optuna journal"):
         open_storage(form.format(file))
     assert file.read_bytes() == content
 
@@ -161,7 +161,7 @@ def test_a_role_that_may_only_read_is_told_so(postgres):
     study = optuna.create_study(storage=open_storage(admin), study_name="study")
     url = role(postgres, admin, GUEST, "GRANT SELECT ON ALL TABLES IN SCHEMA public TO guest")
     storage = open_storage(url)
-    with pytest.raises(StorageError, match=r"cannot be read or written any more: permission denied for table"):
+    with pytest.raises(StorageError, match=r"can no longer be read or written: permission denied for table"):
         drain(optuna.load_study(storage=storage, study_name="study"), lr_of, PLAN)
     assert study.trials == []
 
@@ -207,7 +207,7 @@ def test_a_connection_to_postgresql_gives_up_what_nobody_acknowledges(postgres):
                 return tuple(wire.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)
 
     url = postgres.database("wire")
-    assert times_of(url) == (1000 * DEAD_WIRE_S, 10, 10, 2)
+    assert times_of(url) == (1000 * DEAD_CONNECTION_S, 10, 10, 2)
     # What the user says, holds.
     assert times_of(f"{url}?tcp_user_timeout=5000&keepalives_idle=7") == (5000, 7, 10, 2)
 
@@ -258,7 +258,7 @@ def test_a_wire_that_is_cut_in_the_middle_is_noticed(postgres):
         pytest.skip("the kernel has no rules that drop packets")
     assert done.returncode == 0, done.stderr
     seconds, message = done.stdout.split(" ", 1)
-    assert "cannot be read or written any more" in message
+    assert "can no longer be read or written" in message
     # Not the quarter of an hour that the system takes; the rest is the new connection that is tried once, 10 s.
     assert 3 <= float(seconds) < 60
 
@@ -344,7 +344,7 @@ def test_a_journal_that_was_damaged_in_the_middle_is_named(tmp_path):
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join([*lines[:3], b"damage\n", *lines[4:]]))
     before = fingerprint(file)
-    with pytest.raises(StorageError, match=r"Line 4 of the journal .* is no record of Optuna"):
+    with pytest.raises(StorageError, match=r"Line 4 of the journal .* is not a valid Optuna record"):
         optuna.load_study(storage=open_storage(f"journal:{file}"), study_name="study")
     assert fingerprint(file) == before
 

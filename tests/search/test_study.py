@@ -71,9 +71,12 @@ def test_a_queued_distribution_follows_the_presets():
 
 
 def test_a_queued_distribution_that_cannot_be_tried_is_an_error():
-    with pytest.raises(ConfigurationError, match="space flat holds nothing near the queued decay"):
+    with pytest.raises(ConfigurationError, match="space flat cannot represent the queued decay"):
         plan(replace(CONFIG, space=Space("flat"), queued=("decay:lr=4e-4,factor=0.7",)), 6)
-    with pytest.raises(ConfigurationError, match=r"no trial for the queued flat:lr=3e-4: 2 trials, .*more --trials"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"no trial left for the queued flat:lr=3e-4: the study has 2 trials, .*Increase --trials",
+    ):
         plan(replace(CONFIG, trials=2, queued=("flat:lr=3e-4",)), 6)
 
 
@@ -115,7 +118,7 @@ def test_a_smaller_total_stops_there_and_a_larger_one_goes_on(url):
         ({"goal": Goal("sum")}, DATA, "goal: "),
         ({"goal": Goal("pareto")}, DATA, "goal: "),
         ({"seeds": (0, 1)}, DATA, "seeds: "),
-        ({"limit": 100}, DATA, "limit: None there, 100 now"),
+        ({"limit": 100}, DATA, "limit: stored None, given 100"),
         ({"settings": SequenceSettings(epochs=5, evaluate_on="dev")}, DATA, "'epochs': 5"),
         ({"sequences": (("qqp", "sst2"),)}, [DATA[0][::-1]], "sequences: "),
         ({}, [["other rows", "fingerprint of qqp"]], "data: "),
@@ -124,7 +127,7 @@ def test_a_smaller_total_stops_there_and_a_larger_one_goes_on(url):
 def test_another_search_of_the_same_name_is_refused_and_nothing_is_touched(changes, data, named, url, tmp_path):
     drain(opened(url), objective, plan(replace(CONFIG, trials=2), 6))
     before = (tmp_path / "study.db").read_bytes()
-    with pytest.raises(StudyMismatchError, match="searches something else") as error:
+    with pytest.raises(StudyMismatchError, match="has another configuration") as error:
         opened(url, replace(CONFIG, **changes), data)
     assert named in str(error.value)
     assert "Nothing was changed" in str(error.value)
@@ -134,7 +137,7 @@ def test_another_search_of_the_same_name_is_refused_and_nothing_is_touched(chang
 
 def test_other_weights_are_another_search(url):
     opened(url)
-    with pytest.raises(StudyMismatchError, match="weights: 'weights' there, 'others' now"):
+    with pytest.raises(StudyMismatchError, match="weights: stored 'weights', given 'others'"):
         open_study(open_storage(url), "study", CONFIG, CONFIG.identity("others", DATA))
 
 
@@ -151,14 +154,14 @@ def test_trials_workers_and_what_is_queued_may_change(url):
 def test_a_study_that_something_else_made_is_refused(url):
     study = optuna.create_study(storage=open_storage(url), study_name="study", direction="maximize")
     study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=1)
-    with pytest.raises(StudyMismatchError, match="that lr-dist search did not make"):
+    with pytest.raises(StudyMismatchError, match="that lr-dist search did not create"):
         opened(url)
 
 
 def test_an_empty_study_that_minimises_is_refused(url, monkeypatch):
     optuna.create_study(storage=open_storage(url), study_name="study", direction="minimize")
     monkeypatch.setattr("lr_dist.search.trials.study.PATIENCE_S", 0.0)
-    with pytest.raises(StudyMismatchError, match="that lr-dist search did not make"):
+    with pytest.raises(StudyMismatchError, match="that lr-dist search did not create"):
         opened(url)
 
 
@@ -170,7 +173,7 @@ def test_a_study_whose_maker_died_before_it_said_what_for_is_taken_over(url, mon
 
 def test_an_unknown_study_is_an_error_that_lists_the_others(url):
     opened(url)
-    with pytest.raises(UnknownStudyError, match=r"no study 'studi'. There are: study"):
+    with pytest.raises(UnknownStudyError, match=r"no study 'studi'. It has: study"):
         load_study(open_storage(url), "studi")
 
 
