@@ -1,0 +1,1 @@
+"""Evidence: every arm is tuned on some task sequences, fixed, and compared on others over several seeds."""

@@ -1,0 +1,264 @@
+"""Differences between tuned arms and the tuned control, with bootstrap intervals over sequences and seeds."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lr_dist.errors import InvalidResultError
+from lr_dist.evidence.config import EvidenceConfig
+from lr_dist.evidence.protocol import sequence_name
+from lr_dist.evidence.tuning import Choice
+from lr_dist.sequence.result import ComparisonResult
+
+RESAMPLES = 2_000
+METRICS = ("p_o", "p_s", "average_accuracy", "forgetting")
+
+Scores = Mapping[str, float]
+# sequence -> seed -> metric -> value
+Table = Mapping[str, Mapping[int, Scores]]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its bootstrap interval.
+
+    Attributes:
+        mean: over the sequences, of each one's mean over its seeds.
+        low, high: the interval's ends; None with a single sequence and seed.
+        sequences: number of sequences with a value.
+        pairs: number of pairs of runs.
+    """
+
+    mean: float
+    low: float | None
+    high: float | None
+    sequences: int
+    pairs: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A tuned arm beside the tuned control.
+
+    Attributes:
+        name: of the arm.
+        text: the arm with its chosen settings.
+        means: metric -> mean over sequences and seeds.
+        differences: metric -> the arm minus the control.
+        forgetting_gone: share of the control's forgetting that the arm does not have; None if the control forgets
+            nothing.
+        at_equal_p_s: p_o of the arm minus p_o of the control's curve at the arm's p_s; None if the curve reaches this
+            p_s in no sequence.
+        seconds: mean training time of a run, as if nothing were shared.
+        runs, diverged: number of runs.
+    """
+
+    name: str
+    text: str
+    means: Mapping[str, float]
+    differences: Mapping[str, Estimate]
+    forgetting_gone: Estimate | None
+    at_equal_p_s: Estimate | None
+    seconds: float
+    runs: int
+    diverged: int
+
+
+def findings(
+    config: EvidenceConfig, choices: Mapping[str, Choice], results: Sequence[ComparisonResult], level: float = 0.95
+) -> list[Finding]:
+    """One finding for each arm, the control first.
+
+    Runs are paired by sequence and seed: both have the same first-stage weights, order of examples and random numbers.
+
+    Args:
+        config: the protocol.
+        choices: of the tuning.
+        results: of the held-out sequences.
+        level: of the intervals.
+
+    Raises:
+        InvalidResultError: no finished run of the control.
+    """
+    control = choices[config.control]
+    flat = scores_of(config, control.text, results)
+    if not any(flat.values()):
+        raise InvalidResultError("The control has no finished run yet; let the evidence run go on.")
+    curve_settings = config.arms()[config.control].curve_of(control.settings)
+    texts = [config.arms()[config.control].written(settings) for settings in curve_settings]
+    curve = [scores_of(config, text, results) for text in texts]
+    names = [config.control, *(name for name in choices if name != config.control)]
+    return [_finding(config, choices[name], flat, curve, results, level) for name in names]
+
+
+def scores_of(
+    config: EvidenceConfig, text: str, results: Sequence[ComparisonResult]
+) -> dict[str, dict[int, dict[str, float]]]:
+    """The metrics of an arm's finished runs, by sequence and seed."""
+    label = config.arm_text(text)
+    return {
+        sequence_name([task["name"] for task in result.tasks]): {
+            run["seed"]: run["metrics"] for run in result.runs if run["arm"] == label and run["status"] == "done"
+        }
+        for result in results
+    }
+
+
+def _finding(
+    config: EvidenceConfig,
+    choice: Choice,
+    flat: Table,
+    curve: Sequence[Table],
+    results: Sequence[ComparisonResult],
+    level: float,
+) -> Finding:
+    ours = scores_of(config, choice.text, results)
+    label = config.arm_text(choice.text)
+    runs = [run for result in results for run in result.runs if run["arm"] == label]
+    pairs = {name: sorted(set(ours[name]) & set(flat[name])) for name in ours if name in flat}
+    pairs = {name: seeds for name, seeds in pairs.items() if seeds}
+    if not pairs:
+        raise InvalidResultError(f"The arm {choice.name} has no run that the control has, too; let the run go on.")
+
+    def mean_of(table: Table, name: str, seeds: Sequence[int], metric: str) -> float:
+        return statistics.fmean(table[name][seed][metric] for seed in seeds)
+
+    def difference(metric: str) -> Callable[[str, Sequence[int]], float | None]:
+        return lambda name, seeds: mean_of(ours, name, seeds, metric) - mean_of(flat, name, seeds, metric)
+
+    def gain(name: str, seeds: Sequence[int]) -> float | None:
+        points = [
+            (mean_of(each, name, seeds, "p_s"), mean_of(each, name, seeds, "p_o"))
+            for each in curve
+            if all(seed in each.get(name, {}) for seed in seeds)
+        ]
+        reached = on_curve(points, mean_of(ours, name, seeds, "p_s"))
+        return None if reached is None else mean_of(ours, name, seeds, "p_o") - reached
+
+    def forgotten(table: Table) -> Callable[[str, Sequence[int]], float | None]:
+        return lambda name, seeds: mean_of(table, name, seeds, "forgetting")
+
+    return Finding(
+        name=choice.name,
+        text=choice.text,
+        means={
+            metric: statistics.fmean(mean_of(ours, name, seeds, metric) for name, seeds in pairs.items())
+            for metric in METRICS
+        },
+        differences={metric: _required(bootstrap(pairs, difference(metric), level)) for metric in METRICS},
+        forgetting_gone=bootstrap_ratio(pairs, forgotten(ours), forgotten(flat), level),
+        at_equal_p_s=bootstrap(pairs, gain, level),
+        seconds=statistics.fmean([run["train_seconds"] for run in runs if run["status"] == "done"] or [0.0]),
+        runs=len(runs),
+        diverged=sum(run["status"] == "diverged" for run in runs),
+    )
+
+
+def on_curve(points: Sequence[tuple[float, float]], p_s: float) -> float | None:
+    """The highest p_o at a given p_s on the line through points (p_s, p_o), in the order of their strength.
+
+    Where the line passes the same p_s twice (a rate that is too high learns less again), the better crossing counts.
+
+    Returns:
+        None if the line does not reach this p_s; nothing is extrapolated.
+    """
+    crossings = [y for x, y in points if x == p_s]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if min(x0, x1) < p_s < max(x0, x1):
+            crossings.append(y0 + (y1 - y0) * (p_s - x0) / (x1 - x0))
+    return max(crossings, default=None)
+
+
+def bootstrap(
+    pairs: Mapping[str, Sequence[int]],
+    value: Callable[[str, Sequence[int]], float | None],
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Estimate | None:
+    """A mean over sequences with the percentile interval of a bootstrap over sequences, and over seeds within each.
+
+    Args:
+        pairs: sequence -> its seeds.
+        value: of a sequence with these seeds; None leaves the sequence out.
+        level: of the interval.
+        resamples: number of resamples.
+
+    Returns:
+        None if no sequence has a value.
+    """
+    return _bootstrap(
+        pairs,
+        lambda name, seeds: (v,) if (v := value(name, seeds)) is not None else None,
+        lambda rows: float(rows[:, 0].mean()),
+        level,
+        resamples,
+    )
+
+
+def bootstrap_ratio(
+    pairs: Mapping[str, Sequence[int]],
+    ours: Callable[[str, Sequence[int]], float | None],
+    theirs: Callable[[str, Sequence[int]], float | None],
+    level: float = 0.95,
+    resamples: int = RESAMPLES,
+) -> Estimate | None:
+    """1 - (mean of ours) / (mean of theirs), with an interval as in `bootstrap`; None if theirs is 0 or less."""
+
+    def both(name: str, seeds: Sequence[int]) -> tuple[float, ...] | None:
+        a, b = ours(name, seeds), theirs(name, seeds)
+        return None if a is None or b is None else (a, b)
+
+    def ratio(rows: np.ndarray) -> float:
+        a, b = rows.mean(axis=0)
+        return float(1 - a / b) if b > 0 else float("nan")
+
+    estimate = _bootstrap(pairs, both, ratio, level, resamples)
+    return None if estimate is None or np.isnan(estimate.mean) else estimate
+
+
+def _bootstrap(
+    pairs: Mapping[str, Sequence[int]],
+    value: Callable[[str, Sequence[int]], tuple[float, ...] | None],
+    statistic: Callable[[np.ndarray], float],
+    level: float,
+    resamples: int,
+) -> Estimate | None:
+    known = {name: seeds for name, seeds in pairs.items() if value(name, seeds) is not None}
+    if not known:
+        return None
+    names = list(known)
+    mean = statistic(np.array([value(name, known[name]) for name in names]))
+    count = sum(len(seeds) for seeds in known.values())
+    if count == 1:
+        return Estimate(mean, None, None, 1, 1)
+    rng = np.random.default_rng(0)
+    cache: dict[tuple[str, tuple[int, ...]], tuple[float, ...] | None] = {}
+    drawn = []
+    for _ in range(resamples):
+        rows = []
+        for index in rng.integers(len(names), size=len(names)):
+            name = names[index]
+            seeds = tuple(sorted(rng.choice(known[name], size=len(known[name]))))
+            if (name, seeds) not in cache:
+                cache[name, seeds] = value(name, seeds)
+            if (row := cache[name, seeds]) is not None:
+                rows.append(row)
+        if rows:
+            drawn.append(statistic(np.array(rows)))
+    low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Estimate(mean, float(low), float(high), len(names), count)
+
+
+def _required(estimate: Estimate | None) -> Estimate:
+    assert estimate is not None
+    return estimate

@@ -1,0 +1,166 @@
+"""`EvidenceConfig`: which arms compete, on which task sequences they are tuned, and on which they are compared."""
+
+from __future__ import annotations
+
+import itertools
+import string
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lr_dist.checks import is_whole
+from lr_dist.errors import ConfigurationError, shown
+from lr_dist.sequence.base_config import SequenceConfig
+from lr_dist.sequence.compare_config import CompareConfig
+from lr_dist.sequence.settings import SequenceSettings
+
+TaskSpec = str | Mapping[str, Any]
+KEYS = ("text", "settings", "curve")
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An arm with settings that are tuned.
+
+    Attributes:
+        name: its name in tables.
+        text: the rates and methods from the second stage on, with settings in braces:
+            `flat:lr={lr} + ewc:strength={strength}`.
+        settings: setting -> values to choose from.
+        curve: the setting of which every value is compared in the end, with the others as chosen; None for only the
+            chosen value.
+
+    Raises:
+        ConfigurationError: a setting without values or without a place in the text, or the other way round.
+    """
+
+    name: str
+    text: str
+    settings: Mapping[str, tuple[Any, ...]]
+    curve: str | None = None
+
+    def __post_init__(self) -> None:
+        places = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
+        if places != set(self.settings):
+            raise ConfigurationError(
+                f"The arm {self.name} has the settings {sorted(self.settings)}, and its text {shown(self.text)} has "
+                f"places for {sorted(places)}; write each setting once in braces."
+            )
+        empty = [name for name, values in self.settings.items() if not values]
+        if empty:
+            raise ConfigurationError(f"The setting {empty[0]} of the arm {self.name} has no values to choose from.")
+        if self.curve is not None and self.curve not in self.settings:
+            raise ConfigurationError(
+                f"The curve {shown(self.curve)} of the arm {self.name} is none of its settings "
+                f"{', '.join(self.settings)}."
+            )
+
+    @classmethod
+    def from_dict(cls, name: str, data: Any) -> Contender:
+        """Read an entry of the YAML file: a text, or a mapping with `text`, `settings` and `curve`.
+
+        Raises:
+            ConfigurationError: another form.
+        """
+        if isinstance(data, str):
+            return cls(name, data, {})
+        if not isinstance(data, Mapping) or "text" not in data or not set(data) <= set(KEYS):
+            raise ConfigurationError(
+                f"The arm {name} must be a text, or a mapping with the keys {', '.join(KEYS)}; got {shown(data)}."
+            )
+        settings = data.get("settings") or {}
+        if not isinstance(settings, Mapping) or not all(isinstance(each, (list, tuple)) for each in settings.values()):
+            raise ConfigurationError(f"settings of the arm {name} must be a mapping to lists, not {shown(settings)}.")
+        return cls(
+            name, str(data["text"]), {str(key): tuple(each) for key, each in settings.items()}, data.get("curve")
+        )
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every combination of settings, in order."""
+        return [dict(zip(self.settings, values, strict=True)) for values in itertools.product(*self.settings.values())]
+
+    def written(self, settings: Mapping[str, Any]) -> str:
+        """The text with these settings."""
+        return self.text.format(**settings)
+
+    def curve_of(self, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The settings that are compared in the end: every value of `curve`, otherwise only these settings."""
+        if self.curve is None:
+            return [dict(settings)]
+        return [{**settings, self.curve: value} for value in self.settings[self.curve]]
+
+
+@dataclass(frozen=True)
+class EvidenceConfig(SequenceConfig):
+    """The protocol of an evidence run.
+
+    Raises:
+        ConfigurationError: nothing to tune on or to compare on, a sequence in both, an unknown control.
+    """
+
+    first: str = "flat:lr=1.34e-4"
+    """Rates of the first stage, the same for every arm, so that arms are compared from the same weights."""
+
+    search: tuple[tuple[TaskSpec, ...], ...] = ()
+    """Task sequences on whose dev examples the arms are tuned, [[sst2, qqp], [qqp, sst2]]."""
+
+    held_out: tuple[tuple[TaskSpec, ...], ...] = ()
+    """Task sequences on which the tuned arms are compared; none of them may be in search."""
+
+    contenders: Mapping[str, Any] = field(default_factory=dict)
+    """Arms by name: a text such as flat:lr=1e-4, or a mapping {text, settings, curve}."""
+
+    control: str = "flat"
+    """Name of the arm with which the others are compared: the tuned flat rate."""
+
+    tuning_seeds: tuple[int, ...] = (0,)
+    """Random seeds for tuning."""
+
+    seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
+    """Random seeds for the comparison; none of them was used for tuning."""
+
+    settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not self.search or not self.held_out:
+            raise ConfigurationError(
+                "Evidence needs sequences to tune on (search) and others to compare on (held_out)."
+            )
+        both = [sequence for sequence in self.held_out if sequence in self.search]
+        if both:
+            raise ConfigurationError(
+                f"{list(both[0])} is in search and in held_out; arms would be compared where tuned."
+            )
+        for name, seeds in (("tuning_seeds", self.tuning_seeds), ("seeds", self.seeds)):
+            if not seeds or not all(is_whole(seed, 0) for seed in seeds) or len(set(seeds)) < len(seeds):
+                raise ConfigurationError(f"{name} must be distinct whole numbers from 0, not {list(seeds)}.")
+        if self.control not in self.contenders:
+            raise ConfigurationError(
+                f"The control {shown(self.control)} is no arm; there are {', '.join(self.contenders) or 'none'}."
+            )
+        self.arms()
+
+    def arms(self) -> dict[str, Contender]:
+        """The arms by name."""
+        return {name: Contender.from_dict(name, data) for name, data in self.contenders.items()}
+
+    def arm_text(self, text: str) -> str:
+        """An arm of a comparison: the first stage's rates, and `text` from the second stage on."""
+        rates, plus, methods = text.partition(" + ")
+        return f"{self.first} | {rates}{plus}{methods}"
+
+    def comparison(
+        self, tasks: tuple[TaskSpec, ...], texts: list[str], seeds: tuple[int, ...], evaluate_on: str
+    ) -> CompareConfig:
+        """One comparison of the protocol."""
+        return CompareConfig(
+            model=self.model,
+            tasks=tasks,
+            arms=tuple(dict.fromkeys(self.arm_text(text) for text in texts)),
+            seeds=seeds,
+            limit=self.limit,
+            dev_size=self.dev_size,
+            data_dir=self.data_dir,
+            data_seed=self.data_seed,
+            settings=replace(self.settings, evaluate_on=evaluate_on),
+        )

@@ -1,0 +1,163 @@
+"""The protocol: tune every arm on the search sequences, fix it, compare on the held-out sequences.
+
+Each step is a comparison with a folder of its own, whose finished runs are kept. So an evidence run continues where it
+stopped, and several processes can work on one, each on another sequence.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lr_dist.errors import ConfigurationError, OutputInUseError
+from lr_dist.evidence.config import EvidenceConfig, TaskSpec
+from lr_dist.evidence.tuning import Choice, choose
+from lr_dist.runs.atomic import write_json
+from lr_dist.sequence.compare import Listener, compare
+from lr_dist.sequence.result import ComparisonResult, read_json
+
+TUNING, HELD_OUT, CHOSEN = "tuning", "held-out", "chosen.json"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One comparison of the protocol.
+
+    Attributes:
+        part: `tuning` or `held-out`.
+        tasks: the sequence.
+        texts: the arms from the second stage on.
+        seeds: its seeds.
+    """
+
+    part: str
+    tasks: tuple[TaskSpec, ...]
+    texts: tuple[str, ...]
+    seeds: tuple[int, ...]
+
+    def folder(self, output: Path) -> Path:
+        """Where its runs are."""
+        return output / self.part / sequence_name(self.tasks)
+
+
+class Evidence:
+    """An evidence run in a folder.
+
+    Args:
+        config: the protocol.
+        output: folder for all comparisons, `chosen.json` and the results.
+
+    Raises:
+        ConfigurationError: the folder holds another evidence run.
+    """
+
+    def __init__(self, config: EvidenceConfig, output: Path) -> None:
+        self.config = config
+        self.output = output
+
+    def tuning_steps(self) -> list[Step]:
+        """One comparison for each search sequence, with every combination of every arm."""
+        texts = tuple(arm.written(settings) for arm in self.config.arms().values() for settings in arm.combinations())
+        return [
+            Step(TUNING, tasks, tuple(dict.fromkeys(texts)), self.config.tuning_seeds) for tasks in self.config.search
+        ]
+
+    def held_out_steps(self, choices: Mapping[str, Choice]) -> list[Step]:
+        """Comparisons of the tuned arms and their curves: all sequences with the first seed, then with two, and so on.
+
+        So wherever the run stops, every sequence has about the same number of seeds.
+        """
+        texts = tuple(
+            arm.written(settings)
+            for name, arm in self.config.arms().items()
+            for settings in arm.curve_of(choices[name].settings)
+        )
+        return [
+            Step(HELD_OUT, tasks, tuple(dict.fromkeys(texts)), self.config.seeds[: count + 1])
+            for count in range(len(self.config.seeds))
+            for tasks in self.config.held_out
+        ]
+
+    def run(self, listener_of: Callable[[Step, int, int], Listener], *, command: str = "") -> dict[str, Choice]:
+        """Run everything that is not finished, and return the choices.
+
+        Args:
+            listener_of: step, its number, number of steps -> what receives the progress of its comparison.
+            command: the command line, for the result files.
+        """
+        tuning = self.tuning_steps()
+        self._run_steps(tuning, listener_of, command)
+        choices = self.choices() or self._choose([self.result(step) for step in tuning])
+        self._run_steps(self.held_out_steps(choices), listener_of, command)
+        return choices
+
+    def choices(self) -> dict[str, Choice]:
+        """The choices that were made; empty before the tuning is finished.
+
+        Raises:
+            ConfigurationError: they were made for other arms.
+        """
+        path = self.output / CHOSEN
+        if not path.exists():
+            return {}
+        data = read_json(path)
+        if data.get("contenders") != _fingerprint(self.config):
+            raise ConfigurationError(
+                f"The settings in {path} were chosen for other arms or sequences. Give another --output, or delete "
+                "the file to choose again."
+            )
+        return {name: Choice(**entry) for name, entry in data["choices"].items()}
+
+    def result(self, step: Step) -> ComparisonResult:
+        """The result of a step that has begun."""
+        return ComparisonResult.load(step.folder(self.output) / "result.json")
+
+    def held_out_results(self) -> list[ComparisonResult]:
+        """The results of the held-out sequences that have begun."""
+        folders = [self.output / HELD_OUT / sequence_name(tasks) for tasks in self.config.held_out]
+        return [ComparisonResult.load(f / "result.json") for f in folders if (f / "result.json").exists()]
+
+    def _choose(self, results: Sequence[ComparisonResult]) -> dict[str, Choice]:
+        choices = choose(self.config, results)
+        content = {name: choice.to_dict() for name, choice in choices.items()}
+        write_json(self.output / CHOSEN, {"contenders": _fingerprint(self.config), "choices": content})
+        return choices
+
+    def _run_steps(self, steps: Sequence[Step], listener_of: Callable[..., Listener], command: str) -> None:
+        waiting = list(enumerate(steps, 1))
+        refused: set[int] = set()
+        while waiting:
+            number, step = waiting.pop(0)
+            config = self.config.comparison(
+                step.tasks, list(step.texts), step.seeds, "dev" if step.part == TUNING else "validation"
+            )
+            try:
+                compare(
+                    config, step.folder(self.output), listener=listener_of(step, number, len(steps)), command=command
+                )
+            except OutputInUseError:
+                # Another process works on this sequence; come back once.
+                if number in refused:
+                    raise
+                refused.add(number)
+                waiting.append((number, step))
+
+
+def sequence_name(tasks: Sequence[TaskSpec]) -> str:
+    """A folder's name for a task sequence: `sst2-qqp`."""
+    names = [task.split("=")[0] if isinstance(task, str) else str(task["name"]) for task in tasks]
+    return "-".join(name.replace("@", "-") for name in names)
+
+
+def _fingerprint(config: EvidenceConfig) -> str:
+    content: Any = [
+        config.first,
+        {name: [arm.text, {k: list(v) for k, v in arm.settings.items()}] for name, arm in config.arms().items()},
+        [list(sequence) for sequence in config.search],
+        list(config.tuning_seeds),
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

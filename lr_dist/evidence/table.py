@@ -1,0 +1,99 @@
+"""The findings as a table, in the terminal and as Markdown, and in words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lr_dist.evidence.analysis import Estimate, Finding
+from lr_dist.evidence.summary import Outcome
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+HEADER = ("arm", "p_o", "p_s", "p_o - control", "p_s - control", "forgetting gone", "p_o at equal p_s", "s a run")
+
+
+def rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """A row for each arm, in the columns of `HEADER`."""
+    return [_row(finding, index == 0) for index, finding in enumerate(outcome.findings)]
+
+
+def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
+    difference = finding.differences
+    name = f"{finding.name}: {finding.text}" + (f" ({finding.diverged} diverged)" if finding.diverged else "")
+    return (
+        name,
+        f"{finding.means['p_o']:.3f}",
+        f"{finding.means['p_s']:.3f}",
+        *(("control",) * 2 if is_control else (_signed(difference["p_o"]), _signed(difference["p_s"]))),
+        "0 %" if is_control else _percent(finding.forgetting_gone),
+        "0" if is_control else _signed(finding.at_equal_p_s),
+        f"{finding.seconds:.0f}",
+    )
+
+
+def terminal_table(outcome: Outcome) -> Table:
+    """A rich table."""
+    from rich.table import Table
+
+    table = Table(title="Held-out sequences", box=None, padding=(0, 2, 0, 0))
+    for index, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows(outcome):
+        table.add_row(*row)
+    return table
+
+
+def markdown(outcome: Outcome) -> str:
+    """The verdict and the table."""
+    lines = ["| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in rows(outcome)]
+    return "\n\n".join([verdict(outcome), "\n".join(lines), NOTE])
+
+
+NOTE = (
+    "Mean over sequences and seeds; differences to the tuned control, paired by sequence and seed, with 95% bootstrap "
+    "intervals over sequences and seeds. Forgetting gone: share of the control's forgetting that the arm lacks. "
+    "p_o at equal p_s: p_o minus that of the control's curve (its other settings) at the same p_s; n/a where the curve "
+    "does not reach it."
+)
+
+
+def verdict(outcome: Outcome) -> str:
+    """What won and what is noise, in words."""
+    control, *others = outcome.findings
+    clear = [f for f in others if f.at_equal_p_s is not None and f.at_equal_p_s.is_clear]
+    better = sorted((f for f in clear if _mean(f) > 0), key=_mean, reverse=True)
+    worse = [f for f in clear if _mean(f) < 0]
+    unclear = [f for f in others if f not in clear]
+    parts = [f"At equal p_s as the control ({control.text}), with intervals that leave out zero:"]
+    listed = ", ".join(f"{f.name} {_signed(f.at_equal_p_s)}" for f in better)
+    parts.append(f"p_o is higher with {listed}." if better else "no arm has a higher p_o.")
+    if worse:
+        parts.append("It is lower with " + ", ".join(f"{f.name} {_signed(f.at_equal_p_s)}" for f in worse) + ".")
+    if unclear:
+        parts.append("Not told apart from the control: " + ", ".join(f.name for f in unclear) + ".")
+    if outcome.finished < outcome.planned:
+        parts.append(f"{outcome.finished} of {outcome.planned} runs are finished, so this is preliminary.")
+    return " ".join(parts)
+
+
+def _mean(finding: Finding) -> float:
+    assert finding.at_equal_p_s is not None
+    return finding.at_equal_p_s.mean
+
+
+def _signed(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "n/a"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:+.3f}"
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def _percent(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return "n/a"
+    if estimate.low is None or estimate.high is None:
+        return f"{100 * estimate.mean:.0f} %"
+    return f"{100 * estimate.mean:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
