@@ -214,7 +214,9 @@ def test_weights_too_large_for_a_step_are_told_and_do_not_move() -> None:
 
 
 def test_param_groups_tells_of_rates_without_knowing_the_optimizer() -> None:
-    with pytest.warns(RateRangeWarning, match=r"flat:lr=2 gives every group.*only optimizers such as SGD stand more"):
+    with pytest.warns(
+        RateRangeWarning, match=r"flat:lr=2 gives every group.*only optimizers such as SGD tolerate more"
+    ):
         param_groups(tiny.bert(), "flat:lr=2")
     with pytest.warns(RateRangeWarning, match=r"4e-4 times 2e-5"):
         param_groups(tiny.bert(), "decay:lr=4e-4,factor=0.7,relative=true", lr=2e-5)
