@@ -100,7 +100,7 @@ def tokenize_task(task: Task, tokenizer: Any, max_length: int, cache_dir: str | 
     if found is None:
         made = {split: _tokenize(getattr(task, split), tokenizer, max_length) for split in SPLITS}
         save_entry(entry, made)
-        # Memory mapped from disk is shared with other processes; if that fails, use our copy.
+        # Memory mapped from disk is shared between processes; if that fails, use the copy in memory.
         found = load_entry(entry, counts) or made
     dtype = torch.int64 if task.kind == "classification" else torch.float32
     splits = {}
@@ -115,7 +115,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
-        # Left over from the last call, not the tokenizer's own.
+        # Left over from the last call; not a property of the tokenizer.
         rules.pop("truncation", None)
         rules.pop("padding", None)
     else:
@@ -138,7 +138,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def _check_length(task: Task, tokenizer: Any, max_length: int) -> None:
     special = tokenizer.num_special_tokens_to_add(pair=task.num_texts == 2)
     least, most = special + task.num_texts, tokenizer.model_max_length
-    # Tokenizers without a limit say so with a number like 1e30.
+    # Tokenizers without a limit have a number like 1e30.
     limit = int(most) if most < 10**9 else None
     hint = "The limits are those of the tokenizer."
     check_whole("max_length", max_length, least, limit, error=ConfigurationError, hint=hint)
