@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lr_dist._distribution.sanity import rate_doubts
+from lr_dist._distribution.sanity import rate_warnings
 from lr_dist.checks import check_finite
 from lr_dist.distribution import LRDistribution, allow_distributions_in_checkpoints
 from lr_dist.errors import InvalidGroupPrefixError, InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
@@ -105,8 +105,8 @@ def param_groups(
             f"No parameter of {type(model).__name__} is left to train: the distribution {resolved} and the "
             "requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
         )
-    for doubt in rate_doubts(given, rates, base_lr=lr if given.relative else None):
-        warnings.warn(doubt, stacklevel=2)
+    for warning in rate_warnings(given, rates, base_lr=lr if given.relative else None):
+        warnings.warn(warning, stacklevel=2)
     return groups
 
 
@@ -140,7 +140,7 @@ def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] |
         return {name for name, parameter in parameters.items() if parameter.ndim < 2}
     if isinstance(patterns, str) or not isinstance(patterns, Sequence):
         raise InvalidNoDecayError(f"no_decay takes a list of regexes, not {shown(patterns)}: no_decay=[r'bias$'].")
-    found: set[str] = set()
+    undecayed: set[str] = set()
     for pattern in patterns:
         try:
             matches = {name for name in parameters if re.search(pattern, clean_name(name))}
@@ -154,5 +154,5 @@ def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] |
                 f"The no_decay regex {shown(pattern)} matches no parameter of the model. Its parameters are named like "
                 f"{', '.join(list(parameters)[:3])}, ..."
             )
-        found |= matches
-    return found
+        undecayed |= matches
+    return undecayed

@@ -33,7 +33,7 @@ def check_trains(distribution: LRDistribution, rates: Mapping[str, float]) -> No
         )
 
 
-def rate_doubts(
+def rate_warnings(
     distribution: LRDistribution,
     rates: Mapping[str, float],
     *,
@@ -55,7 +55,7 @@ def rate_doubts(
     high = [group for group, rate in rates.items() if rate > highest * (1 + 1e-9)]
     low = [group for group, rate in rates.items() if 0 < rate < LOWEST * (1 - 1e-9)]
     gives = f"The distribution {_text(distribution)} gives"
-    doubts: list[UserWarning] = []
+    issues: list[UserWarning] = []
     if high:
         worst = max(high, key=lambda group: rates[group])
         if optimizer is None:
@@ -64,7 +64,7 @@ def rate_doubts(
             why = f"A step of {optimizer} moves each weight by about the rate, so the pre-trained weights are lost."
         else:
             why = f"With {optimizer} that is far above what is usual."
-        doubts.append(
+        issues.append(
             RateRangeWarning(
                 f"{gives} {named(high, rates)} a learning rate above {brief(highest)} (the highest: "
                 f"{brief(rates[worst])}, {worst}). {why} "
@@ -73,7 +73,7 @@ def rate_doubts(
         )
     if low:
         worst = min(low, key=lambda group: rates[group])
-        doubts.append(
+        issues.append(
             RateRangeWarning(
                 f"{gives} {named(low, rates)} a learning rate below {brief(LOWEST)} (the lowest: "
                 f"{brief(rates[worst])}, {worst}), at which next to nothing is learned. "
@@ -81,10 +81,10 @@ def rate_doubts(
             )
         )
     # If a rate is far too high, the ratios to it say nothing.
-    return doubts if high else [*doubts, *_far_below(distribution, rates, except_for=low)]
+    return issues if high else [*issues, *_far_below(distribution, rates, except_for=low)]
 
 
-def multiple_doubts(distribution: LRDistribution, multiples: Mapping[str, float]) -> list[UserWarning]:
+def multiple_warnings(distribution: LRDistribution, multiples: Mapping[str, float]) -> list[UserWarning]:
     """The same for a relative distribution, if the optimizer's own rate is not known yet.
 
     Args:
@@ -127,12 +127,12 @@ def warn_of_rates(distribution: LRDistribution, num_layers: int, base_lr: float 
     rates = distribution.rates(num_layers)
     check_trains(distribution, rates)
     if distribution.relative and base_lr is None:
-        doubts = multiple_doubts(distribution, rates)
+        issues = multiple_warnings(distribution, rates)
     else:
         known = distribution.absolute(base_lr).rates(num_layers) if base_lr is not None else rates
-        doubts = rate_doubts(distribution, known, base_lr=base_lr, optimizer=optimizer)
-    for doubt in doubts:
-        warnings.warn(doubt, stacklevel=3)
+        issues = rate_warnings(distribution, known, base_lr=base_lr, optimizer=optimizer)
+    for issue in issues:
+        warnings.warn(issue, stacklevel=3)
 
 
 def brief(number: float) -> str:

@@ -87,12 +87,12 @@ def _some(keys: Iterable[str]) -> str:
 def _left_out(model: nn.Module, unexpected: list[str]) -> list[str]:
     """Names of layers in the file beyond the length of the model's list of layers."""
     lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    found: dict[str, None] = {}
+    left_out: dict[str, None] = {}
     for key in unexpected:
         for match in _NUMBER.finditer(key):
             prefix = key[: match.start()]
             for name, length in lists.items():
                 # A file of a model with a head has a prefix: `bert.encoder.layer`.
                 if (prefix == name or prefix.endswith(f".{name}")) and int(match[1]) >= length:
-                    found[f"{prefix}.{match[1]}"] = None
-    return list(found)
+                    left_out[f"{prefix}.{match[1]}"] = None
+    return list(left_out)

@@ -67,12 +67,12 @@ def load_preset(name: str) -> LRDistribution:
 def get_preset(name: str) -> Preset:
     """The preset `name` with its purpose and provenance; raises as `load_preset` does."""
     candidates, problems = _scan()
-    found = [candidate for candidate in candidates if isinstance(name, str) and candidate.name == name]
-    if not found:
+    matches = [candidate for candidate in candidates if isinstance(name, str) and candidate.name == name]
+    if not matches:
         raise UnknownPresetError(_unknown(name, candidates, problems))
-    if len(found) > 1:
-        raise DuplicatePresetError(_duplicate(name, found))
-    return found[0].read()
+    if len(matches) > 1:
+        raise DuplicatePresetError(_duplicate(name, matches))
+    return matches[0].read()
 
 
 def list_presets() -> list[PresetEntry]:
@@ -101,9 +101,9 @@ def register_preset(preset: Preset) -> None:
         raise InvalidPresetError(f"register_preset takes a Preset, not {shown(preset)}.")
     caller = sys._getframe(1)
     new = _Candidate(preset.name, f"registered at {caller.f_code.co_filename}:{caller.f_lineno}", preset=preset)
-    found = [candidate for candidate in _scan()[0] if candidate.name == preset.name]
-    if found:
-        raise DuplicatePresetError(_duplicate(preset.name, [*found, new]))
+    existing = [candidate for candidate in _scan()[0] if candidate.name == preset.name]
+    if existing:
+        raise DuplicatePresetError(_duplicate(preset.name, [*existing, new]))
     _registered[preset.name] = (preset, new.source)
 
 

@@ -155,11 +155,11 @@ def _bare(text: str) -> bool:
 def _secrets(value: str) -> set[str]:
     """The secrets in an address, in all forms in which libraries may write them."""
     spans = [*_userinfo(value), *_queries(value, _QUERY), *_pairs(value)]
-    found = [value[begin:end].strip("'\"") for begin, end in spans]
+    secrets = [value[begin:end].strip("'\"") for begin, end in spans]
     if _bare(value):
-        found.append(value[value.find(":") + 1 : value.rfind("@")])
+        secrets.append(value[value.find(":") + 1 : value.rfind("@")])
     # A library that parses the address differently may quote only a part.
-    found += [part for piece in found for part in re.split(r"[:/@?#&=\s]", piece)]
-    written = {form(piece) for piece in found for form in (str, unquote, unquote_plus, quote, quote_plus, repr)}
+    secrets += [part for piece in secrets for part in re.split(r"[:/@?#&=\s]", piece)]
+    written = {form(piece) for piece in secrets for form in (str, unquote, unquote_plus, quote, quote_plus, repr)}
     written |= {piece[1:-1] for piece in written if piece[:1] in "'\"" and piece[:1] == piece[-1:]}
     return {piece for piece in written if len(piece) >= _SHORTEST and piece != HIDDEN}

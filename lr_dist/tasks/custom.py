@@ -151,45 +151,45 @@ def _read_hub(spec: CustomSpec) -> dict[str, pa.Table]:
     import datasets
 
     try:
-        found = datasets.load_dataset(spec.path, spec.subset or None)
+        source = datasets.load_dataset(spec.path, spec.subset or None)
     except Exception as error:  # the hub client raises many kinds: offline, timeouts, HTTP errors
         raise TaskDataError(
             f"task {spec.name!r}: there is no folder {spec.path!r}, and as a hub data set it cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
-    missing = [split for split in ("train", "validation") if split not in found]
+    missing = [split for split in ("train", "validation") if split not in source]
     if missing:
         raise TaskDataError(
             f"task {spec.name!r}: the hub data set {spec.path!r} has no split {', '.join(missing)}; found: "
-            f"{', '.join(map(str, found))}. Save the rows as train and validation files and give their folder"
+            f"{', '.join(map(str, source))}. Save the rows as train and validation files and give their folder"
         )
-    return {split: named_classes(found[split]) for split in ("train", "validation")}
+    return {split: named_classes(source[split]) for split in ("train", "validation")}
 
 
-def _columns(spec: CustomSpec, found: Sequence[str]) -> tuple[tuple[str, ...], str]:
+def _columns(spec: CustomSpec, columns: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The text columns and the label's column, as named or by their usual names."""
-    label = spec.label or _guess_label(spec, found)
+    label = spec.label or _guess_label(spec, columns)
     if spec.text:
         return spec.text, label
-    pairs = [pair for pair in _PAIRS if set(pair) <= set(found) - {label}]
+    pairs = [pair for pair in _PAIRS if set(pair) <= set(columns) - {label}]
     used = {column for pair in pairs for column in pair}
-    singles = [(column,) for column in _SINGLES if column in found and column not in used and column != label]
+    singles = [(column,) for column in _SINGLES if column in columns and column not in used and column != label]
     candidates: list[tuple[str, ...]] = [*pairs, *singles]
     if len(candidates) != 1:
         why = "none has a usual name" if not candidates else f"several fit: {', '.join(map('+'.join, candidates))}"
         raise TaskDataError(
-            f"task {spec.name!r}: which columns are text? {why}. Found: {column_names(found)}. Name them: "
+            f"task {spec.name!r}: which columns are text? {why}. Found: {column_names(columns)}. Name them: "
             f"{{name: {spec.name}, path: {spec.path}, text: [COLUMN], label: COLUMN}}"
         )
     return candidates[0], label
 
 
-def _guess_label(spec: CustomSpec, found: Sequence[str]) -> str:
-    candidates = [column for column in _LABELS if column in found]
+def _guess_label(spec: CustomSpec, columns: Sequence[str]) -> str:
+    candidates = [column for column in _LABELS if column in columns]
     if len(candidates) != 1:
         why = f"several fit: {', '.join(candidates)}" if candidates else "none has a usual name"
         raise TaskDataError(
-            f"task {spec.name!r}: which column is the label? {why}. Found: {column_names(found)}. Name it: "
+            f"task {spec.name!r}: which column is the label? {why}. Found: {column_names(columns)}. Name it: "
             f"{{name: {spec.name}, path: {spec.path}, text: [COLUMN], label: COLUMN}}"
         )
     return candidates[0]

@@ -81,16 +81,16 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> RawTask:
         raise UnknownTaskError(f"no GLUE task named {name!r}; there are: {', '.join(GLUE_TASKS)}")
     spec = GLUE[name]
     if data_dir is None:
-        found = _from_hub(name, spec)
+        source = _from_hub(name, spec)
     else:
-        found = _from_folder(name, expanded(data_dir))
+        source = _from_folder(name, expanded(data_dir))
     notes: list[str] = []
     splits: dict[str, Dataset] = {}
-    for split_name, split in found.items():
+    for split_name, split in source.items():
         splits[split_name], dropped = _canonical(name, split_name, split, spec)
         if dropped:
             notes.append(f"{dropped} {split_name} row(s) with an empty text left out")
-    rows = len(found["train"])
+    rows = len(source["train"])
     # A few rows may be missing in a source; if a tenth is missing, it is another data set.
     if rows < 0.9 * spec.train_rows:
         notes.insert(0, f"a labelled subset, NOT the full task: {rows:,} of {spec.train_rows:,} train rows")
