@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lr_dist import LRDistribution, load_preset
 from lr_dist._distribution.edits import Edit
-from lr_dist._distribution.families import FAMILIES, grouped_layers
+from lr_dist._distribution.families import COMPOSED, FAMILIES, grouped_layers
 from lr_dist._distribution.sanity import brief
 from lr_dist.distribution import GROUPED_KEYS, group_names
 from lr_dist.errors import (
@@ -393,7 +393,7 @@ ENDS = st.one_of(st.sampled_from(["embeddings", "head", "layers.0", "layers.7", 
 
 @st.composite
 def distributions(draw: st.DrawFn) -> LRDistribution:
-    family = draw(st.sampled_from([name for name in FAMILIES if name != "geometric_mean"]))
+    family = draw(st.sampled_from([name for name in FAMILIES if name not in COMPOSED]))
     values: dict[str, object] = {}
     for key in FAMILIES[family].rate_keys:
         values[key] = draw(st.lists(RATE, min_size=1, max_size=5)) if key == "layers" else draw(RATE)
