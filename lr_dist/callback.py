@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lr_dist._callback.changes import Watch, unwrapped
-from lr_dist._callback.doubts import optimizer_doubts
 from lr_dist._callback.exact import HOST_KEY, ExactFit
 from lr_dist._callback.finder import (
     anchor_at,
@@ -37,6 +36,7 @@ from lr_dist._callback.other_callbacks import (
     check_trainer,
 )
 from lr_dist._callback.precision import lost_steps
+from lr_dist._callback.rate_warnings import optimizer_warnings
 from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
 from lr_dist._callback.strategies import (
     after_configure_model,
@@ -226,7 +226,7 @@ class LayerwiseLR(Callback):
         for optimizer in optimizers:
             check_processes_agree(trainer, optimizer)
             check_averaging(trainer, optimizer)
-            self._warn_once([*lost_steps(optimizer), *optimizer_doubts(optimizer, self.distribution)])
+            self._warn_once([*lost_steps(optimizer), *optimizer_warnings(optimizer, self.distribution)])
         if self._loaded is not None:
             check_same(self._loaded, self.state_dict(), self.distribution)
         if self.verbose and not self._printed and trainer.is_global_zero:
@@ -292,12 +292,12 @@ class LayerwiseLR(Callback):
         release(trainer.strategy)
         self._exact.teardown(trainer)
 
-    def _warn_once(self, doubts: Sequence[UserWarning]) -> None:
+    def _warn_once(self, issues: Sequence[UserWarning]) -> None:
         """Issue each warning once: `Tuner.lr_find` and a second fit call this again."""
-        for doubt in doubts:
-            if str(doubt) not in self._warned:
-                self._warned.add(str(doubt))
-                rank_zero_warn(doubt)
+        for issue in issues:
+            if str(issue) not in self._warned:
+                self._warned.add(str(issue))
+                rank_zero_warn(issue)
 
     def _before_wrapping(self, pl_module: L.LightningModule) -> None:
         check_parameters(pl_module)
@@ -330,14 +330,17 @@ class LayerwiseLR(Callback):
         pairs = [(optimizer, [*schedulers_of(trainer, optimizer), *hidden[id(optimizer)]]) for optimizer in holders]
         self._num_layers = layer_map.num_layers
         if len(pairs) == 1:  # Lightning's finder works with one optimizer.
-            found = found_rate([*suggestions(trainer), *self._suggested], *pairs[0])
-            if found is not None:
-                rank_zero_info(describe(self.distribution, found))
-            self._found_lr = found or self._found_lr or (self._loaded or {}).get("found_lr")
+            suggested = found_rate([*suggestions(trainer), *self._suggested], *pairs[0])
+            if suggested is not None:
+                rank_zero_info(describe(self.distribution, suggested))
+            self._found_lr = suggested or self._found_lr or (self._loaded or {}).get("found_lr")
             if self._found_lr is not None:
                 anchor_at(self._found_lr, *pairs[0])
         # Schedulers that the module steps itself are accepted whatever their type: `RateCheck` compares their rates.
-        allowed = (*self.allow_schedulers, *types_of(scheduler for own in hidden.values() for scheduler in own))
+        allowed = (
+            *self.allow_schedulers,
+            *types_of(scheduler for schedulers in hidden.values() for scheduler in schedulers),
+        )
         results = regroup_all(pairs, placement, self._applied(), allow_schedulers=allowed)
         if (ratios := results[0].ratios.describe()) and not self._watches:
             rank_zero_warn(f"LayerwiseLR: {ratios}", category=OwnRatiosWarning)

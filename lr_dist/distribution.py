@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from lr_dist.layers import Overrides
 
-# Every level of means within means is two levels of YAML, of which `yaml_io` reads 32.
+# A mean within a mean adds two levels of YAML, and `yaml_io` reads at most 32.
 MAX_NESTING = 10
 
 
@@ -64,12 +64,12 @@ class LRDistribution:
         for part in dict(self.values).get("of", ()):
             if part.relative != self.relative:
                 raise InvalidDistributionError(
-                    f"A {self.family} is as relative as its parts: it has relative={self.relative}, and its part "
-                    f"{shown(str(part))} has relative={part.relative}. Write the same in both."
+                    f"{self.family} and its parts must have the same `relative`: it has relative={self.relative}, "
+                    f"and its part {shown(str(part))} has relative={part.relative}. Write the same in both."
                 )
 
     def __reduce__(self) -> tuple[type[LRDistribution], tuple[Any, ...]]:
-        """A pickle goes through the constructor and its checks, also with `weights_only=True`."""
+        """Unpickling calls the constructor and its checks, also with `weights_only=True`."""
         return type(self), (self.family, self.values, self.relative, self.edits)
 
     # Constructors ----------------------------------------------------------------------------------------
@@ -225,7 +225,9 @@ class LRDistribution:
             try:
                 rest["of"] = tuple(cls.from_dict(part) for part in rest["of"])
             except RecursionError:
-                raise InvalidDistributionError(f"{data['family']} is nested endlessly.") from None
+                raise InvalidDistributionError(
+                    f"{data['family']} contains itself, or is nested deeper than {MAX_NESTING} levels."
+                ) from None
         edits = data.get("edits", [])
         if not isinstance(edits, (list, tuple)):
             raise InvalidDistributionError(f"edits must be a list, not {shown(edits)}.")
@@ -256,12 +258,12 @@ class LRDistribution:
     def can_freeze(self) -> bool:
         """Whether the distribution holds a rate of exactly 0."""
         parts = dict(self.values).get("of", ())
-        own = [rate for key in FAMILIES[self.family].rate_keys for rate in _as_tuple(dict(self.values)[key])]
-        return 0 in own or any(edit.rate == 0 for edit in self.edits) or any(p.can_freeze for p in parts)
+        rates = [rate for key in FAMILIES[self.family].rate_keys for rate in _as_tuple(dict(self.values)[key])]
+        return 0 in rates or any(edit.rate == 0 for edit in self.edits) or any(p.can_freeze for p in parts)
 
     @property
     def nesting(self) -> int:
-        """0, or for a composed family one more than the deepest of its parts."""
+        """0; for a composed family, one more than the largest nesting of its parts."""
         return max((1 + part.nesting for part in dict(self.values).get("of", ())), default=0)
 
     # Operations; each returns a new distribution ---------------------------------------------------------
@@ -290,7 +292,7 @@ class LRDistribution:
         return replace(self, edits=(*self.edits, Edit(group, group, rate)))
 
     def absolute(self, base_lr: float) -> LRDistribution:
-        """A relative distribution as rates, for an optimizer with the rate `base_lr`; an absolute one as is."""
+        """A relative distribution as rates for an optimizer with the rate `base_lr`; an absolute one unchanged."""
         if not self.relative:
             return self
         if check_rate("base_lr", base_lr) == 0:
@@ -298,7 +300,7 @@ class LRDistribution:
         return _with_kind(self.scale(base_lr), relative=False)
 
     def relative_to(self, base_lr: float) -> LRDistribution:
-        """An absolute distribution as multiples of `base_lr`; a relative one as is."""
+        """An absolute distribution as multiples of `base_lr`; a relative one unchanged."""
         if self.relative:
             return self
         return _with_kind(self.scale(1 / check_factor("base_lr", base_lr)), relative=True)
@@ -407,7 +409,7 @@ def _checked_parts(name: str, parts: Any) -> tuple[LRDistribution, ...]:
         raise InvalidDistributionError(f"{name} is nested deeper than {MAX_NESTING} levels; nest less.")
     if len({part.relative for part in parts}) > 1:
         raise InvalidDistributionError(
-            f"{name} mixes relative and absolute distributions; turn one kind into the other first "
+            f"{name} mixes relative and absolute distributions; convert one kind into the other first, "
             "with `absolute(base_lr)` or `relative_to(base_lr)`."
         )
     return tuple(parts)
@@ -418,8 +420,8 @@ def _checked_mean(of: Any, weights: Any) -> tuple[tuple[LRDistribution, ...], tu
     for part in parts:
         if part.can_freeze:
             raise ZeroRateError(
-                f"{shown(str(part))} holds a rate of 0 (a frozen layer), and a geometric mean has no logarithm of 0. "
-                "Take the mean first and freeze its result."
+                f"{shown(str(part))} holds a rate of 0 (a frozen layer), whose logarithm a geometric mean would need. "
+                "Take the mean first, and freeze layers in its result."
             )
     checked = check_rates("weights", weights)
     if len(checked) != len(parts) or sum(checked) == 0:

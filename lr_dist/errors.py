@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# The longest text shown for a value; for a path it is longer, because its end matters most.
+# The maximum length of a value in a message; longer for a path, because its end matters most.
 SHORT, PATH = 80, 1000
 
 
@@ -17,9 +17,9 @@ def shown(value: object, limit: int = SHORT) -> str:
     try:
         text = repr(value)
     except Exception:
-        # Python refuses to write out whole numbers of more than 4,300 digits; a user's own repr may do anything.
+        # Python refuses to print whole numbers of more than 4,300 digits, and a user's `__repr__` may raise anything.
         return f"<a {type(value).__name__} that cannot be shown>"
-    # Lone surrogates, as in some file names, could not be printed.
+    # Lone surrogates, as in some file names, cannot be printed.
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -59,7 +59,7 @@ class InvalidPlanError(InvalidDistributionError):
 
 
 class LayerCountError(LRDistError, ValueError):
-    """A number of layers for which a distribution cannot give rates."""
+    """A number of layers for which a distribution has no rates."""
 
 
 # Layers and groups ---------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ class LayersNotFoundError(LRDistError, ValueError):
 
 
 class UnplacedParametersError(LRDistError, ValueError):
-    """Parameters that no rule places at a depth; the message names them and shows the override."""
+    """Parameters whose depth is not known; the message names them and shows the override."""
 
 
 class InvalidOverrideError(LRDistError, ValueError):
@@ -82,11 +82,11 @@ class InvalidStacksError(LRDistError, ValueError):
 
 
 class UnsupportedWeightsError(LRDistError, TypeError):
-    """Weights whose numbers cannot be read: on the meta device, quantised, sharded, or NaN."""
+    """Weights without usable numbers: on the meta device, quantised, sharded, or NaN."""
 
 
 class UnsupportedOptimizerError(LRDistError, TypeError):
-    """An optimizer whose parameter groups cannot carry a rate each."""
+    """An optimizer whose parameter groups cannot have different rates."""
 
 
 class UnsupportedSchedulerError(LRDistError, TypeError):
@@ -98,7 +98,7 @@ class InvalidScheduleError(LRDistError, ValueError):
 
 
 class InvalidLossError(LRDistError, ValueError):
-    """A loss below 0, from which no factor of the rate can be computed."""
+    """A loss below 0, for which no factor of the rate is defined."""
 
 
 class InvalidNoDecayError(LRDistError, ValueError):
@@ -114,11 +114,11 @@ class NothingToTrainError(LRDistError, ValueError):
 
 
 class OptimizerCoverageError(LRDistError, ValueError):
-    """Parameters of the transformer that are in no optimizer or in several, or an optimizer with others than these."""
+    """Parameters of the transformer in no optimizer or in several, or an optimizer with parameters without a depth."""
 
 
 class UnsupportedTrainerError(LRDistError, TypeError):
-    """A trainer that cannot set the rates: neither Lightning's nor transformers', or one that bypasses them."""
+    """An unsupported Trainer: neither Lightning's nor transformers', or one that does not use the rates."""
 
 
 class UnsupportedStrategyError(LRDistError, ValueError):
@@ -126,11 +126,11 @@ class UnsupportedStrategyError(LRDistError, ValueError):
 
 
 class RankMismatchError(LRDistError, RuntimeError):
-    """Processes of one run that have different learning rates."""
+    """Processes of one run with different learning rates."""
 
 
 class UnsupportedCallbackError(LRDistError, ValueError):
-    """Callbacks of a Trainer that cannot work together, such as one that would take the layers' rates away."""
+    """Incompatible callbacks of a Trainer, such as one that would overwrite the layers' rates."""
 
 
 class ResumeMismatchError(LRDistError, RuntimeError):
@@ -200,7 +200,7 @@ class MissingLibraryError(ModelLoadError, ImportError):
 
 
 class MissingWeightsError(ModelLoadError):
-    """A model with weights missing from its file, so that a part of it would start at random."""
+    """A model with weights missing from its file, which would be initialised at random."""
 
 
 class DivergedError(LRDistError, ArithmeticError):
@@ -215,9 +215,9 @@ class RatesOffPlanWarning(UserWarning):
 
     Attributes:
         group: the name of the group.
-        wanted: its rate in the distribution times the others' factor.
-        found: its rate.
-        step: the optimizer's step that is about to be taken, counted from 0.
+        wanted: the expected rate: that of the distribution times the other groups' factor.
+        found: the actual rate.
+        step: the next step of the optimizer, counted from 0.
     """
 
     def __init__(
@@ -228,7 +228,7 @@ class RatesOffPlanWarning(UserWarning):
 
 
 class FlatRatesWarning(RatesOffPlanWarning):
-    """All layers have the same rate in the middle of a run, although the distribution gave them different ones."""
+    """All layers have the same rate during a run, although the distribution has different ones."""
 
 
 class OwnRatiosWarning(UserWarning):
@@ -236,15 +236,15 @@ class OwnRatiosWarning(UserWarning):
 
 
 class UnreadScaleWarning(UserWarning):
-    """Factors in parameter groups (timm's `lr_scale`) that nothing reads."""
+    """Factors in parameter groups (timm's `lr_scale`) that have no effect."""
 
 
 class UncoveredParametersWarning(UserWarning):
-    """Trainable parameters that are in no group of an optimizer, or groups with parameters that left the model."""
+    """Trainable parameters that are in no group of an optimizer, or groups with parameters no longer in the model."""
 
 
 class LostStepsWarning(UserWarning):
-    """Weights in bfloat16 or float16 that do not change, because steps at their layer's rate are too small."""
+    """Weights in bfloat16 or float16 that do not change, because steps at their layer's rate are rounded away."""
 
 
 class RateRangeWarning(UserWarning):
@@ -256,7 +256,7 @@ class StuckLayersWarning(UserWarning):
 
 
 class UnusedLayersWarning(UserWarning):
-    """Layers in a model's file that its config.json leaves out."""
+    """Layers in a model's file that are not in its config.json."""
 
 
 class InexactResumeWarning(UserWarning):

@@ -1,9 +1,9 @@
-"""What a scheduler that lr-dist does not know keeps for each parameter group, found by shape and value (pure torch).
+"""Splits the values that an unknown scheduler stores for each parameter group, by their shape and size (pure torch).
 
-timm's schedulers keep `base_values` and `warmup_steps`, others keep lists, tuples, tensors and arrays by other names.
-When the groups are split, such a value needs one entry for each new group. Nothing says what an entry means, so it is
-read from the numbers: what is at most the group's rate, or is called a rate, is scaled with it; equal momenta, factors
-and functions are copied; all else stays as it is. A wrong guess shows in the rates, which `RateCheck` compares.
+timm's schedulers store `base_values` and `warmup_steps`; others store lists, tuples, tensors and arrays under other
+names. When the groups are split, such a value needs one entry for each new group. The meaning of an entry is inferred
+from its number: one that is named a rate, or is at most the group's rate, is scaled with it; equal momenta, factors and
+functions are copied; everything else is unchanged. A wrong guess leads to wrong rates, which `RateCheck` reports.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ _METHODS = ("get_lr", "_get_lr", "get_last_lr", "_get_closed_form_lr")
 
 
 def is_scheduler(value: Any, optimizer: Any) -> bool:
-    """Whether `value` sets the rates of `optimizer`: a scheduler of torch, or what has the shape and name of one."""
-    own = getattr(value, "__dict__", None)
-    if type(own) is not dict or not _is_or_wraps(own.get("optimizer"), optimizer):
+    """Whether `value` is a scheduler of `optimizer`: one of torch, or an object with a scheduler's methods or name."""
+    attributes = getattr(value, "__dict__", None)
+    if type(attributes) is not dict or not _is_or_wraps(attributes.get("optimizer"), optimizer):
         return False
     if isinstance(value, LRScheduler):
         return True
     if isinstance(value, torch.nn.Module):
         return False
-    # A wrapper of an optimizer has groups.
+    # An object with groups is an optimizer, or a wrapper around one.
     if isinstance(value, Optimizer) or hasattr(value, "param_groups") or not callable(getattr(value, "step", None)):
         return False
     return any(hasattr(value, name) for name in _METHODS) or bool(_SCHEDULER.search(type(value).__name__))
 
 
 def _is_or_wraps(value: Any, optimizer: Any) -> bool:
-    # Lightning and accelerate hand out wrappers.
+    # Lightning and accelerate wrap optimizers.
     return value is not None and (value is optimizer or getattr(value, "optimizer", None) is optimizer)
 
 
 def nested_schedulers(scheduler: Any) -> list[Any]:
-    """The schedulers that one keeps in its attributes, lists and maps, in this order; not those within these."""
+    """The schedulers in a scheduler's attributes, and in lists and maps there, in this order; one level only."""
     optimizer = getattr(scheduler, "optimizer", None)
-    found = list(getattr(scheduler, "_schedulers", ()))
+    nested = list(getattr(scheduler, "_schedulers", ()))
     for value in getattr(scheduler, "__dict__", {}).values():
         parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else [value]
-        found.extend(part for part in parts if is_scheduler(part, optimizer) and part not in found)
-    return found
+        nested.extend(part for part in parts if is_scheduler(part, optimizer) and part not in nested)
+    return nested
 
 
 def base_values(scheduler: Any, rates: Sequence[Any], default: Any) -> list[float] | None:
-    """The rates from which a scheduler of a type that is not known computes the groups' rates, if it keeps them.
+    """The base rates from which an unknown scheduler computes the groups' rates; None if it stores none.
 
-    Those are a value for each group that is the optimizer's default rate everywhere, or is called base or initial, and
-    to which the rates are in one proportion.
+    They are recognised as a list with one number for each group, all in the same proportion to the groups' rates, that
+    is named base or initial or contains only the optimizer's default rate.
 
     Args:
-        scheduler: has been made, and may have set the rates of its first step.
-        rates: the groups' rates.
-        default: the rate that the optimizer was given for all groups.
+        scheduler: an unknown scheduler, which may have set the rates of its first step already.
+        rates: the groups' current rates.
+        default: the optimizer's default rate.
     """
     for name, values in vars(scheduler).items():
         numbers = values.tolist() if isinstance(values, torch.Tensor) or _is_array(values) else values
@@ -88,14 +88,14 @@ def split_group_values(
     scale: Callable[[int, Any], Any],
     known: Sequence[str] = (),
 ) -> None:
-    """Give every value that a scheduler keeps for each group an entry for each new group, in place.
+    """Split, in place, every value that a scheduler stores for each group, so that each new group has an entry.
 
     Args:
-        scheduler: of a type that is not known.
+        scheduler: an unknown scheduler.
         parents: for each new group, the index of the old one.
         anchors: the rate of each old group.
-        scale: (index of the new group, value of the old one) -> value of the new one, if it is a rate.
-        known: attributes that are seen to already.
+        scale: (index of a new group, rate of its old group) -> its own rate.
+        known: names of attributes that are already split.
     """
     split = _Splitter(parents, anchors, scale, getattr(scheduler, "optimizer", None))
     state = scheduler.__dict__
@@ -110,7 +110,7 @@ class _Splitter:
         self._optimizer = optimizer
 
     def mapping(self, values: MutableMapping[Any, Any], skipped: Sequence[str] = (), name: str = "") -> None:
-        """The values of a map, of which those called by 0, 1, ... are a list."""
+        """Split the values of a map; a map with the keys 0, 1, ... is treated as a list."""
         if values and list(values) == list(range(len(self._anchors))):
             new = self.value(name, list(values.values()))
             if len(new) == len(self._parents):
@@ -128,7 +128,7 @@ class _Splitter:
                     values[key] = new
 
     def value(self, name: str, values: Any) -> Any:
-        """`values` with an entry for each new group; the same object if it is not kept for each group."""
+        """`values` with an entry for each new group; the same object if it has no entry for each old group."""
         size = len(self._anchors)
         if isinstance(values, torch.Tensor) or _is_array(values):
             if values.ndim == 0 or len(values) != size or isinstance(values, torch.nn.Parameter):
@@ -143,14 +143,14 @@ class _Splitter:
             return array
         if type(values) not in (list, tuple) or len(values) != size:
             return values
-        # A copy of the optimizer's list, or of its groups from before the split.
+        # A copy of the optimizer's list of groups, made before the split.
         if all(isinstance(entry, dict) and "params" in entry for entry in values):
             return type(values)(self._optimizer.param_groups)
         new = self._entries(name, values)
         return values if new is None else type(values)(new)
 
     def _entries(self, name: str, values: Sequence[Any]) -> list[Any] | None:
-        """The entries of the new groups, or None if `values` are not one for each group."""
+        """The new groups' entries; None if `values` does not hold one entry for each group."""
         copied = [values[parent] for parent in self._parents]
         if all(callable(value) and not hasattr(value, "step") for value in values):
             return copied
@@ -166,7 +166,7 @@ class _Splitter:
             return None
         if self._are_rates(name, numbers):
             return [_each(value, partial(self._scale, index)) for index, value in enumerate(copied)]
-        # One entry that is no rate, [30], may be a list of milestones.
+        # A single number that is not a rate, as in [30], may be a list of milestones.
         momenta = bool(_NO_RATE.search(name))
         alike = len(values) > 1 and all(entry == numbers[0] for entry in numbers)
         return copied if momenta or alike else None
@@ -186,12 +186,12 @@ class _Splitter:
 
 
 def _is_array(value: Any) -> bool:
-    # By name: numpy need not be installed.
+    # Compared by name, because numpy need not be installed.
     return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
 def _numbers(value: Any) -> Iterator[float | int | None]:
-    """The numbers of an entry; None for what is not a number."""
+    """The numbers in an entry; None for each part that is not a number."""
     if isinstance(value, torch.Tensor):
         yield from value.reshape(-1).tolist()
     elif isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Optimizer parameter groups with a learning rate for each layer, for plain PyTorch and for Hugging Face's Trainer."""
+"""Optimizer parameter groups with a learning rate for each layer, for plain PyTorch and any training loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from lr_dist._distribution.sanity import rate_doubts
+from lr_dist._distribution.sanity import rate_warnings
 from lr_dist.checks import check_finite
 from lr_dist.distribution import LRDistribution, allow_distributions_in_checkpoints
 from lr_dist.errors import InvalidGroupPrefixError, InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
@@ -74,14 +74,14 @@ def param_groups(
     if resolved.relative:
         if lr is None:
             raise InvalidRateError(
-                f"The distribution {resolved} is relative, so it multiplies the optimizer's own rate: give that rate, "
+                f"The distribution {resolved} is relative, so it multiplies the optimizer's own rate. Pass that rate: "
                 "param_groups(model, distribution, lr=...)."
             )
         resolved = resolved.absolute(check_finite("lr", lr, error=InvalidRateError))
     if prefix is not None and (not isinstance(prefix, str) or not prefix or "/" in prefix or stacks is not None):
         raise InvalidGroupPrefixError(
-            f"prefix is a text without a slash, such as 'vision', not {shown(prefix)}; with `stacks` there is none, "
-            "because the towers have names: stacks={'vision': 'vision_model', ...}."
+            f"prefix is a text without a slash, such as 'vision', not {shown(prefix)}; it cannot be combined with "
+            "`stacks`, which has its own names: stacks={'vision': 'vision_model', ...}."
         )
     layer_map = assign_layers(model, overrides, stacks)
     rates = layer_map.rates(resolved.rates)
@@ -92,7 +92,7 @@ def param_groups(
     groups: list[dict[str, Any]] = []
     for layer, names in layer_map.groups.items():
         trainable = [name for name in names if parameters[name].requires_grad]
-        # Without weight decay the halves would be the same.
+        # Without weight decay the two groups would be equal.
         rest = [name for name in trainable if weight_decay and name in undecayed]
         decayed = [name for name in trainable if name not in set(rest)]
         for title, members, decay in ((layer, decayed, weight_decay), (layer + NO_DECAY, rest, 0.0)):
@@ -105,19 +105,20 @@ def param_groups(
             f"No parameter of {type(model).__name__} is left to train: the distribution {resolved} and the "
             "requires_grad flags of the model freeze every layer. Give one layer a rate above 0."
         )
-    for doubt in rate_doubts(given, rates, base_lr=lr if given.relative else None):
-        warnings.warn(doubt, stacklevel=2)
+    for warning in rate_warnings(given, rates, base_lr=lr if given.relative else None):
+        warnings.warn(warning, stacklevel=2)
     return groups
 
 
 def freeze_layers(model: nn.Module, layer_map: LayerMap, rates: Mapping[str, float]) -> None:
     """Set requires_grad to False in the layers with rate 0.
 
-    A layer with another rate that an earlier call froze is trainable again; what the user froze stays frozen.
+    A layer with another rate that an earlier call froze becomes trainable again; parameters that the user froze stay
+    frozen.
 
     Args:
         model: the module that `layer_map` was made from.
-        layer_map: which parameter sits in which layer.
+        layer_map: the layer of each parameter.
         rates: the rate of each layer.
     """
     layer_of = layer_map.group_of
@@ -139,7 +140,7 @@ def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] |
         return {name for name, parameter in parameters.items() if parameter.ndim < 2}
     if isinstance(patterns, str) or not isinstance(patterns, Sequence):
         raise InvalidNoDecayError(f"no_decay takes a list of regexes, not {shown(patterns)}: no_decay=[r'bias$'].")
-    found: set[str] = set()
+    undecayed: set[str] = set()
     for pattern in patterns:
         try:
             matches = {name for name in parameters if re.search(pattern, clean_name(name))}
@@ -153,5 +154,5 @@ def _undecayed(parameters: Mapping[str, nn.Parameter], patterns: Sequence[str] |
                 f"The no_decay regex {shown(pattern)} matches no parameter of the model. Its parameters are named like "
                 f"{', '.join(list(parameters)[:3])}, ..."
             )
-        found |= matches
-    return found
+        undecayed |= matches
+    return undecayed

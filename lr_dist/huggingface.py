@@ -22,9 +22,9 @@ from transformers.trainer_callback import ExportableState, TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
-from lr_dist._callback.doubts import optimizer_doubts
 from lr_dist._callback.identity import identity
 from lr_dist._callback.precision import lost_steps
+from lr_dist._callback.rate_warnings import optimizer_warnings
 from lr_dist._callback.table import print_table
 from lr_dist.coverage import Coverage
 from lr_dist.distribution import LRDistribution, shown_distribution
@@ -160,8 +160,8 @@ class LayerwiseTrainerMixin(_Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Optimizer | None = None) -> Any:
         """`Trainer.create_scheduler`; then sets the layers' rates in the optimizer and the schedule."""
-        own = {} if optimizer is None else {"optimizer": optimizer}
-        scheduler = super().create_scheduler(num_training_steps, **own)
+        options = {} if optimizer is None else {"optimizer": optimizer}
+        scheduler = super().create_scheduler(num_training_steps, **options)
         self._set_rates(_unwrapped(self.optimizer if optimizer is None else optimizer), scheduler)
         return scheduler
 
@@ -251,8 +251,8 @@ class LayerwiseTrainerMixin(_Trainer):
             self._warn(OwnRatiosWarning(f"{type(self).__name__}: {ratios}"))
         first = optimizer is not self._layerwise_optimizer and self.is_world_process_zero()
         if first:
-            for doubt in (*lost_steps(optimizer), *optimizer_doubts(optimizer, self._layerwise_distribution)):
-                warnings.warn(doubt, stacklevel=2)
+            for issue in (*lost_steps(optimizer), *optimizer_warnings(optimizer, self._layerwise_distribution)):
+                warnings.warn(issue, stacklevel=2)
         if self._layerwise_verbose and first:
             sizes = {id(p): p.numel() for group in optimizer.param_groups for p in group["params"]}
             rates = self._layerwise_distribution
@@ -429,10 +429,11 @@ def _written(trainer_state: TrainerState) -> Mapping[str, Any] | None:
     return state if isinstance(state, Mapping) else None
 
 
-def _compare(state: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _compare(state: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     for key in ("overrides", "num_layers", "groups"):
-        if state.get(key) != own[key]:
+        if state.get(key) != current[key]:
             raise ResumeMismatchError(
-                f"The checkpoint was written with {key} = {state.get(key)!s:.300}, this Trainer has {own[key]!s:.300}. "
-                f"Use the same model, TrainingArguments, optimizer groups and layerwise_overrides, {_NEW_RUN}"
+                f"The checkpoint was written with {key} = {state.get(key)!s:.300}, this Trainer has "
+                f"{current[key]!s:.300}. Use the same model, TrainingArguments, optimizer groups and "
+                f"layerwise_overrides, {_NEW_RUN}"
             )

@@ -1,4 +1,4 @@
-"""Schedulers that nobody hands to the Trainer: a module keeps them and steps them in a hook of its own (pure torch)."""
+"""Finds schedulers that a module holds and steps itself, without returning them to the training loop (pure torch)."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from torch.optim import Optimizer
 
 from lr_dist.group_values import is_scheduler, nested_schedulers
 
-# A scheduler sits in an attribute, in a list or map there, or in an attribute of a plain helper object.
+# How deep to search: an attribute, a list or map in it, or an attribute of a plain helper object.
 _DEPTH = 4
-# Longer containers hold data.
+# Longer containers are taken for data, and not searched.
 _LONGEST = 256
 _BUILTIN = (str, bytes, int, float, complex, bool, type(None), type, torch.Tensor, torch.dtype, torch.device)
 
 
 def kept_schedulers(owners: Iterable[Any], optimizer: Optimizer, known: Iterable[Any] = ()) -> list[Any]:
-    """The schedulers of `optimizer` in the attributes of `owners`, of the modules within these, and of what they hold.
+    """The schedulers of `optimizer` that are reachable from the attributes of `owners` and their submodules.
 
     Args:
-        owners: modules, callbacks, a Trainer's subclass; whoever may step a scheduler.
-        optimizer: whose schedulers are looked for.
-        known: schedulers that are left out, with those nested in them.
+        owners: objects that may step a scheduler: modules, callbacks.
+        optimizer: the optimizer of the schedulers.
+        known: schedulers to leave out, with those nested in them.
 
     Returns:
         Each scheduler once, in the order of the attributes; those nested in another one are left out.
     """
     seen: set[int] = set()
-    found: list[Any] = []
+    schedulers: list[Any] = []
     for owner in owners:
         parts = owner.modules() if isinstance(owner, torch.nn.Module) else [owner]
         for part in parts:
             for value in vars(part).values():
-                _search(value, optimizer, _DEPTH, seen, found)
-    inside = {id(inner) for scheduler in [*known, *found] for inner in _all_within(scheduler)}
-    inside |= {id(scheduler) for scheduler in known}
-    return [scheduler for scheduler in found if id(scheduler) not in inside]
+                _search(value, optimizer, _DEPTH, seen, schedulers)
+    left_out = {id(inner) for scheduler in [*known, *schedulers] for inner in _all_within(scheduler)}
+    left_out |= {id(scheduler) for scheduler in known}
+    return [scheduler for scheduler in schedulers if id(scheduler) not in left_out]
 
 
 def _all_within(scheduler: Any) -> Iterator[Any]:
@@ -62,12 +62,12 @@ def _parts(value: Any) -> Iterable[Any]:
         return value.values() if len(value) <= _LONGEST else ()
     if isinstance(value, (list, tuple, set, frozenset)):
         return value if len(value) <= _LONGEST else ()
-    # Not into models, optimizers, or what belongs to a library, which may be large or answer to reading with work.
+    # Models, optimizers and objects of libraries are not searched: they may be large, or compute when they are read.
     kind = type(value)
     if isinstance(value, (torch.nn.Module, Optimizer)) or kind.__module__.split(".")[0] in _LIBRARIES:
         return ()
-    own = getattr(value, "__dict__", None)
-    return list(own.values()) if type(own) is dict and not callable(value) else ()
+    attributes = getattr(value, "__dict__", None)
+    return list(attributes.values()) if type(attributes) is dict and not callable(value) else ()
 
 
 _LIBRARIES = (

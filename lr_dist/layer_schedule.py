@@ -1,4 +1,4 @@
-"""When each layer starts to train: gradual unfreezing and warm-up layer by layer, as plain values."""
+"""`LayerSchedule`: gradual unfreezing and warm-up by layer, as a plain value."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lr_dist.names import group_depth, group_names, is_group_name
 
 @dataclass(frozen=True)
 class LayerSchedule:
-    """The part of a layer's rate that depends on how long the layer has been training.
+    """When each layer starts to train, and how its rate warms up.
 
     Gradual unfreezing (ULMFiT, Howard & Ruder 2018, arXiv 1801.06146, section 3.3): the head starts alone, then one
     more layer every epoch, or every N steps, from the last layer down, the embeddings at the end. With a warm-up each
@@ -25,11 +25,11 @@ class LayerSchedule:
         every_n_epochs: epochs between two starts.
         every_n_steps: steps of the optimizer between two starts; not together with `every_n_epochs`. Without either,
             every layer starts at once.
-        warmup_steps: n for every layer; or group name -> n (0 for none), for the depths between two names
-            interpolated linearly and rounded, beyond them the nearest name's. `layers.-1` is the last layer.
+        warmup_steps: n for every layer; or a map from group name to n (0 for none). Between two named depths n is
+            interpolated linearly and rounded; beyond them it is the nearest one's. `layers.-1` is the last layer.
 
     Raises:
-        InvalidScheduleError: both intervals, or a number of epochs or steps that is no whole number.
+        InvalidScheduleError: both intervals, or a number of epochs or steps that is not a whole number.
     """
 
     every_n_epochs: int | None = None
@@ -54,14 +54,14 @@ class LayerSchedule:
         return self.every_n_epochs is not None or self.every_n_steps is not None
 
     def __bool__(self) -> bool:
-        """Whether there is anything that a plain run has not."""
+        """Whether it changes anything: unfreezing or warm-up."""
         return self.unfreezes or self.warmup_steps is not None
 
     def starts(self, layers: Sequence[str]) -> dict[str, int]:
         """The 0-based epoch (`every_n_epochs`) or step (`every_n_steps`) in which each layer starts.
 
         Args:
-            layers: the groups that train at all, in the order of depth. Those with rate 0 take no turn.
+            layers: the groups that are trained, in the order of depth; not those with rate 0.
         """
         interval = self.every_n_epochs or self.every_n_steps or 0
         return {layer: interval * (len(layers) - 1 - index) for index, layer in enumerate(layers)}
@@ -71,14 +71,14 @@ class LayerSchedule:
 
         Args:
             layers: as in `starts`.
-            before: what this returned for the step before; empty for the first. A layer that has started stays.
+            before: the result for the previous step; empty for the first. A layer that has started stays.
             step: steps that the optimizer has taken so far.
             epoch: the 0-based epoch.
         """
-        now = epoch if self.every_n_epochs is not None else step
-        begun = {layer: start for layer, start in self.starts(layers).items() if start <= now}
+        reached = epoch if self.every_n_epochs is not None else step
+        begun = {layer: start for layer, start in self.starts(layers).items() if start <= reached}
         if self.every_n_epochs is not None:
-            # The steps of an epoch are not known before it is over, so a start is the step in which it is noticed.
+            # The step at which an epoch begins is not known in advance, so the current step counts as the start.
             begun = dict.fromkeys(begun, step)
         both = {**begun, **before}
         return {layer: both[layer] for layer in layers if layer in both}
@@ -118,10 +118,10 @@ def chosen_schedule(
     unfreeze_every_n_steps: int | None,
     layer_warmup_steps: int | Mapping[str, int] | None,
 ) -> LayerSchedule:
-    """`schedule`, or the one of the three options that stand for its attributes.
+    """`schedule`, or the one made from the three options.
 
     Raises:
-        InvalidScheduleError: both, no LayerSchedule, or options that a LayerSchedule refuses.
+        InvalidScheduleError: both are given, `schedule` is not a LayerSchedule, or an option is invalid.
     """
     options = {
         "unfreeze_every_n_epochs": unfreeze_every_n_epochs,
@@ -167,7 +167,7 @@ def _checked_warmup(steps: Any) -> Any:
     for name, value in steps.items():
         if not is_group_name(name):
             raise InvalidScheduleError(
-                f"warmup_steps names {shown(name)}, which is no group. Use embeddings, head, or layers.K "
+                f"warmup_steps names {shown(name)}, which is not a group. Use embeddings, head, or layers.K "
                 "(layers.-1 is the last)."
             )
         hint = "Give 0 for no warm-up."

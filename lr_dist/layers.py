@@ -1,9 +1,9 @@
 """Which parameter of a model sits at which depth.
 
 Depth 0 is the input end: `embeddings`, `layers.0` ... `layers.N-1`, `head`. The layers are found in the module tree
-and checked against the config; what lies outside them is placed by the flow of data in the source of `forward`
-(before the first layer: embeddings, after the last: head), and by its name only where the source is silent. What
-stays in doubt is an error that shows the override.
+and checked against the config. Other parameters are placed by the data flow in the source of `forward` (before the
+first layer: embeddings, after the last: head), and by their name only if the source does not show it. If a parameter
+still has no place, the error shows the override to use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lr_dist.names import group_depth, group_names
 __all__ = ["LayerMap", "Overrides", "Stacks", "assign_layers", "clean_name", "group_names"]
 
 Overrides = Mapping[str, str] | Sequence[tuple[str, str]]
-# Towers with a depth of their own: paths of submodules, or a name for each.
+# Submodules that each have their own depth ("towers"): their paths, or name -> path.
 Stacks = Sequence[str] | Mapping[str, str]
 
 _Rules = list[tuple[re.Pattern[str], str]]
@@ -44,11 +44,11 @@ class LayerMap:
     """The parameters of a model by depth.
 
     Attributes:
-        num_layers: N; an encoder-decoder counts its encoder's layers, then its decoder's. Of several towers, the sum.
-        groups: All N+2 groups from the input to the output -> names as in `model.named_parameters()`. A tied
-            weight is in the shallowest of its places, once. A group may be empty. Of several towers, each has its own
+        num_layers: N; an encoder-decoder counts its encoder's layers, then its decoder's. With several towers, the sum.
+        groups: All N+2 groups from the input to the output -> names as in `model.named_parameters()`. A tied weight is
+            listed once, at the shallowest of its places. A group may be empty. With several towers, each has its own
             N+2 groups (`vision/embeddings`, `vision/layers.0`, ...), and the last group, `head`, is common to them.
-        towers: Name of a tower -> its number of layers; empty where the model has one depth.
+        towers: Name of a tower -> its number of layers; empty without `stacks`.
     """
 
     num_layers: int
@@ -62,11 +62,11 @@ class LayerMap:
 
     @property
     def deepest(self) -> int:
-        """The number of layers on the longest way through the model."""
+        """The number of layers on the longest path through the model."""
         return max(self.towers.values(), default=self.num_layers)
 
     def rates(self, rates_of: Callable[[int], Mapping[str, float]]) -> dict[str, float]:
-        """The rate of every group, each tower's by its own number of layers.
+        """The rate of every group; each tower has the rates for its own number of layers.
 
         Args:
             rates_of: `LRDistribution.rates`: a number of layers -> the rate of each group.
@@ -76,7 +76,7 @@ class LayerMap:
         rates = {
             f"{tower}/{group}": rate for tower, depth in self.towers.items() for group, rate in rates_of(depth).items()
         }
-        # The head stands at the same relative depth in every tower.
+        # The head has the same relative depth in every tower.
         return rates | {"head": rates_of(next(iter(self.towers.values())))["head"]}
 
 
@@ -89,18 +89,18 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None, stacks: 
     Args:
         model: The model.
         overrides: Ordered map of regular expression -> group (`embeddings`, `layers.K`, `head`; a negative K counts
-            from the last layer). Searched in the clean names (`clean_name`); the first that matches decides, before
-            everything else. A stack of layers that overrides cover is no longer one.
-        stacks: Submodules that have a depth of their own each (CLIP's towers, the two encoders of DPR): their paths,
-            as `("vision_model", "text_model")`, or names for them, as `{"vision": "vision_model", ...}`. Groups are
-            then called `vision_model/layers.0`; what comes after several of them is in `head`.
+            from the last layer). Searched in the clean names (`clean_name`); the first match wins, before all other
+            rules. A stack whose parameters are all overridden no longer counts as a stack.
+        stacks: Submodules that each have their own depth (CLIP's towers, the two encoders of DPR): their paths, as
+            `("vision_model", "text_model")`, or names for them, as `{"vision": "vision_model", ...}`. Groups are then
+            called `vision_model/layers.0`; parameters that act after several of them are in `head`.
 
     Returns:
         The map. Every trainable parameter is in exactly one group; a frozen one that cannot be placed is left out.
 
     Raises:
         LayersNotFoundError: No stack of layers, or several that do not follow each other (CLIP's two towers).
-        UnplacedParametersError: Trainable parameters whose depth is in doubt.
+        UnplacedParametersError: Trainable parameters whose depth is not known.
         InvalidOverrideError: An override that is malformed, names no group of the model, or matches nothing.
         InvalidStacksError: `stacks` names no submodule, one inside another, or is malformed.
 
@@ -120,7 +120,7 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None, stacks: 
         try:
             _assign(tree, _compile(other_rules), _roots(tree, paths))
         except UnplacedParametersError:
-            return True  # of which the next error tells
+            return True  # the next error names them
         except LRDistError:
             return False
         return True
@@ -133,7 +133,7 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None, stacks: 
 
 
 class _Tower(NamedTuple):
-    """A part of the model with a depth of its own; the whole model, with an empty name, where there is one."""
+    """A part of the model with its own depth; without `stacks`, the whole model, with an empty name."""
 
     name: str
     root: str
@@ -181,7 +181,7 @@ def _assign(tree: Tree, rules: _Rules, roots: Mapping[str, str]) -> LayerMap:
 
 
 def _group(tree: Tree, parameter: Parameter, towers: list[_Tower]) -> str | None:
-    """The group of a parameter; None if it is in doubt."""
+    """The group of a parameter; None if it is not known."""
     if len(towers) == 1:
         (tower,) = towers
         depth = depth_of(tree, parameter, tower.stacks, tower.ignored)
@@ -190,19 +190,19 @@ def _group(tree: Tree, parameter: Parameter, towers: list[_Tower]) -> str | None
     depths = [(tower, depth_of(tree, parameter, tower.stacks, tower.ignored)) for tower in inside or towers]
     known = [(tower, depth) for tower, depth in depths if depth is not None]
     if inside or len(known) == 1:
-        # Of a weight that towers share, the first.
+        # A weight that towers share belongs to the first of them.
         return known[0][0].groups[known[0][1]] if known else None
     return "head" if known and all(depth == tower.depth + 1 for tower, depth in known) else None
 
 
 def _guess(tree: Tree, name: str, towers: list[_Tower]) -> str | None:
-    """The group that the printed override gives to a name in doubt."""
+    """The group that the error's override suggests for a parameter; None if nothing suggests one."""
     if len(towers) > 1:
         inside = [tower for tower in towers if is_below(name, tower.root)]
         if not inside:
-            # Between two towers: behind the one that it follows.
-            it = Parameter(name, (name,), nn.Parameter())
-            after = [tower for tower in towers if depth_of(tree, it, tower.stacks, []) == tower.depth + 1]
+            # Between two towers: in the head of the one that it follows.
+            parameter = Parameter(name, (name,), nn.Parameter())
+            after = [tower for tower in towers if depth_of(tree, parameter, tower.stacks, []) == tower.depth + 1]
             paths = {tower.name: tower.stacks[0].paths[0] for tower in after}
             for tower in after:
                 earlier = [paths[other.name] for other in after if other is not tower]
@@ -215,28 +215,28 @@ def _guess(tree: Tree, name: str, towers: list[_Tower]) -> str | None:
 
 
 def _roots(tree: Tree, stacks: Stacks | None) -> dict[str, str]:
-    """Name of each tower -> its path; one without a name if there are no towers."""
+    """Name of each tower -> its path; without `stacks`, an empty name -> the whole model."""
     if stacks is None:
         return {"": ""}
     if isinstance(stacks, str) or not isinstance(stacks, Mapping | Sequence) or len(stacks) < 2:
         raise InvalidStacksError(
-            f"stacks names at least two submodules with a depth of their own, got {shown(stacks)}; "
-            'for example stacks=("vision_model", "text_model"). For one, pass that submodule'
+            f"stacks must name at least two submodules, got {shown(stacks)}; "
+            'for example stacks=("vision_model", "text_model"). For one submodule, pass it as the model'
         )
     roots = dict(stacks) if isinstance(stacks, Mapping) else {path: path for path in stacks}
     for name, path in roots.items():
         if not isinstance(path, str) or path not in tree.modules or not path:
             children = [child for child in tree.modules if child and child.count(".") == str(path).count(".")]
             raise InvalidStacksError(
-                f"stacks names {shown(path)}, which is no submodule of {type(tree.modules['']).__name__}; "
-                f"there are {', '.join(children[:10])}"
+                f"stacks names {shown(path)}, which is not a submodule of {type(tree.modules['']).__name__}; "
+                f"its submodules are {', '.join(children[:10])}"
             )
         if not isinstance(name, str) or not name or "/" in name:
-            raise InvalidStacksError(f"a tower's name is a text without a slash, not {shown(name)}")
+            raise InvalidStacksError(f"a name in stacks is a text without a slash, not {shown(name)}")
     for path in roots.values():
         if inner := [other for other in roots.values() if other.startswith(path + ".")]:
             raise InvalidStacksError(
-                f"stacks names {path!r} and, inside it, {inner[0]!r}; name towers beside each other"
+                f"stacks names {path!r} and, inside it, {inner[0]!r}; name submodules that do not contain each other"
             )
     if len(set(roots.values())) < len(roots) or len(roots) < len(stacks):
         raise InvalidStacksError(f"stacks names a submodule twice: {shown(stacks)}")
@@ -258,7 +258,9 @@ def _compile(overrides: Overrides | None) -> _Rules:
         try:
             rules.append((re.compile(item[0]), item[1]))
         except (re.error, ValueError, OverflowError, RecursionError) as error:
-            raise InvalidOverrideError(f"override {shown(item[0])} is no regular expression: {error!s:.300}") from None
+            raise InvalidOverrideError(
+                f"override {shown(item[0])} is not a regular expression: {error!s:.300}"
+            ) from None
     return rules
 
 

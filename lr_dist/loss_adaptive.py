@@ -120,7 +120,9 @@ class LossAdaptiveLR(Callback):
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Any) -> None:
         """Set the factor of the step that is about to be taken."""
-        index = next((i for i, own in enumerate(trainer.optimizers) if unwrapped(own) is unwrapped(optimizer)), None)
+        index = next(
+            (i for i, other in enumerate(trainer.optimizers) if unwrapped(other) is unwrapped(optimizer)), None
+        )
         if index is None or not self._window.count:
             return
         loss = self._window.mean(trainer)
@@ -232,8 +234,8 @@ class LossAdaptiveLR(Callback):
             )
         windows = state["windows"]
         # With another number of processes, the windows cannot be restored.
-        own = windows[trainer.global_rank] if len(windows) == trainer.world_size else None
-        self._window = _Window.from_plain(own)
+        window = windows[trainer.global_rank] if len(windows) == trainer.world_size else None
+        self._window = _Window.from_plain(window)
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class RateCheck:
         if len(set(rates)) == 1:
             return self._flat(groups, rates[0], step)
         factor = _most_frequent(factors, [group["layer_lr"] for group in groups])
-        off = [group for group, own in zip(groups, factors, strict=True) if not _equal(own, factor)]
+        off = [group for group, other in zip(groups, factors, strict=True) if not _equal(other, factor)]
         return self._off_plan(groups, off, factor, step)
 
     def _flat(self, groups: Sequence[Mapping[str, Any]], rate: float, step: int) -> FlatRatesWarning:

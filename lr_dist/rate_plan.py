@@ -1,4 +1,4 @@
-"""Rate plans: which learning-rate distribution holds in which stage of a task sequence and in which phase of it."""
+"""Rate plans: the learning-rate distribution of each stage of a task sequence, and of each phase of a stage."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class Phases:
         if total_steps is None and any(phase.share is not None for phase in self.phases):
             raise InvalidPlanError(
                 f"The number of steps of this stage is not known, so the shares of {shown(str(self))} have no length. "
-                "Give the Trainer max_steps or max_epochs, or the phases a number of steps: @ 100 steps."
+                "Set max_steps or max_epochs, or give the phases a number of steps: @ 100 steps."
             )
         starts = [0]
         share = 0.0

@@ -42,18 +42,18 @@ __all__ = [
     "unread_scales",
 ]
 
-# What a schedule or SWA keeps in a group beside its rates. Other keys of a group that the optimizer's defaults lack
-# belong to the optimizer, which may count steps there.
+# Keys that schedules add to a group, apart from rates. All other added keys belong to the optimizer, which may count
+# steps there.
 _OF_SCHEDULES = ("max_momentum", "base_momentum")
 
 
 @dataclass(frozen=True)
 class Regrouped:
-    """What `regroup` has found out about the groups.
+    """Facts about the split groups.
 
     Attributes:
-        tracks: for each new group a value; groups with the same have one factor at every step.
-        ratios: groups of one layer with different rates; none under a relative distribution.
+        tracks: a value for each new group; groups with equal values have the same factor in every step.
+        ratios: groups of one layer with different rates; empty for a relative distribution.
     """
 
     tracks: tuple[Hashable, ...]
@@ -74,30 +74,30 @@ def regroup(
     Both `optimizer.param_groups` and the schedulers change in place, and nothing changes if an error is raised. The
     new groups are in the order of depth. Each keeps its parent's options and gets
 
-    - `name`: the layer; `NAME/no_decay` for a group with weight decay 0 where another has more; any further group
-      of the layer a number (`layers.0/2`);
-    - `layer_lr`, the group's rate where the schedule's factor is 1, and `user_lr`, its parent's rate, by which
-      a second call knows the first.
+    - `name`: the layer; `NAME/no_decay` for a group with weight decay 0, if another group has more; further groups of
+      the same layer get a number (`layers.0/2`);
+    - `layer_lr`: the group's rate where the schedule's factor is 1; and `user_lr`: its parent's rate, from which a
+      second call starts again.
 
     Args:
         optimizer: holds the layers' parameters.
         schedulers: all schedulers of this optimizer.
-        placement: which parameter sits at which depth.
-        distribution: absolute rates take the place of the groups' anchors (`anchor_rates`: the rate where the
-            schedule's factor is 1), of a layer's reference group where they differ within it (`OwnRatios`); relative
-            ones multiply them.
+        placement: the depth of each parameter.
+        distribution: absolute rates replace the groups' anchors (`anchor_rates`: the rate where the schedule's factor
+            is 1); if these differ within a layer, they replace that of its reference group (`OwnRatios`). Relative
+            rates multiply the anchors.
         allow_schedulers: further scheduler types (see `check_schedulers`).
-        ratios: of all optimizers that share the layers; by default of this one.
+        ratios: those of all optimizers that share the layers; by default those of this optimizer.
 
     Returns:
-        What the groups have in common, for `RateCheck`.
+        The groups' tracks (for `RateCheck`) and ratios.
 
     Raises:
-        UnsupportedOptimizerError: an optimizer that knows one group only, shards its groups, or has no rate.
-        UnsupportedSchedulerError: a scheduler of a type that was not tested.
+        UnsupportedOptimizerError: an optimizer that supports only one group, shards its groups, or has no rate.
+        UnsupportedSchedulerError: a scheduler of a type that is not on the tested list.
         OptimizerCoverageError: the optimizer holds parameters that are not in `placement`.
         ZeroRateError: the optimizer's own rate is 0.
-        InvalidRateError: a rate of the optimizer, or its product with the distribution's, is no finite number >= 0.
+        InvalidRateError: a rate of the optimizer, or its product with the distribution's, is not a finite number >= 0.
     """
     schedulers = list(schedulers)
     check_optimizer(optimizer, placement)
@@ -147,7 +147,7 @@ def regroup(
         check_rates(group, keys, f"{group['layer']} under the distribution {distribution}")
         del group["layer"]
         group.update(name=names[index], layer_lr=split.rates[index], user_lr=split.user_rates[index])
-    # The optimizer and its list of groups stay the same objects: schedulers, Lightning and the user may hold either.
+    # The optimizer and its list of groups stay the same objects, because schedulers and user code may hold either.
     optimizer.param_groups[:] = groups
     rewrite_schedulers(schedulers, split)
     return Regrouped(tuple(tracks[parent] for parent in parents), ratios)
@@ -162,7 +162,7 @@ def regroup_all(
 ) -> list[Regrouped]:
     """`regroup` for each of the optimizers that share the layers, given with its schedulers.
 
-    An absolute distribution stands for the same reference group in all of them (`OwnRatios`).
+    An absolute distribution replaces the rate of the same reference group in all of them (`OwnRatios`).
     """
     for optimizer, schedulers in optimizers:
         check_optimizer(optimizer, placement)
@@ -180,16 +180,16 @@ def regroup_added(
     placement: Placement,
     distribution: LRDistribution,
 ) -> list[dict[str, Any]]:
-    """Split the groups that were added after `regroup` by layer; its own groups stay as and where they are.
+    """Split by layer the groups that were added after `regroup`; the groups that it made stay unchanged.
 
-    The new groups are at the end of the list. Each starts where the schedule stands: its layer's rate times the
-    factor that the others have at this moment. A relative distribution multiplies the rate at which the group was
-    added, which is taken for the rate of this moment (for `initial_lr`, if the group has one, of the whole schedule).
+    The new groups are at the end of the list. Each starts at the current point of the schedule: its layer's rate times
+    the current factor of the other groups. A relative distribution multiplies the rate with which the group was added:
+    its `initial_lr` (where the schedule's factor is 1) if it has one, or else `lr` (the current rate).
 
     Args:
-        optimizer: some of its groups were made by `regroup`, others were not.
-        schedulers: all schedulers of this optimizer, none of which has taken a step since.
-        placement: which parameter sits at which depth.
+        optimizer: some of its groups were made by `regroup`, others were added since.
+        schedulers: all schedulers of this optimizer; none has taken a step since the groups were added.
+        placement: the depth of each parameter.
         distribution: as for `regroup`.
 
     Returns:
@@ -204,7 +204,7 @@ def regroup_added(
     old = [group for group in optimizer.param_groups if "layer_lr" in group]
     added = [group for group in optimizer.param_groups if "layer_lr" not in group]
     anchors = anchor_rates(cast(Optimizer, SimpleNamespace(param_groups=old)), schedulers)
-    # What the schedules keep for each group, they do not have for the added ones yet: copied from this one.
+    # The schedules store no values for the added groups yet; they are copied from this group.
     like = max(range(len(old)), key=lambda index: anchors[index])
     factor = float(old[like]["lr"]) / anchors[like] if anchors[like] else 1.0
     users = [float(group.get("initial_lr", group["lr"] / factor if factor else group["lr"])) for group in added]
@@ -233,7 +233,7 @@ def regroup_added(
         for key, value in old[like].items():
             if key in keys:
                 group[key] = split.scale(index, value)
-            # Not a count of steps: the added parameters have taken none.
+            # Keys of the optimizer, such as a step counter, are not copied: the added parameters have taken no step.
             elif key in _OF_SCHEDULES or key.startswith("initial_"):
                 group.setdefault(key, value)
         del group["layer"]

@@ -1,14 +1,14 @@
-"""Let a learning-rate scheduler keep working after its optimizer's parameter groups were split by layer.
+"""Adapts learning-rate schedulers to an optimizer whose parameter groups were split by layer.
 
-A scheduler of torch caches values for each group (`base_lrs`, `_last_lr`, `lr_lambdas`, ...). When a group is split,
-those values have to be split with it and scaled to the new groups' rates. Afterwards every group k follows
+A scheduler of torch stores values for each group (`base_lrs`, `_last_lr`, `lr_lambdas`, ...). When a group is split,
+those values must be split too, and scaled to the new groups' rates. Afterwards every group k follows
 
     rate_k(t) = rate_k * factor(t),
 
-factor(t) being what the same schedule gives an optimizer with one flat rate. All formulas of torch's schedulers are
-homogeneous: scale the rates and the absolute floors by one number, and the schedule is scaled by it. So floors
-(`eta_min`, `min_lr`, a plateau's `eps`) are scaled too: left as they are, low layers would end at the rate of high
-ones.
+factor(t) being that of the same schedule with one flat rate. All formulas of torch's schedulers are
+homogeneous: if the rates and the absolute floors are scaled by a number, so is the whole schedule. Therefore the
+floors (`eta_min`, `min_lr`, a plateau's `eps`) are scaled too; unscaled, they would give low layers the same final rate
+as high ones.
 """
 
 from __future__ import annotations
@@ -25,29 +25,29 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, CosineAnnealingWarmResta
 from lr_dist.errors import UnsupportedSchedulerError, ZeroRateError
 from lr_dist.group_values import base_values, nested_schedulers, split_group_values
 
-# What schedulers keep as a list with one entry for each group.
+# Attributes of schedulers that are lists with one entry for each group.
 _SCALED_LISTS = ("base_lrs", "_last_lr", "min_lrs", "max_lrs", "_init_lrs", "eta_mins", "group_eps")
 _COPIED_LISTS = ("lr_lambdas", "base_momentums", "max_momentums")
-# What stands where the schedule is now, or has no part in the rates.
+# Attributes that hold the schedule's current state, or do not affect the rates.
 _NOT_OF_THE_SCHEDULE = ("_last_lr", "_schedulers", "_milestones", "base_momentums", "max_momentums")
-# Rates in a group that are seen to by others.
+# Rates in a group that are set elsewhere.
 _NOT_SCALED = ("user_lr", "layer_lr", "swa_lr")
 
 
 @dataclass(frozen=True)
 class Split:
-    """How the new parameter groups of an optimizer come from the old ones.
+    """How the new parameter groups of an optimizer are made from the old ones.
 
     Attributes:
         parents: for each new group, the index of the old group it was split from.
         anchors: for each new group, its parent's anchor (see `anchor_rates`).
-        rates: for each new group, its own rate where the parent has the anchor.
-        user_rates: for each new group, the rate that the user gave its parent. Differs from the anchor only where the
-            optimizer had been split by layer before, so that its groups' anchors are rates of layers already.
+        rates: for each new group, its rate at the point where its parent has the anchor.
+        user_rates: for each new group, the rate that the user gave its parent. It differs from the anchor only if the
+            optimizer was already split by layer, so that its groups' anchors are rates of layers.
         old_anchors: the anchor of each old group, those without parameters included.
 
     Raises:
-        ZeroRateError: an anchor is 0 where the new rate is not: no factor turns 0 into a rate.
+        ZeroRateError: an anchor is 0 and the new rate is not; no factor scales 0 to a rate.
     """
 
     parents: tuple[int, ...]
@@ -65,11 +65,11 @@ class Split:
                 )
 
     def copied(self, values: Sequence[Any]) -> list[Any]:
-        """Each new group's value where the old groups have `values`."""
+        """The values of the new groups: those of their parents."""
         return [values[parent] for parent in self.parents]
 
     def scale(self, index: int, value: Any) -> Any:
-        """The value of new group `index` where its parent has `value`: times its ratio rate / anchor."""
+        """The value of the new group `index`: its parent's `value` times rate / anchor."""
         return _scale(value, self.anchors[index], self.rates[index])
 
     def scaled(self, values: Sequence[Any]) -> list[Any]:
@@ -77,29 +77,29 @@ class Split:
         return [self.scale(index, value) for index, value in enumerate(self.copied(values))]
 
     def floors(self, values: Sequence[Any]) -> list[Any]:
-        """`copied`, each value times rate / user's rate: for what a new scheduler took from the user's arguments."""
+        """`copied`, each value times rate / user's rate: for values that are the user's arguments of a scheduler."""
         pairs = zip(self.copied(values), self.user_rates, self.rates, strict=True)
         return [_scale(value, user, rate) for value, user, rate in pairs]
 
 
 def _scale(value: Any, anchor: float, rate: float) -> Any:
     """`value` (a float or a tensor with one element) times rate / anchor."""
-    # Divided first: the factor value / anchor is near 1, where rate / anchor could leave the range of floats.
+    # The division comes first: value / anchor is near 1, while rate / anchor could leave the range of floats.
     if isinstance(value, torch.Tensor):
         return value.clone() if rate == anchor else value / anchor * rate
-    # The first two cases are exact where a product would be off by a rounding.
+    # These cases are exact; a product could have a rounding error.
     if rate in (anchor, 0):
         return value if rate else 0.0
     return rate if value == anchor else value / anchor * rate
 
 
 def check_schedulers(schedulers: Iterable[Any], allowed: Sequence[type] = ()) -> None:
-    """Raise unless every scheduler, nested ones included, is of a tested type or of one in `allowed`.
+    """Check that every scheduler, nested ones included, has a tested type or one in `allowed`.
 
     Types are compared exactly: a subclass may compute its rates in another way.
 
     Raises:
-        UnsupportedSchedulerError: names the type and how to allow it.
+        UnsupportedSchedulerError: another type; the message names it, and how to allow it.
     """
     for scheduler in _flatten(schedulers):
         kind = _kind(scheduler)
@@ -107,10 +107,10 @@ def check_schedulers(schedulers: Iterable[Any], allowed: Sequence[type] = ()) ->
             raise UnsupportedSchedulerError(
                 f"The scheduler {kind.__module__}.{kind.__qualname__} is not on the tested list "
                 f"({', '.join(s.__name__ for s in SUPPORTED_SCHEDULERS if s not in _WITH_FLOORS)}), so it may not keep "
-                "the ratios between the layers' rates. If it computes every group's rate from values that it keeps for "
-                "each group (`base_lrs`, or lists of another name), or from the group's own `lr`, allow it: "
+                "the ratios between the layers' rates. If it computes every group's rate from values that it stores "
+                "for each group (`base_lrs`, or lists of another name), or from the group's own `lr`, allow it: "
                 f"allow_schedulers=({kind.__name__},). Such values are then split by layer, and a "
-                "RatesOffPlanWarning says if a rate leaves the distribution, as under one floor for all groups."
+                "RatesOffPlanWarning is issued if a rate leaves the distribution, as with one floor for all groups."
             )
 
 
@@ -120,22 +120,21 @@ def types_of(schedulers: Iterable[Any]) -> tuple[type, ...]:
 
 
 def anchor_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list[float]:
-    """For each parameter group, the rate that the user's optimizer and schedule mean by "the learning rate".
+    """For each parameter group, its anchor: the rate at the point where the schedule's factor is 1.
 
-    That is the rate where the schedule's factor is 1: the group's `initial_lr` where a scheduler has stored it (under
-    a warm-up `lr` is already 0), else its `lr`; for OneCycleLR and CyclicLR `max_lr`, the peak of the cycle. A
-    distribution's rates take the place of this anchor.
+    That is the group's `initial_lr` if a scheduler has stored it (during a warm-up `lr` is lower), else its `lr`; for
+    OneCycleLR and CyclicLR it is `max_lr`, the peak of the cycle. A distribution's rates replace the anchors.
     """
     schedulers = list(_flatten(schedulers))
-    # ReduceLROnPlateau stores no `initial_lr`: its factor is what it made of the rate that `regroup` gave the group.
-    # Neither need a scheduler that is not known.
+    # ReduceLROnPlateau stores no `initial_lr`, and an unknown scheduler need not: if the group was already split, its
+    # anchor is the rate that `regroup` set.
     unknown = [scheduler for scheduler in schedulers if _kind(scheduler) not in SUPPORTED_SCHEDULERS]
     plateau = any(isinstance(scheduler, ReduceLROnPlateau) for scheduler in schedulers)
     first = "layer_lr" if plateau or unknown else "lr"
     groups = optimizer.param_groups
     anchors = [group.get("initial_lr", group.get(first, group["lr"])) for group in groups]
     if unknown and not any("initial_lr" in group or "layer_lr" in group for group in groups):
-        # It may have set the rate of its first step, of a warm-up, when it was made.
+        # When it was made, it may have set the rate of its first step, of a warm-up.
         default = getattr(optimizer, "defaults", {}).get("lr")
         kept = (base_values(scheduler, [group["lr"] for group in groups], default) for scheduler in unknown)
         anchors = next((values for values in kept if values), anchors)
@@ -148,12 +147,12 @@ def anchor_rates(optimizer: Optimizer, schedulers: Iterable[Any]) -> list[float]
 
 
 def scaled_group_keys(schedulers: Iterable[Any], groups: Iterable[Mapping[str, Any]] = ()) -> tuple[str, ...]:
-    """The keys of a parameter group that hold rates and have to be scaled with it.
+    """The keys of a parameter group whose values are rates and must be scaled.
 
     Args:
-        schedulers: of the optimizer. One that is not known may keep rates in the `groups` by any name that ends in
-            `_lr`, as OneCycleLR does.
-        groups: of the optimizer.
+        schedulers: the optimizer's schedulers. An unknown one may store rates in the groups, as OneCycleLR does; keys
+            that end in `_lr` are taken for rates.
+        groups: the optimizer's groups.
     """
     schedulers = list(_flatten(schedulers))
     keys = ["lr", "initial_lr"]
@@ -170,13 +169,13 @@ def _is_number(value: Any) -> bool:
 
 
 def schedule_tracks(schedulers: Iterable[Any], anchors: Sequence[float]) -> list[Hashable]:
-    """For each parameter group, a value that is the same for groups to which the schedulers give the same factors.
+    """A value for each parameter group; groups with equal values always have the same factor.
 
-    Groups differ where a scheduler keeps for them another function (`lr_lambdas`), or another floor or peak in
+    Groups differ if a scheduler stores for them different functions (`lr_lambdas`), or a floor or peak in different
     proportion to their rates.
 
     Args:
-        schedulers: of an optimizer whose groups are not split yet, or are again.
+        schedulers: all schedulers of one optimizer.
         anchors: the groups' `anchor_rates`.
     """
     tracks: list[list[Hashable]] = [[] for _ in anchors]
@@ -194,18 +193,18 @@ def schedule_tracks(schedulers: Iterable[Any], anchors: Sequence[float]) -> list
 
 
 def _share(value: Any, anchor: float) -> Hashable:
-    """A number in proportion to a rate, without its last digits; of what is no number, which object it is."""
+    """A number as a share of a rate, rounded; for other values, the identity of the object."""
     if isinstance(value, (int, float)) or (isinstance(value, torch.Tensor) and value.numel() == 1):
         return f"{float(value) / anchor:.6g}" if anchor else "0"
     return id(value)
 
 
 def rewrite_schedulers(schedulers: Iterable[Any], split: Split) -> None:
-    """Rewrite, in place, all that the schedulers cache for each group; call it once, after the groups were split.
+    """Rewrite, in place, the values that the schedulers store for each group; call it once after a split.
 
     Args:
         schedulers: the optimizer's schedulers, checked by `check_schedulers`; nested ones are found.
-        split: where the new groups come from.
+        split: how the new groups are made from the old ones.
     """
     for scheduler in _flatten(schedulers):
         state = scheduler.__dict__
@@ -225,10 +224,10 @@ def rewrite_schedulers(schedulers: Iterable[Any], split: Split) -> None:
 
 
 def _split_floors(scheduler: Any, split: Split) -> dict[str, list[float]]:
-    """Each group's share of the floors that torch keeps as one number for all groups.
+    """A floor for each group, for the floors that torch stores as one number for all groups.
 
-    The scheduler object has to stay (Lightning and the user hold it), so its class changes to a subclass that reads
-    the floors from a list. The list is plain data in the scheduler's state dict.
+    The object cannot be replaced, because the training loop and user code hold it; so its class is changed to a
+    subclass that reads the floors from a list. The list is plain data in the scheduler's state dict.
     """
     kind, parents = _kind(scheduler), 1 + max(split.parents)
     if kind in (CosineAnnealingLR, CosineAnnealingWarmRestarts) and scheduler.eta_min != 0:
@@ -242,7 +241,7 @@ def _split_floors(scheduler: Any, split: Split) -> dict[str, list[float]]:
 
 
 def _flatten(schedulers: Iterable[Any]) -> Iterator[Any]:
-    """Every scheduler once, those inside another (SequentialLR, ChainedScheduler) after the one that holds them."""
+    """Every scheduler once; nested ones (in SequentialLR, ChainedScheduler) come after the one that contains them."""
     seen: set[int] = set()
     queue = list(schedulers)
     while queue:
@@ -254,19 +253,16 @@ def _flatten(schedulers: Iterable[Any]) -> Iterator[Any]:
 
 
 def _kind(scheduler: Any) -> type:
-    """The type by which a scheduler computes its rates.
-
-    LightningCLI has a ReduceLROnPlateau of its own, which adds the name of a metric to torch's and nothing else.
-    """
+    """A scheduler's type; for LightningCLI's ReduceLROnPlateau, which only adds a metric's name, torch's class."""
     kind = type(scheduler)
     of_cli = kind.__module__.endswith(".cli") and kind.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
     return ReduceLROnPlateau if of_cli and kind.__name__ == "ReduceLROnPlateau" else kind
 
 
-def _one_group(scheduler: Any, index: int, **own: Any) -> Any:
-    """`scheduler` as torch's formulas read it, with the one group `index` and `own` values in place of shared ones."""
+def _one_group(scheduler: Any, index: int, **replaced: Any) -> Any:
+    """A view of `scheduler` for torch's formulas, with only the group `index` and with some values `replaced`."""
     optimizer = SimpleNamespace(param_groups=[scheduler.optimizer.param_groups[index]])
-    state = {**scheduler.__dict__, "optimizer": optimizer, **own}
+    state = {**scheduler.__dict__, "optimizer": optimizer, **replaced}
     if "base_lrs" in state:
         state["base_lrs"] = [scheduler.base_lrs[index]]
     return cast(Any, SimpleNamespace(**state))
@@ -301,8 +297,8 @@ class LayerwiseCosineAnnealingWarmRestarts(CosineAnnealingWarmRestarts):
 class LayerwiseReduceLROnPlateau(ReduceLROnPlateau):
     """torch's ReduceLROnPlateau with a smallest change for each group, `group_eps`.
 
-    torch leaves a rate alone where the change would be below `eps` (1e-8): of two layers with rates 1e-5 and 1e-8
-    only the first would be reduced, and the ratio be lost.
+    torch does not change a rate by less than `eps` (1e-8): of two layers with rates 1e-5 and 1e-8 only the first would
+    be reduced, and their ratio would change.
     """
 
     group_eps: list[float]

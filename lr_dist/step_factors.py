@@ -1,9 +1,9 @@
-"""Factors on an optimizer's rates that hold only while it takes a step (pure torch).
+"""Factors on an optimizer's rates that hold only during a step (pure torch).
 
-A factor that is written into `group["lr"]` for good does not survive: chainable schedulers compute the next rate from
-the last one, so it would be multiplied in again at every step, and a checkpoint would carry it into the resumed run.
-So each group's rate is multiplied when `optimizer.step` begins, and put back, to the last bit, when it ends:
-schedulers, checkpoints and whoever reads the rate between two steps never see the factors.
+A factor must not stay in `group["lr"]`: chainable schedulers compute the next rate from the last one, so it would be
+multiplied in again at every step, and a checkpoint would carry it into the resumed run. So each group's rate is
+multiplied when `optimizer.step` begins, and restored, to the last bit, when it ends. Schedulers, checkpoints and code
+that reads the rate between two steps never see the factors.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from lr_dist.checks import check_finite
 from lr_dist.errors import InvalidRateError, UnsupportedOptimizerError
 from lr_dist.names import layer_of
 
-# An attribute of the optimizer. Copies and pickles do not have it: torch's optimizers hand on their state and their
-# groups only, as they do with hooks.
+# The attribute of the optimizer that holds its factors. Copies and pickles of an optimizer lack it, as they lack its
+# hooks: torch copies only the state and the groups.
 _ATTRIBUTE = "_lr_dist_step_factors"
 
 Factors = float | Mapping[str, float]
@@ -38,12 +38,12 @@ class StepFactors:
         optimizer.step()  # the groups `embeddings` and `head` step with other rates
         factors.remove("mine")
 
-    A rate in a tensor (fused and capturable optimizers read it on the device) is multiplied in place. A rate that
-    somebody else writes while the factors are applied is theirs, and stays.
+    A rate in a tensor (fused and capturable optimizers read it on the device) is multiplied in place. If other code
+    writes a rate while the factors are applied, that rate stays.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:
-        """Use `StepFactors.of`: an optimizer has one such object."""
+        """Use `StepFactors.of` instead: an optimizer has only one such object."""
         self._optimizer = weakref.ref(optimizer)
         self._factors: dict[str, Factors] = {}
         self._applied: list[_Applied] = []
@@ -55,27 +55,27 @@ class StepFactors:
         """The factors of `optimizer`, the same object at every call.
 
         Raises:
-            UnsupportedOptimizerError: not an optimizer of torch itself (but a wrapper of one), or one without rates.
+            UnsupportedOptimizerError: not an optimizer of torch (such as a wrapper of one), or one without rates.
         """
-        found = getattr(optimizer, "__dict__", {}).get(_ATTRIBUTE)
-        if found is not None:
-            return found
+        existing = getattr(optimizer, "__dict__", {}).get(_ATTRIBUTE)
+        if existing is not None:
+            return existing
         _check(optimizer)
-        own = cls(optimizer)
-        setattr(optimizer, _ATTRIBUTE, own)
-        optimizer.register_step_pre_hook(own._step_begins)
-        optimizer.register_step_post_hook(own._step_ends)
-        optimizer.register_state_dict_pre_hook(own._saving_begins)
-        optimizer.register_state_dict_post_hook(own._saving_ends)
+        factors = cls(optimizer)
+        setattr(optimizer, _ATTRIBUTE, factors)
+        optimizer.register_step_pre_hook(factors._step_begins)
+        optimizer.register_step_post_hook(factors._step_ends)
+        optimizer.register_state_dict_pre_hook(factors._saving_begins)
+        optimizer.register_state_dict_post_hook(factors._saving_ends)
         _guard(optimizer)
-        return own
+        return factors
 
     def set(self, name: str, factors: Factors) -> None:
-        """Add the factors `name`, or replace them; in the middle of a step they hold at once.
+        """Add the factors `name`, or replace them; during a step they take effect at once.
 
         Args:
-            name: whose they are, e.g. the class that computes them. Products are taken in the order of the names, so
-                that they do not depend, to the last bit, on who came first.
+            name: identifies the factors, e.g. the name of the class that computes them. Products are computed in the
+                order of the names, so that their last bit does not depend on the order of the calls.
             factors: one number (>= 0) for every group; or a map from group name to number, in which
                 `layers.0/no_decay` finds `layers.0`, and a group that is not in it has the factor 1.
 
@@ -102,9 +102,9 @@ class StepFactors:
         return math.prod(_factor(self._factors[name], group.get("name", "")) for name in sorted(self._factors))
 
     def show(self) -> None:
-        """Let the groups' rates be seen with the factors, until `hide` or the end of the next step.
+        """Apply the factors to the groups' rates until `hide` or the end of the next step.
 
-        For monitors that read `group["lr"]` before the step. No scheduler may step while the factors are shown.
+        For monitors that read `group["lr"]` before the step. No scheduler may step in the meantime.
         """
         self._shown = True
         self._update()
@@ -117,16 +117,16 @@ class StepFactors:
     @classmethod
     @contextmanager
     def paused(cls, optimizer: Optimizer) -> Iterator[None]:
-        """A block in which the groups of `optimizer` have their rates without factors, to read and to write them."""
-        own = optimizer.__dict__.get(_ATTRIBUTE)
-        if own is None:
+        """A context in which the rates of `optimizer` are without factors, to be read and written."""
+        factors = optimizer.__dict__.get(_ATTRIBUTE)
+        if factors is None:
             yield
             return
-        own._restore()
+        factors._restore()
         try:
             yield
         finally:
-            own._update()
+            factors._update()
 
     # How they are applied --------------------------------------------------------------------------------
 
@@ -176,7 +176,7 @@ class StepFactors:
 
 @dataclass(frozen=True)
 class _Applied:
-    """A group whose rate is multiplied at the moment."""
+    """A group whose rate is currently multiplied by a factor."""
 
     group: dict[str, Any]
     before: Any
@@ -194,10 +194,10 @@ class _Applied:
         return cls(group, rate, group["lr"], 0)
 
     def undo(self) -> None:
-        """Put the rate back, unless somebody else has written another one."""
+        """Restore the rate, unless other code has written another one."""
         rate = self.group.get("lr")
         if isinstance(self.written, torch.Tensor):
-            # By its version, because comparing the number would wait for the device.
+            # Compare the version, because comparing the number would wait for the device.
             if rate is self.written and rate._version == self.version:
                 rate.detach().copy_(self.before)
         elif not isinstance(rate, torch.Tensor) and rate == self.written:
@@ -219,14 +219,14 @@ def _check(optimizer: Any) -> None:
 
 
 def _guard(optimizer: Optimizer) -> None:
-    """Restore the rates also where a step raises: torch calls no hook then.
+    """Restore the rates also if a step raises an error, after which torch calls no hook.
 
-    Like torch's schedulers, this puts a function in front of the optimizer's `step`. It holds the optimizer weakly,
-    as theirs does, because a circle of references would keep the optimizer's state in memory.
+    Like torch's schedulers, this replaces the optimizer's `step` by a wrapper. The wrapper holds the optimizer weakly,
+    as theirs do, because a reference cycle would keep the optimizer's state in memory.
     """
     before = optimizer.step
     inner = getattr(before, "__func__", None) or _ignoring_self(before)
-    own = weakref.ref(optimizer)
+    reference = weakref.ref(optimizer)
 
     @functools.wraps(inner)
     def unbound(optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -238,7 +238,7 @@ def _guard(optimizer: Optimizer) -> None:
 
     @functools.wraps(inner)
     def step(*args: Any, **kwargs: Any) -> Any:
-        return unbound(own(), *args, **kwargs)  # type: ignore[arg-type]
+        return unbound(reference(), *args, **kwargs)  # type: ignore[arg-type]
 
     # A scheduler that is built later wraps `step.__func__`.
     step.__func__ = unbound  # type: ignore[attr-defined]
@@ -246,7 +246,7 @@ def _guard(optimizer: Optimizer) -> None:
 
 
 def _ignoring_self(step: Any) -> Any:
-    """A scheduler's replacement of `step`, which knows its optimizer, as a function that is told it again."""
+    """A scheduler's wrapper of `step`, which is bound to its optimizer, as a function that takes the optimizer too."""
 
     @functools.wraps(step)
     def inner(_: Optimizer, *args: Any, **kwargs: Any) -> Any:
@@ -262,7 +262,7 @@ def _factor(factors: Factors, name: str) -> float:
 
 
 def _unshare_rates(optimizer: Optimizer) -> None:
-    """Give each group a tensor of its own: torch's default is one tensor for all, which would be multiplied twice."""
+    """Give each group its own tensor; by default torch shares one, which would be multiplied several times."""
     seen: set[int] = set()
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):

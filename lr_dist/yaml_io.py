@@ -1,8 +1,8 @@
-"""Read YAML from untrusted sources: no code runs, no duplicate keys, no aliases that expand without limit.
+"""Reads YAML from untrusted sources: no code runs, no duplicate keys, no aliases that expand without limit.
 
 Stricter than `yaml.safe_load`: duplicate keys, tags, anchors and aliases are refused, and so are files above
 1 MB or 50,000 nodes, nesting above 32 and texts that are not UTF-8. Scalars follow YAML 1.2's core schema, in
-which `1e-5` is a number (PyYAML's default reads it as text) and `12:30` or `2024-04-01` are texts.
+which `1e-5` is a number (PyYAML reads it as text by default) and `12:30` or `2024-04-01` are texts.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
 
 def _construct_float(loader: _Loader, node: yaml.ScalarNode) -> float:
     number = loader.construct_yaml_float(node)
-    # A rate that becomes 0 by rounding would freeze a layer by mistake.
+    # A rate that is rounded to 0 would freeze a layer by mistake.
     if number == 0 and re.match(r"[-+]?[.0]*[1-9]", node.value):
         raise yaml.constructor.ConstructorError(
             None, None, f"{shown(node.value)} is too small for a floating-point number", node.start_mark
@@ -107,7 +107,7 @@ def parse_yaml(text: str | bytes, *, source: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # _Loader is a SafeLoader
     except yaml.YAMLError as error:
         message = " ".join(str(error).replace('in "<unicode string>", ', "").split())
-        # PyYAML quotes what it does not understand, however long it is.
+        # PyYAML quotes invalid text at any length.
         message = message if len(message) <= 600 else f"{message[:300]} ... {message[-300:]}"
         raise InvalidYAMLError(f"{source} is not valid YAML: {message}") from error
     except (ValueError, OverflowError, RecursionError) as error:
@@ -123,18 +123,18 @@ def dump_yaml(data: Any) -> str:
 
 def _check_size(size: int, source: str) -> None:
     if size > MAX_BYTES:
-        raise InvalidYAMLError(f"{source} is larger than {MAX_BYTES:,} bytes; a distribution or preset is not.")
+        raise InvalidYAMLError(f"{source} is larger than {MAX_BYTES:,} bytes, the limit for a distribution or preset.")
 
 
 def _check_events(text: str, source: str) -> None:
-    """Walk the flat event stream before anything is built from it."""
+    """Check the limits on the flat stream of events, before any object is built."""
     depth = 0
     for number, event in enumerate(yaml.parse(text, Loader=_Loader)):
         line = event.start_mark.line + 1 if event.start_mark else 0
         if number > MAX_NODES:
             raise InvalidYAMLError(f"{source}, line {line}: more than {MAX_NODES:,} nodes.")
         if isinstance(event, yaml.ScalarEvent):
-            event.value.encode("utf-8")  # a ValueError for half a character, as in "\ud800"
+            event.value.encode("utf-8")  # ValueError for a lone surrogate, as in "\ud800"
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
             raise InvalidYAMLError(f"{source}, line {line}: anchors and aliases are not allowed; write it out.")
         tag = getattr(event, "tag", None)

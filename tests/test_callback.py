@@ -345,7 +345,7 @@ def test_parameters_from_outside_the_module_are_refused() -> None:
     stranger = nn.Parameter(torch.ones(3, 5))
     refusal(
         OptimizerCoverageError,
-        r"at no depth: \(not in the module, shape \(3, 5\)\)",
+        r"without a depth: \(not in the module, shape \(3, 5\)\)",
         lambda m: torch.optim.AdamW([*m.parameters(), stranger], lr=1e-3),
     )
 

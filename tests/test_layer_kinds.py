@@ -391,7 +391,7 @@ def test_overrides_name_a_towers_group() -> None:
     [
         ("vision_model", "at least two"),
         (("vision_model",), "at least two"),
-        (("vision_model", "text"), "'text'.*there are text_model"),
+        (("vision_model", "text"), "'text'.*its submodules are text_model"),
         (("vision_model", "vision_model"), "twice"),
         (("vision_model", "vision_model.encoder"), "inside it"),
         ({"a/b": "vision_model", "c": "text_model"}, "slash"),

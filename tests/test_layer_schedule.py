@@ -107,8 +107,8 @@ def test_equal_schedules_have_equal_data() -> None:
         ({"warmup_steps": -1}, "warmup_steps must be a whole number of steps.*-1"),
         ({"warmup_steps": [1, 2]}, r"warmup_steps.*\[1, 2\]"),
         ({"warmup_steps": {}}, "empty map"),
-        ({"warmup_steps": {"layer.1": 2}}, "names 'layer.1', which is no group"),
-        ({"warmup_steps": {3: 2}}, "names 3, which is no group"),
+        ({"warmup_steps": {"layer.1": 2}}, "names 'layer.1', which is not a group"),
+        ({"warmup_steps": {3: 2}}, "names 3, which is not a group"),
         ({"warmup_steps": {"head": 0.5}}, r"warmup_steps of head.*0\.5"),
     ],
 )

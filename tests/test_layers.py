@@ -738,7 +738,7 @@ def test_overrides_are_searched_in_clean_names() -> None:
     ("overrides", "message"),
     [
         ({r"^nothing\.": "head"}, r"\^nothing.*matches no parameter"),
-        ({r"(pooler": "head"}, r"\(pooler.*no regular expression"),
+        ({r"(pooler": "head"}, r"\(pooler.*not a regular expression"),
         ({"pooler": "layers.3"}, r"'layers\.3'.*layers\.2"),
         ({"pooler": "layers.-4"}, r"'layers\.-4'"),
         ({"pooler": "layers.x"}, r"'layers\.x'"),

@@ -12,8 +12,8 @@ import torch
 from torch.optim import SGD, Adadelta, Adagrad, AdamW
 
 from lr_dist import LayerwiseLR, LRDistribution, param_groups
-from lr_dist._callback.doubts import highest_rate
-from lr_dist._distribution.sanity import brief, multiple_doubts, named, rate_doubts
+from lr_dist._callback.rate_warnings import highest_rate
+from lr_dist._distribution.sanity import brief, multiple_warnings, named, rate_warnings
 from lr_dist.errors import NothingToTrainError, RateRangeWarning, StuckLayersWarning
 from lr_dist.presets import list_presets, resolve_distribution
 
@@ -24,7 +24,7 @@ def doubts(text: str, num_layers: int, *, base_lr: float = 1e-5) -> list[UserWar
     """What AdamW's rates under the distribution are doubted for."""
     distribution = resolve_distribution(text)
     rates = distribution.absolute(base_lr).rates(num_layers)
-    return rate_doubts(distribution, rates, base_lr=base_lr if distribution.relative else None, optimizer="AdamW")
+    return rate_warnings(distribution, rates, base_lr=base_lr if distribution.relative else None, optimizer="AdamW")
 
 
 # What is doubted, and what is not ------------------------------------------------------------------------
@@ -99,13 +99,13 @@ def test_no_shipped_preset_is_doubted(num_layers: int) -> None:
     for distribution in shipped:
         assert doubts(str(distribution), num_layers) == []
         if distribution.relative:
-            assert multiple_doubts(distribution, distribution.rates(num_layers)) == []
+            assert multiple_warnings(distribution, distribution.rates(num_layers)) == []
 
 
 def test_multiples_are_doubted_before_the_optimizers_rate_is_known() -> None:
     def found(text: str) -> list[UserWarning]:
         distribution = LRDistribution.parse(text)
-        return multiple_doubts(distribution, distribution.rates(6))
+        return multiple_warnings(distribution, distribution.rates(6))
 
     (low,) = found("decay:lr=4e-4,factor=0.7,relative=true")
     assert "largest multiple of the optimizer's own rate is 4e-4" in str(low)
@@ -214,7 +214,9 @@ def test_weights_too_large_for_a_step_are_told_and_do_not_move() -> None:
 
 
 def test_param_groups_tells_of_rates_without_knowing_the_optimizer() -> None:
-    with pytest.warns(RateRangeWarning, match=r"flat:lr=2 gives every group.*only optimizers such as SGD stand more"):
+    with pytest.warns(
+        RateRangeWarning, match=r"flat:lr=2 gives every group.*only optimizers such as SGD tolerate more"
+    ):
         param_groups(tiny.bert(), "flat:lr=2")
     with pytest.warns(RateRangeWarning, match=r"4e-4 times 2e-5"):
         param_groups(tiny.bert(), "decay:lr=4e-4,factor=0.7,relative=true", lr=2e-5)

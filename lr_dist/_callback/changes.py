@@ -31,7 +31,7 @@ class Watch:
     ) -> None:
         self.optimizer = optimizer
         self.tracks = tracks
-        self._found = [(finder, finder.optimal_lr) for finder in finders]
+        self._suggestions = [(finder, finder.optimal_lr) for finder in finders]
         self._groups = len(optimizer.param_groups)
         self._check = RateCheck(optimizer, tracks, "LayerwiseLR")
 
@@ -41,7 +41,7 @@ class Watch:
 
     def has_new_suggestion(self) -> bool:
         """Whether a LearningRateFinder has searched again, and may have given all groups one rate."""
-        return any(finder.optimal_lr is not found for finder, found in self._found)
+        return any(finder.optimal_lr is not suggestion for finder, suggestion in self._suggestions)
 
     def has_other_groups(self) -> bool:
         """Whether groups were added, removed or replaced."""

@@ -79,14 +79,14 @@ class ExactFit:
             _warn(f"a later version of lr-dist wrote it (format {version}, and this version reads up to {self.FORMAT})")
             return
         try:
-            ranks, doubts, own = state["ranks"], list(state["doubts"]), None
+            ranks, doubts, rank_state = state["ranks"], list(state["doubts"]), None
             if len(ranks) != trainer.world_size:
                 doubts.append(f"it was written by {len(ranks)} processes, and this run has {trainer.world_size}")
-            elif (own := ranks[trainer.global_rank]) is None:
+            elif (rank_state := ranks[trainer.global_rank]) is None:
                 doubts.append("it was written by one process during an exception, without the states of the others")
             else:
-                doubts += differences(own.get("machine", {}), machine(trainer.strategy.root_device))
-            self._resumed = _Resumed.of(state, own)
+                doubts += differences(rank_state.get("machine", {}), machine(trainer.strategy.root_device))
+            self._resumed = _Resumed.of(state, rank_state)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             _warn(f"its exact-resume state was not written by lr-dist, or was changed ({error!r})")
             return
@@ -241,12 +241,12 @@ class _Resumed:
     gradients: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, state: dict[str, Any], own: dict[str, Any] | None) -> _Resumed:
+    def of(cls, state: dict[str, Any], rank_state: dict[str, Any] | None) -> _Resumed:
         common = {name: state[name] for name in ("epochs", "batches", "pending", "reloaded", "window")}
-        if own is None:
+        if rank_state is None:
             return cls(**common)
-        random = {name: RandomState.from_plain(data) for name, data in own["random"].items()}
-        return cls(**common, random=random, **{name: own[name] for name in ("logged", "metrics", "gradients")})
+        random = {name: RandomState.from_plain(data) for name, data in rank_state["random"].items()}
+        return cls(**common, random=random, **{name: rank_state[name] for name in ("logged", "metrics", "gradients")})
 
 
 def _rank_state(pl_module: L.LightningModule, tracker: Tracker, place: Place, *, alone: bool) -> dict[str, Any]:
@@ -274,16 +274,16 @@ def _restore(state: RandomState | None, loops: Loops) -> None:
         state.restore(loops.trainer.strategy.root_device, generators(loops))
 
 
-def _gathered(own: dict[str, Any], *, alone: bool) -> list[Any]:
+def _gathered(state: dict[str, Any], *, alone: bool) -> list[Any]:
     """The states of all processes, in the process that writes the checkpoint."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
-        return [own]
+        return [state]
     rank, size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     ranks: list[Any] = [None] * size
     if alone:
-        ranks[rank] = own
+        ranks[rank] = state
     else:
-        torch.distributed.gather_object(own, ranks if rank == 0 else None, dst=0)
+        torch.distributed.gather_object(state, ranks if rank == 0 else None, dst=0)
     return ranks
 
 

@@ -83,27 +83,27 @@ def check_complete(checkpoint: Mapping[str, Any], path: Any = None) -> None:
         )
 
 
-def check_same(loaded: Mapping[str, Any], own: Mapping[str, Any], distribution: LRDistribution) -> None:
+def check_same(loaded: Mapping[str, Any], current: Mapping[str, Any], distribution: LRDistribution) -> None:
     """Compare a checkpoint's `identity` with this run's.
 
     Raises:
         ResumeMismatchError: they differ in a value that both have.
     """
-    if loaded.get("fingerprint") != own["fingerprint"]:
+    if loaded.get("fingerprint") != current["fingerprint"]:
         raise ResumeMismatchError(
             f"The checkpoint was written under the distribution {shown_distribution(loaded.get('distribution'))}, "
             f"this run has {distribution}. Resuming would bring the old rates back. Give LayerwiseLR the checkpoint's "
             f"distribution, {_NEW_RUN}"
         )
     for key, (name, same) in _FACTS.items():
-        then, now = loaded.get(key), own.get(key)
-        known = key in _ALWAYS_KNOWN or (key in own and key in loaded)
+        before, value = loaded.get(key), current.get(key)
+        known = key in _ALWAYS_KNOWN or (key in current and key in loaded)
         if key in _NOT_YET_KNOWN:
-            known = bool(now and then)
-        if known and then != now:
+            known = bool(value and before)
+        if known and before != value:
             instead = "." if key == "num_layers" else f", {_NEW_RUN}"
             raise ResumeMismatchError(
-                f"The checkpoint was written with {name} = {then!s:.300}, this run has {now!s:.300}. "
+                f"The checkpoint was written with {name} = {before!s:.300}, this run has {value!s:.300}. "
                 f"Use the same {same}{instead}"
             )
 

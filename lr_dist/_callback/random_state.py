@@ -70,14 +70,14 @@ class RandomState:
 
 def loader_generators(loaders: Iterable[Any]) -> list[torch.Generator]:
     """The generators that were given to data loaders or to their samplers, each once."""
-    found: dict[int, torch.Generator] = {}
+    generators: dict[int, torch.Generator] = {}
     for loader in loaders:
         batches = getattr(loader, "batch_sampler", None)
         for owner in (loader, getattr(loader, "sampler", None), batches, getattr(batches, "sampler", None)):
             generator = getattr(owner, "generator", None)
             if isinstance(generator, torch.Generator):
-                found[id(generator)] = generator
-    return list(found.values())
+                generators[id(generator)] = generator
+    return list(generators.values())
 
 
 def _device_state(device: torch.device) -> torch.Tensor | None:

@@ -102,13 +102,13 @@ def check_processes_agree(trainer: L.Trainer, optimizer: Optimizer) -> None:
     """
     if trainer.world_size < 2 or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return
-    own = [(group["name"], float(group["layer_lr"])) for group in optimizer.param_groups]
-    all_of_them: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(all_of_them, own)
-    for rank, other in enumerate(all_of_them):
-        if other != all_of_them[0]:
+    rates = [(group["name"], float(group["layer_lr"])) for group in optimizer.param_groups]
+    rates_by_rank: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(rates_by_rank, rates)
+    for rank, other in enumerate(rates_by_rank):
+        if other != rates_by_rank[0]:
             first, second = next(
-                (a, b) for a, b in zip([*all_of_them[0], None], [*other, None], strict=False) if a != b
+                (a, b) for a, b in zip([*rates_by_rank[0], None], [*other, None], strict=False) if a != b
             )
             raise RankMismatchError(
                 f"The processes of this run have different learning rates: process 0 has {first}, process {rank} has "

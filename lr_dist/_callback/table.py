@@ -45,11 +45,11 @@ def _note(groups: Sequence[Mapping[str, Any]], relative: bool) -> str:
     if not moving:
         return ""
     users = list(dict.fromkeys(brief(float(group["user_lr"])) for group in groups))
-    own = " and ".join(users) if len(users) < 3 else f"{users[0]}, ..."
+    user_rates = " and ".join(users) if len(users) < 3 else f"{users[0]}, ..."
     if relative:
         numbers = [float(group["layer_lr"]) / float(group["user_lr"]) for group in moving]
-        return f"optimizer lr {own} -> multiplied by {_range(numbers)}"
-    return f"optimizer lr {own} -> replaced by {_range([float(group['layer_lr']) for group in moving])}"
+        return f"optimizer lr {user_rates} -> multiplied by {_range(numbers)}"
+    return f"optimizer lr {user_rates} -> replaced by {_range([float(group['layer_lr']) for group in moving])}"
 
 
 def _range(numbers: Sequence[float]) -> str:

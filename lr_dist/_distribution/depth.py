@@ -1,4 +1,4 @@
-"""How many layers a model can have."""
+"""The check of a number of layers."""
 
 from __future__ import annotations
 

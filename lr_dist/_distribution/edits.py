@@ -1,4 +1,4 @@
-"""Rates that are set for a range of depth after a family was evaluated: freezing and overriding."""
+"""Edits: rates that are set for a range of depth after a family is evaluated (freezing and overriding)."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Edit:
     """`rate` for every group from `first` to `last`, both included.
 
     An end is a group's name (`layers.-1` counts from the top), or a relative depth from 0 to 1 among the
-    layers; a range that holds no layer of a model changes nothing there.
+    layers. For a model without a layer in the range, an edit changes nothing.
 
     Raises:
-        InvalidDistributionError: an end that names no depth, or a range that runs from deep to shallow.
-        InvalidRateError: no learning rate.
+        InvalidDistributionError: an end that is not a depth, or a range that runs from deep to shallow.
+        InvalidRateError: an invalid learning rate.
     """
 
     first: str | float
@@ -33,7 +33,7 @@ class Edit:
         object.__setattr__(self, "first", _checked_end(self.first))
         object.__setattr__(self, "last", _checked_end(self.last))
         object.__setattr__(self, "rate", check_rate(f"rate of {self.first}", self.rate))
-        # A layer's number has no place here before the number of layers is known: `apply_edits` checks those.
+        # Ranges with a layer's number are checked in `apply_edits`, where the number of layers is known.
         first, last = _place(self.first), _place(self.last)
         if first is not None and last is not None and first > last:
             raise InvalidDistributionError(f"{self.first}..{self.last} runs backwards; write the shallower end first.")
@@ -74,7 +74,7 @@ def _checked_end(end: Any) -> str | float:
     if is_number(end) and 0 <= end <= 1:
         return float(end) + 0.0  # -0.0 becomes 0.0
     raise InvalidDistributionError(
-        f"{shown(end)} names no depth. Use embeddings, head, layers.K (layers.-1 is the last), "
+        f"{shown(end)} is not a depth. Use embeddings, head, layers.K (layers.-1 is the last), "
         "or a relative depth from 0 to 1."
     )
 

@@ -1,8 +1,8 @@
-"""The families of learning-rate distributions: from a family's values and a number of layers to the rates.
+"""The families of learning-rate distributions: how a family's values give the rates for a number of layers.
 
 Every family returns N + 2 rates in the order of depth: `embeddings`, `layers.0` ... `layers.N-1`, `head`.
 Relative depth of `layers.j` is j / (N - 1), so a profile written for M layers keeps its first and its last
-rate on N layers; what lies between is interpolated in log space.
+rate on N layers; those between are interpolated in log space.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Family:
     Attributes:
         rates: (values, N) -> N + 2 rates, by depth.
         rate_keys: the values that are learning rates (finite, >= 0); `scale` multiplies them.
-        factor_keys: the values that are positive factors without a unit.
+        factor_keys: the values that are dimensionless positive factors.
         defaults: values that may be left out.
         log_linear: whether the geometric mean of the values is the geometric mean of the rates.
         instead: a key that may be given in place of another -> that other key.
@@ -45,17 +45,17 @@ class Family:
 
 
 def relative_depths(num_layers: int) -> list[float]:
-    """Relative depth of each layer, from 0 (first) to 1 (last); a single layer sits at 0.5."""
+    """Relative depth of each layer, from 0 (first) to 1 (last); a single layer is at 0.5."""
     if num_layers == 1:
         return [0.5]
     return [j / (num_layers - 1) for j in range(num_layers)]
 
 
 def interpolate(rates: Sequence[float], num_layers: int) -> list[float]:
-    """Bring the rates of M layers to N layers, linear in log rate over relative depth.
+    """Interpolate the rates of M layers to N layers, linearly in log rate over relative depth.
 
-    Next to a frozen layer (rate 0) there is nothing to interpolate in log space: the nearer layer's rate is
-    taken, the shallower one's at equal distance.
+    Next to a frozen layer (rate 0), which has no logarithm, the nearer layer's rate is used; at equal distance the
+    shallower one's.
     """
     if len(rates) == num_layers:
         return list(rates)
@@ -63,8 +63,8 @@ def interpolate(rates: Sequence[float], num_layers: int) -> list[float]:
         return [rates[0]] * num_layers
     result = []
     for j in range(num_layers):
-        # Whole numbers: depths that both models have get their rate exactly, and "equal distance" is exact.
-        # A single layer sits at relative depth 1/2.
+        # Integer arithmetic: depths that both models have get exactly their rate, and "equal distance" is exact.
+        # A single layer is at relative depth 1/2.
         below, rest = divmod(j * (len(rates) - 1), num_layers - 1) if num_layers > 1 else divmod(len(rates) - 1, 2)
         share = rest / (num_layers - 1 if num_layers > 1 else 2)
         low, high = rates[below], rates[min(below + 1, len(rates) - 1)]
@@ -79,7 +79,7 @@ def interpolate(rates: Sequence[float], num_layers: int) -> list[float]:
 
 
 def within(mean: float, values: Sequence[float]) -> float:
-    """`mean` without its rounding, which could leave the range of the `values` that it was taken of."""
+    """`mean`, limited to the range of the `values`, which rounding could have left."""
     return min(max(mean, min(values)), max(values))
 
 
@@ -120,7 +120,7 @@ def _geometric(lr: float, factor: float, num_layers: int, what: str) -> list[flo
             rate = lr * factor**steps if lr > 0 else 0.0
         except OverflowError:
             rate = math.inf
-        # A rate that only rounding made 0 would freeze a layer that nobody asked to freeze.
+        # A rate that is rounded to 0 would freeze a layer that nobody asked to freeze.
         if lr > 0 and not SMALLEST <= rate <= LARGEST:
             raise InvalidRateError(
                 f"{what} over {num_layers} layers leaves the range of floating-point numbers "
@@ -158,7 +158,7 @@ def _between(values: Mapping[str, Any], num_layers: int, ease: Callable[[float],
 def _grouped(values: Mapping[str, Any], num_layers: int) -> list[float]:
     by_group = [values[key] for key in GROUPED_KEYS[1:-1]]
     layers = grouped_layers(num_layers)
-    # Below 8 layers the formula leaves groups without a layer, whose rates would be lost: interpolate instead.
+    # Below 8 layers the formula leaves some groups without a layer, so their rates are interpolated instead.
     if all(layers):
         middle = [rate for rate, members in zip(by_group, layers, strict=True) for _ in members]
     else:
@@ -190,7 +190,7 @@ FAMILIES: Mapping[str, Family] = {
     "cosine": Family(_cosine, ("first", "last")),
     "grouped": Family(_grouped, GROUPED_KEYS, log_linear=True),
     "from_layers": Family(_from_layers, ("embeddings", "layers", "head"), log_linear=True),
-    # Made by LRDistribution.geometric_mean where the mean of the rates is no member of a family above.
+    # Made by LRDistribution.geometric_mean if the mean does not belong to a family above.
     "geometric_mean": Family(_geometric_mean, (), ("of", "weights")),
     # Made by `Phases.peak`: the optimizer's rates, which every phase multiplies by factors of 1 or less.
     "maximum": Family(_maximum, (), ("of",)),

@@ -1,4 +1,4 @@
-"""A family's name and its keys: which it needs, which exclude each other, and their numbers."""
+"""Checks of a family's name and of its keys and numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Values of lr-dist as hyperparameters: what checkpoints and YAML files of other libraries make of them."""
+"""Lets the checkpoints and YAML files of other libraries hold distributions as hyperparameters."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import yaml
 
 
 def allow_in_checkpoints(*classes: type) -> None:
-    """Let `torch.load(..., weights_only=True)` read these classes, whose constructors check what they are given.
+    """Let `torch.load(..., weights_only=True)` read these classes, whose constructors check their arguments.
 
-    Lightning saves a module's hyperparameters as they are (`save_hyperparameters`). Nothing is done before torch is
-    imported: nothing here imports it.
+    Lightning saves a module's hyperparameters unchanged (`save_hyperparameters`). Does nothing if torch is not imported
+    yet, and does not import it.
     """
     if (torch := sys.modules.get("torch")) is not None:
         torch.serialization.add_safe_globals(list(classes))
 
 
 def write_in_yaml(kind: type, plain: Callable[[Any], Any]) -> None:
-    """Let `yaml.dump` and `yaml.safe_dump` write a `kind` as `plain(value)`, not with a tag that no safe loader reads.
+    """Let `yaml.dump` and `yaml.safe_dump` write a `kind` as `plain(value)`, without a tag that safe loaders refuse.
 
-    Lightning's loggers write hyperparameters so (hparams.yaml).
+    Lightning's loggers write hyperparameters this way (hparams.yaml).
     """
     for dumper in (yaml.Dumper, yaml.SafeDumper):
         dumper.add_representer(kind, lambda dumper, value: dumper.represent_data(plain(value)))

@@ -1,4 +1,4 @@
-"""One figure of learning rates over depth."""
+"""A figure of learning rates over depth."""
 
 from __future__ import annotations
 

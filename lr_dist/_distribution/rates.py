@@ -10,7 +10,7 @@ from lr_dist.checks import is_number
 from lr_dist.errors import InvalidRateError, shown
 
 MAX_RATES = 10_000
-# Beyond these no product, mean or logarithm of two rates is safe from rounding to 0 or to infinity.
+# Within these bounds no product or mean of two rates is rounded to 0 or to infinity.
 SMALLEST, LARGEST = 1e-300, 1e300
 
 
@@ -22,7 +22,7 @@ def check_rate(what: str, value: Any) -> float:
     """
     number = _number(what, value)
     if not math.isfinite(number) or number < 0:
-        raise InvalidRateError(f"{what}={shown(value)} is no learning rate: it must be finite and 0 or more.")
+        raise InvalidRateError(f"{what}={shown(value)} is not a learning rate: it must be finite and 0 or more.")
     if number != 0:
         _check_range(what, number)
     return number + 0.0  # -0.0 becomes 0.0
@@ -30,7 +30,7 @@ def check_rate(what: str, value: Any) -> float:
 
 def check_rates(what: str, values: Any) -> tuple[float, ...]:
     """A list of learning rates, at least one and at most 10,000."""
-    # Bytes are a sequence of whole numbers, which nobody means as rates.
+    # Bytes are a sequence of whole numbers too, but never meant as rates.
     if isinstance(values, (str, bytes, bytearray, memoryview)) or not isinstance(values, Sequence) or not values:
         raise InvalidRateError(f"{what} must be a list of at least one number, not {shown(values)}.")
     if len(values) > MAX_RATES:
@@ -48,7 +48,11 @@ def check_factor(what: str, value: Any) -> float:
 
 
 def scaled(what: str, value: Any, factor: float) -> Any:
-    """A rate or a tuple of rates times `factor`; what is not 0 must not become 0 or infinite by rounding."""
+    """A rate or a tuple of rates times `factor`.
+
+    Raises:
+        InvalidRateError: a product is infinite, or is rounded to 0.
+    """
     if isinstance(value, tuple):
         return tuple(scaled(what, item, factor) for item in value)
     result = value * factor
@@ -64,7 +68,7 @@ def _number(what: str, value: Any) -> float:
         number = float(value)
     except OverflowError:
         raise InvalidRateError(f"{what} is too large for a floating-point number.") from None
-    # A rate that only rounding made 0 would freeze a layer that nobody asked to freeze.
+    # A rate that is rounded to 0 would freeze a layer that nobody asked to freeze.
     if number == 0 and value != 0:
         raise InvalidRateError(f"{what} is too small for a floating-point number; use {SMALLEST:g} or more, or 0.")
     return number

@@ -1,4 +1,4 @@
-"""Rates that cannot be what was meant: far too high, far too low, or far below the other layers'."""
+"""Warnings about implausible rates: far too high, far too low, or far below the other layers'."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ if TYPE_CHECKING:
     from lr_dist.distribution import LRDistribution
 
 LOWEST, HIGHEST = 1e-8, 1e-1
-# Of the highest rate below the head.
+# The least plausible share of the highest rate below the head.
 LEAST_SHARE = 1e-3
-# A multiple of the optimizer's own rate outside these was probably meant as a rate, or is a slip of a factor.
+# A multiple of the optimizer's own rate outside these bounds was probably meant as a rate, or is a typing error.
 _LEAST_MULTIPLE, _LARGEST_MULTIPLE = 1e-2, 1e2
 _AT_EVERY_DEPTH = "`decay:lr=4e-4,total=0.02` has the same ratio from head to embeddings at every depth"
 
 
 def check_trains(distribution: LRDistribution, rates: Mapping[str, float]) -> None:
-    """Refuse rates that are all 0: a layer is frozen by 0, and a whole model has nothing left to learn.
+    """Refuse rates that are all 0, which freeze the whole model.
 
     Raises:
         NothingToTrainError: no rate is above 0.
     """
     if not any(rates.values()):
         raise NothingToTrainError(
-            f"The distribution {_text(distribution)} has the rate 0 everywhere, which freezes the whole model: nothing "
-            "would train. Give at least one group a rate above 0, such as head=1e-3; to measure a model without "
-            "training it, leave the training out."
+            f"The distribution {_text(distribution)} has the rate 0 everywhere, which freezes the whole model. Give at "
+            "least one group a rate above 0, such as head=1e-3; to measure a model without training it, leave the "
+            "training out."
         )
 
 
-def rate_doubts(
+def rate_warnings(
     distribution: LRDistribution,
     rates: Mapping[str, float],
     *,
@@ -42,29 +42,29 @@ def rate_doubts(
     highest: float = HIGHEST,
     step_is_rate: bool = True,
 ) -> list[UserWarning]:
-    """What is doubtful about the rates of a model's groups; empty where nothing is. A rate of 0 freezes and is fine.
+    """Warnings about implausible rates of a model's groups; empty if there are none. A rate of 0 (frozen) is fine.
 
     Args:
-        distribution: what the rates come from; named in the text, and read for the likely cause.
-        rates: rate of each group in the order of depth, as the optimizer has it.
-        base_lr: the optimizer's own rate, where the distribution is relative and it is known.
-        optimizer: its class's name, where it is known.
-        highest: a rate above this is doubtful for that optimizer.
-        step_is_rate: whether a step of the optimizer is about as long as the rate, as Adam's is.
+        distribution: the distribution of the rates; the text names it, and the likely cause in it.
+        rates: the rate of each group in the order of depth, as set in the optimizer.
+        base_lr: the optimizer's own rate, if the distribution is relative and the rate is known.
+        optimizer: the name of the optimizer's class, if it is known.
+        highest: the highest plausible rate for that optimizer.
+        step_is_rate: whether a step of the optimizer is about as long as the rate, as in Adam.
     """
     high = [group for group, rate in rates.items() if rate > highest * (1 + 1e-9)]
     low = [group for group, rate in rates.items() if 0 < rate < LOWEST * (1 - 1e-9)]
     gives = f"The distribution {_text(distribution)} gives"
-    doubts: list[UserWarning] = []
+    issues: list[UserWarning] = []
     if high:
         worst = max(high, key=lambda group: rates[group])
         if optimizer is None:
-            why = "A step of Adam moves each weight by about the rate; only optimizers such as SGD stand more."
+            why = "A step of Adam moves each weight by about the rate; only optimizers such as SGD tolerate more."
         elif step_is_rate:
-            why = f"A step of {optimizer} moves each weight by about the rate, so what was pre-trained is soon lost."
+            why = f"A step of {optimizer} moves each weight by about the rate, so the pre-trained weights are lost."
         else:
             why = f"With {optimizer} that is far above what is usual."
-        doubts.append(
+        issues.append(
             RateRangeWarning(
                 f"{gives} {named(high, rates)} a learning rate above {brief(highest)} (the highest: "
                 f"{brief(rates[worst])}, {worst}). {why} "
@@ -73,23 +73,23 @@ def rate_doubts(
         )
     if low:
         worst = min(low, key=lambda group: rates[group])
-        doubts.append(
+        issues.append(
             RateRangeWarning(
                 f"{gives} {named(low, rates)} a learning rate below {brief(LOWEST)} (the lowest: "
                 f"{brief(rates[worst])}, {worst}), at which next to nothing is learned. "
                 f"{_cause_of_low(distribution, rates, base_lr)}"
             )
         )
-    # Where a rate is far too high, what it does to the ratios says nothing.
-    return doubts if high else [*doubts, *_far_below(distribution, rates, except_for=low)]
+    # If a rate is far too high, the ratios to it say nothing.
+    return issues if high else [*issues, *_far_below(distribution, rates, except_for=low)]
 
 
-def multiple_doubts(distribution: LRDistribution, multiples: Mapping[str, float]) -> list[UserWarning]:
-    """The same for a relative distribution, where the optimizer's own rate is not known yet.
+def multiple_warnings(distribution: LRDistribution, multiples: Mapping[str, float]) -> list[UserWarning]:
+    """The same for a relative distribution, if the optimizer's own rate is not known yet.
 
     Args:
-        distribution: a relative one.
-        multiples: of the optimizer's own rate, for each group in the order of depth.
+        distribution: a relative distribution.
+        multiples: the multiple of the optimizer's own rate for each group, in the order of depth.
     """
     largest = max(multiples.values())
     says = (
@@ -112,13 +112,13 @@ def multiple_doubts(distribution: LRDistribution, multiples: Mapping[str, float]
 
 
 def warn_of_rates(distribution: LRDistribution, num_layers: int, base_lr: float | None, optimizer: str | None) -> None:
-    """Warn of what is doubtful about a distribution on a model, before anything is trained with it.
+    """Warn about implausible rates of a distribution on a model, before anything is trained with it.
 
     Args:
-        distribution: any.
-        num_layers: of the model.
+        distribution: the distribution.
+        num_layers: the model's number of layers.
         base_lr: the optimizer's own rate, which a relative distribution multiplies; None if it is not known.
-        optimizer: the class's name, of Adam's kind; None if it is not known.
+        optimizer: the name of the optimizer's class, one such as Adam; None if it is not known.
 
     Raises:
         NothingToTrainError: every rate is 0.
@@ -127,12 +127,12 @@ def warn_of_rates(distribution: LRDistribution, num_layers: int, base_lr: float 
     rates = distribution.rates(num_layers)
     check_trains(distribution, rates)
     if distribution.relative and base_lr is None:
-        doubts = multiple_doubts(distribution, rates)
+        issues = multiple_warnings(distribution, rates)
     else:
         known = distribution.absolute(base_lr).rates(num_layers) if base_lr is not None else rates
-        doubts = rate_doubts(distribution, known, base_lr=base_lr, optimizer=optimizer)
-    for doubt in doubts:
-        warnings.warn(doubt, stacklevel=3)
+        issues = rate_warnings(distribution, known, base_lr=base_lr, optimizer=optimizer)
+    for issue in issues:
+        warnings.warn(issue, stacklevel=3)
 
 
 def brief(number: float) -> str:
@@ -144,7 +144,7 @@ def brief(number: float) -> str:
 
 
 def named(groups: Sequence[str], order: Collection[str]) -> str:
-    """`groups` as text, those that follow each other as a range: `embeddings to layers.3 and head`."""
+    """`groups` as text, consecutive ones as a range: `embeddings to layers.3 and head`."""
     if len(groups) == len(order) > 1:
         return "every group"
     runs: list[list[str]] = []
@@ -168,7 +168,7 @@ def _far_below(
     except_for: Sequence[str] = (),
     in_multiples: bool = False,
 ) -> list[UserWarning]:
-    # Without the head: it is new as a rule, and a rate far above the others' is meant.
+    # Without the head: it is usually new, and meant to have a rate far above the others.
     layers = {group: rate for group, rate in rates.items() if rate and group.rpartition("/")[2] != "head"}
     if not layers:
         return []
@@ -183,8 +183,8 @@ def _far_below(
     return [
         StuckLayersWarning(
             f"The distribution {_text(distribution)} gives {text} (the lowest: {brief(layers[lowest])}{unit}, "
-            f"{lowest}) less than a thousandth of the rate of {fastest} ({brief(layers[fastest])}{unit}), so beside it "
-            f"they hardly move. Freeze them, which also saves time ({freeze}), or raise them"
+            f"{lowest}) less than a thousandth of the rate of {fastest} ({brief(layers[fastest])}{unit}), so they "
+            f"hardly move in comparison. Freeze them, which also saves time ({freeze}), or raise them"
             f"{'; ' + _AT_EVERY_DEPTH if _shrinks(distribution) else ''}."
         )
     ]
@@ -217,7 +217,7 @@ def _cause_of_low(distribution: LRDistribution, rates: Mapping[str, float], base
 
 
 def _growth(distribution: LRDistribution) -> str:
-    """That rates grow towards the input, if the family's own factor makes them."""
+    """A hint if the family's factor makes the rates grow towards the input; empty otherwise."""
     values = dict(distribution.values)
     key = "total" if "total" in values else "factor"
     if distribution.family == "decay" and values[key] > 1:
@@ -235,7 +235,7 @@ def _growth(distribution: LRDistribution) -> str:
 
 
 def _shrinks(distribution: LRDistribution) -> bool:
-    """Whether rates fall by a factor in every layer, so that they depend on how many there are."""
+    """Whether rates fall by a factor in every layer, so that the lowest depend on the number of layers."""
     values = dict(distribution.values)
     if distribution.family == "geometric_mean":
         return any(_shrinks(part) for part in values["of"])

@@ -14,7 +14,7 @@ from lr_dist.layers import Overrides, assign_layers, clean_name
 from lr_dist.names import group_names
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-# Exponents that differ by less are equal: what lies between is rounding.
+# Exponents whose relative difference is smaller are equal up to rounding.
 _SAME = 1e-6
 
 
@@ -25,8 +25,8 @@ def spectral_rates(
 
     A layer's rate is `lr` x (s1 + (alpha - min) / (max - min) x (s2 - s1)), alpha being its exponent
     (`layer_alphas`), min and max those of all layers. The less heavy-tailed layer learns faster. Where the formula
-    says nothing: equal exponents give every layer the middle, lr x (s1 + s2) / 2; a layer without a matrix that has
-    an exponent keeps `lr`; beside an infinite exponent, the limit: it gets s2, and every finite one s1.
+    is undefined: if all exponents are equal, every layer gets the middle, lr x (s1 + s2) / 2; a layer without an
+    exponent gets `lr`; if some exponents are infinite, their layers get lr x s2, and all others lr x s1.
 
     Raises:
         InvalidRateError: `lr`, `s1` or `s2` that is not finite and above 0, or s1 > s2.
@@ -49,7 +49,7 @@ def spectral_rates(
 
 
 def layer_alphas(model: nn.Module, overrides: Overrides | None = None) -> dict[str, float | None]:
-    """Each layer's exponent: the mean of `hill_exponent` over its weight matrices, None where it has none.
+    """Each layer's exponent: the mean of `hill_exponent` over its weight matrices; None if it has none.
 
     A matrix is every parameter of two dimensions that is not an `nn.Embedding`; of three or more, every slice over
     the leading ones (a stack of experts); of a convolution, the first dimension x the rest.
@@ -64,7 +64,9 @@ def layer_alphas(model: nn.Module, overrides: Overrides | None = None) -> dict[s
     """
     parameters = dict(model.named_parameters()) if isinstance(model, nn.Module) else {}
     layer_map = assign_layers(model, overrides)
-    owners = {id(own): type(module) for module in model.modules() for own in module.parameters(recurse=False)}
+    owners = {
+        id(parameter): type(module) for module in model.modules() for parameter in module.parameters(recurse=False)
+    }
     alphas: dict[str, float | None] = {}
     for layer in group_names(layer_map.num_layers)[1:-1]:
         matrices = (
@@ -72,8 +74,8 @@ def layer_alphas(model: nn.Module, overrides: Overrides | None = None) -> dict[s
             for name in layer_map.groups[layer]
             for matrix in _matrices(clean_name(name), parameters[name], owners[id(parameters[name])])
         )
-        found = [alpha for alpha in map(hill_exponent, matrices) if alpha is not None]
-        alphas[layer] = math.fsum(found) / len(found) if found else None
+        exponents = [alpha for alpha in map(hill_exponent, matrices) if alpha is not None]
+        alphas[layer] = math.fsum(exponents) / len(exponents) if exponents else None
     return alphas
 
 
@@ -82,13 +84,13 @@ def hill_exponent(matrix: Tensor) -> float | None:
     """The Hill estimate of the tail exponent of the eigenvalues of W'W, over their upper half.
 
     alpha = 1 + k / sum_{i=1..k} ln(lambda_{n-i+1} / lambda_{n-k}), with the n eigenvalues above 0 in ascending order
-    and k = floor(n / 2). Those that are 0 up to rounding, as a matrix without full rank has them, are left out.
+    and k = floor(n / 2). Eigenvalues that are 0 up to rounding (of a matrix without full rank) are left out.
 
     Args:
         matrix: W, shape (rows, columns), of any floating-point type; computed in float64.
 
     Returns:
-        alpha > 1, infinite where the upper half is all equal; None where fewer than two eigenvalues are above 0.
+        alpha > 1, infinite if the upper half is all equal; None if fewer than two eigenvalues are above 0.
     """
     wide = matrix.to(torch.float64)
     # The smaller of W'W and WW', which have the same eigenvalues above 0; scaled, so that no square overflows.

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What is shown of one layer.
+    """A row of the table.
 
     Attributes:
-        layer: its name.
-        parameters: how many numbers it holds.
-        rates: of its parameter groups, each once; 0 is shown as frozen. Empty where no rates are known.
-        starts: when it starts to train, where layers start one after the other.
-        names: its parameters' names, where they are to be listed.
+        layer: the layer's name.
+        parameters: its number of parameters.
+        rates: the different rates of its parameter groups; 0 is shown as frozen. Empty if no rates are known.
+        starts: when it starts to train, if layers start one after the other.
+        names: its parameters' names, if they are to be listed.
     """
 
     layer: str
@@ -41,15 +41,15 @@ def print_layers(
     Args:
         rows: in the order of depth.
         title: the first line.
-        note: what the rates do to the optimizer's own, the second line.
-        unit: what the rates are called.
-        console: where to print; by default the standard output.
+        note: the second line: how the rates relate to the optimizer's own.
+        unit: the title of the rates' column.
+        console: where to print; by default standard output.
     """
     from rich.console import Console
     from rich.text import Text
 
     console = console or Console()
-    # Text: rich would read `[...]` in a distribution or in a path as markup.
+    # As Text, because rich would read `[...]` in a distribution or a path as markup.
     console.print(Text(title, style="bold"), soft_wrap=True)
     if note:
         console.print(Text(note), soft_wrap=True)
@@ -80,7 +80,7 @@ def _columns(rows: Sequence[LayerRow], unit: str) -> dict[str, list[str]]:
 
 
 def _width(columns: dict[str, list[str]]) -> int:
-    """How many characters the columns need; names are folded."""
+    """The number of characters that the columns need; names are wrapped."""
     widest = [0 if title == "names" else max(map(len, (title, *cells))) for title, cells in columns.items()]
     return sum(widest) + 3 * len(widest)
 

@@ -12,7 +12,7 @@ from lr_dist._distribution.families import COMPOSED, FAMILIES
 from lr_dist.errors import InvalidDistributionError, InvalidRateError, shown
 from lr_dist.names import is_group_name
 
-# Each text matches in one way only: with \d+\.?\d* a long one would take quadratic time.
+# A text can match in one way only: with \d+\.?\d* a long one would take quadratic time.
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 EXAMPLES = "flat:lr=2e-5, decay:lr=4e-4,factor=0.7, flat:lr=1e-4,freeze=embeddings..layers.3"
 
@@ -30,13 +30,13 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
     """
     if not isinstance(text, str) or not is_text_form(text):
         raise InvalidDistributionError(
-            f"{shown(text)} is no distribution; write family:key=value,... as in {EXAMPLES}."
+            f"{shown(text)} is not a distribution; write family:key=value,... as in {EXAMPLES}."
         )
     family, _, rest = text.partition(":")
     family = family.strip()
     if family in COMPOSED:
         raise InvalidDistributionError(f"{family} has no text form; write it into a YAML file and give its path.")
-    own = FAMILIES[family].keys if family in FAMILIES else ()
+    family_keys = FAMILIES[family].keys if family in FAMILIES else ()
     values: dict[str, Any] = {}
     relative = False
     edits: list[Edit] = []
@@ -46,9 +46,9 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
         if not equals or not value:
             raise InvalidDistributionError(f"{shown(item)} in {shown(text)} is not key=value; examples: {EXAMPLES}.")
         if key in seen and key != "freeze" and ".." not in key:
-            raise InvalidDistributionError(f"{shown(key)} stands twice in {shown(text)}; give it once.")
+            raise InvalidDistributionError(f"{shown(key)} occurs twice in {shown(text)}; give it once.")
         seen.add(key)
-        if key in own:
+        if key in family_keys:
             values[key] = _value(key, value)
         elif key == "relative":
             relative = _boolean(value)
@@ -61,12 +61,12 @@ def split(text: str) -> tuple[str, dict[str, Any], bool, tuple[Edit, ...]]:
             first, _, last = key.partition("..")
             edits.append(Edit(_end(first), _end(last), _number(key, value)))
         else:
-            values[key] = value  # the family's own check names it, with the keys that exist
+            values[key] = value  # the family's check raises an error with the valid keys
     return family, values, relative, tuple(edits)
 
 
 def join(family: str, values: Mapping[str, Any], relative: bool, edits: Sequence[Edit]) -> str:
-    """The text form; a composed family has none that can be parsed and is shown as `geometric_mean(...)`."""
+    """The text form; a composed family, which has none, is shown as `geometric_mean(...)`."""
     if family in COMPOSED:
         head = f"{family}({'; '.join(str(part) for part in values['of'])})"
         parts = (
@@ -87,7 +87,7 @@ def join(family: str, values: Mapping[str, Any], relative: bool, edits: Sequence
             parts.append(f"freeze={first}..{last}")
         elif isinstance(edit.first, str) and first == last and first not in named:
             parts.append(f"{first}={short(edit.rate)}")
-            named.add(first)  # a key stands once; a range may stand again
+            named.add(first)  # a key may occur once, a range several times
         else:
             parts.append(f"{first}..{last}={short(edit.rate)}")
     return f"{head}:{','.join(parts)}" if parts else head
@@ -112,7 +112,7 @@ def _number(key: str, value: str) -> float:
     if not _NUMBER.fullmatch(value.strip()):
         raise InvalidRateError(f"{shown(key)}={shown(value)} is not a finite number; write it like lr=2e-5.")
     number = float(value)
-    # What only rounding made 0 would freeze.
+    # A number that is rounded to 0 would freeze a layer.
     if number == 0 and re.match(r"[+-]?[.0]*[1-9]", value.strip()):
         raise InvalidRateError(
             f"{shown(key)}={shown(value)} is too small for a floating-point number; write 0 to freeze."

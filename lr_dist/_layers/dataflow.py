@@ -45,8 +45,8 @@ def _read_flows(cls: type[nn.Module]) -> Flows:
     if flows.edges:
         return flows
     # A module driven from outside, through methods of its own (`encode`, `features`).
-    own = [name for name, value in vars(cls).items() if isinstance(value, types.FunctionType)]
-    return Interpreter(cls).run([name for name in own if not name.startswith("__")])
+    methods = [name for name, value in vars(cls).items() if isinstance(value, types.FunctionType)]
+    return Interpreter(cls).run([name for name in methods if not name.startswith("__")])
 
 
 def returns_data(cls: type[nn.Module], name: str) -> bool:

@@ -78,15 +78,15 @@ class Interpreter:
 
     def returned_by(self, name: str) -> Value | None:
         """The value that a method returns for unknown arguments; None if it cannot be determined."""
-        found = method_of(self.cls, name)
-        tree = parsed(found[1]) if found else None
+        method = method_of(self.cls, name)
+        tree = parsed(method[1]) if method else None
         if tree is None or not any(isinstance(node, ast.Return) and node.value for node in ast.walk(tree)):
             return None
         return self._inline(name, [], self._own_arguments(name), Value(frozenset({"@*"})))
 
     def _own_arguments(self, name: str) -> dict[str, Value]:
-        found = method_of(self.cls, name)
-        tree = parsed(found[1]) if found else None
+        method = method_of(self.cls, name)
+        tree = parsed(method[1]) if method else None
         spec = tree.args if tree else None
         names = [arg.arg for arg in (*spec.posonlyargs, *spec.args, *spec.kwonlyargs)][1:] if spec else []
         return {argument: Value(frozenset({f"@{argument}"})) for argument in names}
@@ -97,10 +97,10 @@ class Interpreter:
         self, name: str, args: list[Value], keywords: dict[str, Value], rest: Value, after: type | None = None
     ) -> Value | None:
         """Interprets the method `name` with these arguments; None if it has no source that can be followed."""
-        found = method_of(self.cls, name, after)
-        if found is None:
+        method = method_of(self.cls, name, after)
+        if method is None:
             return None
-        owner, function = found
+        owner, function = method
         tree = parsed(function)
         if tree is None or function in self.active or len(self.active) >= _MAX_INLINE_DEPTH:
             return None

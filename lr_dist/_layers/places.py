@@ -73,8 +73,7 @@ def _depth_of_name(tree: Tree, name: str, stacks: list[Stack]) -> int | None:
         case "after" if near.last == head - 1:
             return head
         case "after":
-            # The next stack need not receive its output (a decoder does not receive the encoder's pooler's), but it
-            # receives a norm's.
+            # The next stack receives a norm's output, but perhaps not another's: a decoder gets no encoder's pooler.
             following = stacks[near.position + 1].paths[0]
             closes = len(parts) == shared + 2 or stages_around(tree, near.path, following) is not None
             return near.last if closes else None

@@ -41,17 +41,17 @@ def find_stacks(
         LayersNotFoundError: No stack was found.
         SeveralStacksError: Several were found, and their order is not known.
     """
-    found = _drop_nested(tree, _candidates(tree, root, needs_attention=True))
-    found = found or _drop_nested(
+    candidates = _drop_nested(tree, _candidates(tree, root, needs_attention=True))
+    candidates = candidates or _drop_nested(
         tree, [s for s in _candidates(tree, root, needs_attention=False) if is_of_whole(tree, s, root)]
     )
-    stacks = [s for s in found if not all(is_overridden(p) for p in tree.below(s.paths[0]))]
+    stacks = [s for s in candidates if not all(is_overridden(p) for p in tree.below(s.paths[0]))]
     ignored = _unrelated_frozen(tree, stacks)
     stacks = [s for s in stacks if s not in ignored]
     if len(stacks) == 1 and is_layered(tree, stacks[0]):
         return stacks, ignored
     if len(stacks) < 2:
-        beside = [s for s in found if s not in stacks]
+        beside = [s for s in candidates if s not in stacks]
         raise LayersNotFoundError(
             f"no stack of transformer layers found in {type(tree.modules[root]).__name__}: there is no nn.ModuleList "
             "or nn.Sequential that applies layers of one class with attention, or alternating sublayers, one after the "

@@ -1,1 +1,1 @@
-"""What is checked before a model's weights are read, and after."""
+"""Checks before and after a model's weights are read."""

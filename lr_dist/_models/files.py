@@ -1,7 +1,7 @@
-"""A model's files, checked before transformers opens them: nothing here takes memory or runs code.
+"""Checks of a model's files before transformers opens them; they need little memory and run no code.
 
-A config.json from anywhere can ask for more memory than the machine has, or for a module that takes hours to build;
-a pipe in place of a file would be waited for without end.
+An untrusted config.json can demand more memory than the machine has, or a module that takes hours to build; a pipe in
+place of a file would block for ever.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _POINTER = b"version https://git-lfs"
 
 
 def check_folder(path: str) -> None:
-    """Check the files of a local model folder; a hub name passes.
+    """Check the files of a local model folder; a name on the hub is accepted unchecked.
 
     Raises:
-        ModelLoadError: `path` is a file, or can only be a folder and is not there; the folder has no config.json; an
-            entry is a pipe or a device, or is only git-lfs's pointer to the file.
+        ModelLoadError: `path` is a file, or a folder that does not exist; the folder has no config.json; an entry is a
+            pipe or a device, or only git-lfs's pointer to the file.
     """
     folder = Path(path)
     try:
@@ -51,7 +51,7 @@ def check_folder(path: str) -> None:
             raise
         raise ModelLoadError(f"the folder cannot be read: {getattr(error, 'strerror', None) or error}.") from error
     if "config.json" not in names:
-        raise ModelLoadError("the folder holds no config.json.")
+        raise ModelLoadError("the folder has no config.json.")
 
 
 def check_sizes(config: Mapping[str, Any]) -> None:
@@ -66,7 +66,7 @@ def check_sizes(config: Mapping[str, Any]) -> None:
         if "dim" in name or "size" in name:
             most = MAX_SIZE
         if value > most:
-            raise ModelLoadError(f"config.json says {shown(key)} = {shown(value)}, but at most {most:,} can be right.")
+            raise ModelLoadError(f"config.json has {shown(key)} = {shown(value)}; values above {most:,} are refused.")
 
 
 def check_memory(path: str, parameters: int) -> None:
@@ -81,8 +81,8 @@ def check_memory(path: str, parameters: int) -> None:
         # The densest formats in use hold two numbers a byte.
         if held and parameters > 4 * held:
             raise ModelLoadError(
-                f"config.json describes {parameters:,} parameters, but the weights' files have {held:,} bytes only; "
-                "the two do not belong together, or a file was cut."
+                f"config.json describes {parameters:,} parameters, but the weights' files have only {held:,} bytes; "
+                "they belong to different models, or a file is truncated."
             )
     needed, memory = 4 * parameters, _memory()
     if memory and needed > memory:
@@ -102,19 +102,19 @@ def _refuse_pointer(path: Path) -> None:
 
 def _numbers(data: Any, key: str) -> Iterator[tuple[str, float]]:
     """All numbers with their keys; a nested mapping's keys are joined by dots."""
-    left: list[tuple[str, Any]] = [(key, data)]
-    while left:
-        key, value = left.pop()
+    pending: list[tuple[str, Any]] = [(key, data)]
+    while pending:
+        key, value = pending.pop()
         if isinstance(value, Mapping):
-            left += [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
+            pending += [(f"{key}.{name}" if key else str(name), item) for name, item in value.items()]
         elif isinstance(value, (list, tuple)):
-            left += [(key, item) for item in value]
+            pending += [(key, item) for item in value]
         elif is_number(value):
             yield key, value
 
 
 def _memory() -> int:
-    """Bytes of the machine, or of the container that this process runs in; 0 where neither can be asked."""
+    """The memory, in bytes, of the machine or of this process's container; 0 if it is not known."""
     try:
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Whether a model holds the weights of its file, by transformers' own loading report."""
+"""Checks, with transformers' loading report, that a model has the weights of its file."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 
 from lr_dist.errors import MissingWeightsError, ModelLoadError, UnusedLayersWarning, shown
 
-# Never read here: every face takes the last hidden state, and a head of its own.
+# Never used here: only the last hidden state is, with a new head.
 _UNUSED = re.compile(r"(^|\.)pooler\.")
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
 def check_loaded(name: str, model: nn.Module, report: Mapping[str, Any]) -> None:
-    """Refuse a model of which a part started at random.
+    """Refuse a model with weights that were initialised at random.
 
-    What may be missing: a pooler, which nothing reads. Heads are not part of the model that is loaded, so a file may
-    hold them or not.
+    A pooler may be missing, because it is not used. Heads are not part of the loaded model, so it does not
+    matter whether the file has them.
 
     Args:
-        name: of the model, as the user wrote it.
-        model: as `from_pretrained` made it.
+        name: the model's name, as the user wrote it.
+        model: the model that `from_pretrained` returned.
         report: its `output_loading_info`: missing_keys, unexpected_keys, mismatched_keys, error_msgs.
 
     Raises:
@@ -85,14 +85,14 @@ def _some(keys: Iterable[str]) -> str:
 
 
 def _left_out(model: nn.Module, unexpected: list[str]) -> list[str]:
-    """Names of layers in the file whose list the model has, but shorter."""
+    """Names of layers in the file beyond the length of the model's list of layers."""
     lists = {name: len(module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    found: dict[str, None] = {}
+    left_out: dict[str, None] = {}
     for key in unexpected:
         for match in _NUMBER.finditer(key):
             prefix = key[: match.start()]
             for name, length in lists.items():
-                # With the prefix of the head's model, as in `bert.encoder.layer`.
+                # A file of a model with a head has a prefix: `bert.encoder.layer`.
                 if (prefix == name or prefix.endswith(f".{name}")) and int(match[1]) >= length:
-                    found[f"{prefix}.{match[1]}"] = None
-    return list(found)
+                    left_out[f"{prefix}.{match[1]}"] = None
+    return list(left_out)

@@ -1,1 +1,1 @@
-"""How `lr_dist.regroup` splits the groups of an optimizer by layer (pure torch)."""
+"""The parts of `lr_dist.regroup`, which splits the groups of an optimizer by layer (pure torch)."""

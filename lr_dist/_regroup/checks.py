@@ -1,4 +1,4 @@
-"""Whether an optimizer's groups can be split by layer, and whether their rates are numbers."""
+"""Checks that an optimizer's groups can be split by layer, and that their rates are finite numbers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ def check_optimizer(optimizer: Optimizer, placement: Placement) -> None:
     kind = type(optimizer).__name__
     if isinstance(optimizer, LBFGS):
         raise UnsupportedOptimizerError(
-            "LBFGS knows one parameter group only, so its layers cannot have a rate each. Use another optimizer, e.g. "
-            "torch.optim.AdamW."
+            "LBFGS supports only one parameter group, so layers cannot have different rates. Use another optimizer, "
+            "such as torch.optim.AdamW."
         )
-    # By name: importing it needs torch.distributed, which not every build of torch has.
+    # Compared by name, because importing it needs torch.distributed, which not every build of torch has.
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in type(optimizer).__mro__):
         raise UnsupportedOptimizerError(
             "ZeroRedundancyOptimizer shards its parameter groups when it is built, so they cannot be split by layer "
             "afterwards. Use FSDP to shard the optimizer's state, or a plain optimizer."
         )
     inner = [o for value in vars(optimizer).values() for o in _optimizers_in(value)]
-    # A property that joins the groups of its parts makes a new list each time.
+    # A property that joins the groups of several optimizers returns a new list each time.
     joined = optimizer.param_groups is not optimizer.param_groups
     if joined or any(o.param_groups is not optimizer.param_groups for o in inner):
         kinds = ", ".join(type(o).__name__ for o in inner) or "others"
         raise UnsupportedOptimizerError(
-            f"{kind} hands its parameters on to optimizers with groups of their own ({kinds}), so rates in its groups "
+            f"{kind} passes its parameters to inner optimizers with their own groups ({kinds}), so rates in its groups "
             "would have no effect. Use one optimizer for all parameters, such as AdamW; or build the inner optimizers "
             "from lr_dist.param_groups, and let nothing else split them."
         )
@@ -42,15 +42,15 @@ def check_optimizer(optimizer: Optimizer, placement: Placement) -> None:
             f"{kind} has a parameter group without a learning rate (`lr` is missing or None), so it cannot have one "
             "for each layer. Give it a rate (Adafactor: lr=..., relative_step=False)."
         )
-    strangers = [p for p in parameters_of(optimizer) if id(p) not in placement.layer]
-    if strangers:
-        titles = [placement.name.get(id(p), f"(not in the module, shape {tuple(p.shape)})") for p in strangers]
+    unplaced = [p for p in parameters_of(optimizer) if id(p) not in placement.layer]
+    if unplaced:
+        titles = [placement.name.get(id(p), f"(not in the module, shape {tuple(p.shape)})") for p in unplaced]
         more = f" and {len(titles) - MAX_NAMES} more" if len(titles) > MAX_NAMES else ""
         remedy = 'Give them an optimizer of their own, or place them: overrides={"regex": "head"}.'
-        if all(id(p) not in placement.name for p in strangers):
+        if all(id(p) not in placement.name for p in unplaced):
             remedy = "Make the optimizer from the parameters of the model that is trained, after the last change to it."
         raise OptimizerCoverageError(
-            f"{kind}, which holds the transformer's layers, also holds parameters that sit at no depth: "
+            f"{kind}, which holds the transformer's layers, also holds parameters without a depth: "
             f"{', '.join(titles[:MAX_NAMES])}{more}. {remedy}"
         )
 

@@ -55,14 +55,14 @@ def _check_disjoint(optimizers: Sequence[Optimizer], placement: Placement) -> No
     """Refuse two optimizers that train the same weights: each would have its own rate for them."""
     seen: set[int] = set()
     for optimizer in optimizers:
-        own = {id(p) for p in parameters_of(optimizer)}
-        if both := own & seen:
+        held = {id(p) for p in parameters_of(optimizer)}
+        if both := held & seen:
             names = [placement.name.get(key, "?") for key in both]
             raise OptimizerCoverageError(
                 f"{len(optimizers)} optimizers ({_kinds(optimizers)}) each hold {listed(sorted(names))}, so it is not "
                 "clear which rates the distribution replaces. Put a parameter into one optimizer only."
             )
-        seen |= own
+        seen |= held
 
 
 def check_replaced(optimizers: Sequence[Optimizer], placement: Placement, module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""An optimizer's groups in parts, one for each layer, and the names of the parts."""
+"""Splits parameter groups by layer, and names the new groups."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lr_dist.names import NO_DECAY
 
 
 def split_groups(old_groups: Sequence[dict[str, Any]], placement: Placement) -> tuple[list[int], list[dict[str, Any]]]:
-    """New groups in the order of depth, each with its `layer`, and the index of the group each came from."""
+    """The index of the old group that each new group comes from; and the new groups with `layer`, in order of depth."""
     parts: dict[tuple[str, int], list[int]] = {}
     for parent, group in enumerate(old_groups):
         for position, parameter in enumerate(group["params"]):
@@ -22,9 +22,9 @@ def split_groups(old_groups: Sequence[dict[str, Any]], placement: Placement) -> 
     groups: list[dict[str, Any]] = []
     for layer, parent in sorted(parts, key=lambda key: (depth[key[0]], key[1])):
         old = old_groups[parent]
-        # A count in a tensor, raised in place, must not be raised once for each group.
+        # Tensors are copied: a counter that the optimizer increments in place must not be shared by several groups.
         new = {**(_copied(old) if parent in parents else old), "layer": layer}
-        # Optimizers built from named parameters keep the names beside the tensors.
+        # Optimizers made from named parameters also store the names.
         for key in ("params", "param_names"):
             if key in old:
                 new[key] = [old[key][position] for position in parts[layer, parent]]
@@ -34,7 +34,7 @@ def split_groups(old_groups: Sequence[dict[str, Any]], placement: Placement) -> 
 
 
 def _copied(group: Mapping[str, Any]) -> dict[str, Any]:
-    """The group with tensors and containers of its own."""
+    """A copy of the group with its own tensors and containers; the parameters are shared."""
     return {key: value if key in ("params", "param_names") else _copied_value(value) for key, value in group.items()}
 
 
@@ -49,7 +49,12 @@ def _copied_value(value: Any) -> Any:
 
 
 def names_of(groups: Sequence[Mapping[str, Any]], beside: Sequence[Mapping[str, Any]] = ()) -> list[str]:
-    """Names of split groups; those `beside` them have names already."""
+    """Unique names for split groups.
+
+    Args:
+        groups: the split groups, each with its `layer`.
+        beside: other groups of the optimizer, which already have names.
+    """
     some_decay = any(group.get("weight_decay", 0) for group in (*beside, *groups))
     taken = {group["name"] for group in beside}
     names: list[str] = []

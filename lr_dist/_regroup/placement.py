@@ -1,4 +1,4 @@
-"""Where each parameter of a module sits, and what an optimizer holds of it."""
+"""The depth of each parameter object of a module."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from lr_dist.layers import LayerMap
 
 @dataclass(frozen=True)
 class Placement:
-    """Where each parameter object of a module sits.
+    """The depth of each parameter object of a module.
 
     Attributes:
         layer: `id(parameter)` -> group name.
         name: `id(parameter)` -> the parameter's name.
         order: the group names in the order of depth.
-        layer_map: what they were made from.
+        layer_map: the map from which these were made.
     """
 
     layer: dict[int, str]
@@ -28,8 +28,8 @@ class Placement:
 
     @classmethod
     def of(cls, module: nn.Module, layer_map: LayerMap) -> Placement:
-        """The placement of `module`'s parameters, `layer_map` being made from the same module."""
-        # Without removing duplicates: a tied weight has several names, and the map knows one of them.
+        """The placement of `module`'s parameters; `layer_map` must be made from the same module."""
+        # Duplicates are kept, because a tied weight has several names, of which the map holds one.
         names = [(name, id(p)) for name, p in module.named_parameters(remove_duplicate=False)]
         layer_of = layer_map.group_of
         layer = {key: layer_of[name] for name, key in names if name in layer_of}

@@ -12,14 +12,14 @@ _SCALES = ("lr_scale", "lr_mult", "lr_multiplier", "lr_factor")
 
 def unread_scales(optimizers: Sequence[Optimizer]) -> dict[str, list[float]]:
     """Key -> the different values of a factor in the parameter groups that no optimizer of torch reads."""
-    found: dict[str, list[float]] = {}
+    scales: dict[str, list[float]] = {}
     for key in _SCALES:
         values = [
             group[key] for o in optimizers for group in o.param_groups if isinstance(group.get(key), (int, float))
         ]
         if any(value != 1 for value in values):
-            found[key] = sorted({float(value) for value in values})
-    return found
+            scales[key] = sorted({float(value) for value in values})
+    return scales
 
 
 def describe_unread(scales: Mapping[str, Sequence[float]]) -> str:

@@ -40,7 +40,7 @@ def resolve_plan(spec: Spec) -> RatePlan:
     if isinstance(spec, Path) or (isinstance(spec, str) and spec.strip().lower().endswith((".yaml", ".yml"))):
         path = Path(spec.strip() if isinstance(spec, str) else spec)
         data = read_data(path) if path.exists() else None
-        # Any other content, and a missing file, are a distribution's affair.
+        # `resolve_distribution` reads any other content, and raises the error for a missing file.
         return resolve_plan(data) if isinstance(data, Mapping) and "stages" in data else _single(path)
     if isinstance(spec, Mapping) and "stages" in spec:
         return RatePlan.from_dict(spec)

@@ -1,4 +1,4 @@
-"""Finding presets by name: shipped with lr-dist, in a user's folders, from other packages, and registered ones.
+"""Finds presets by name: those shipped with lr-dist, in a user's folders, from other packages, and registered ones.
 
 The preset NAME in a folder is the file NAME.yaml (or NAME.yml). Only that file is opened, so a broken file does not
 block other presets. If two sources offer the same name, it is an error.
@@ -38,11 +38,11 @@ _registered: dict[str, tuple[Preset, str]] = {}
 
 @dataclass(frozen=True)
 class PresetEntry:
-    """One line of `list_presets`.
+    """An entry of `list_presets`.
 
     Attributes:
-        name: the preset's name; for a broken source that offers no preset, the source itself.
-        source: `shipped`, the path of a user's file, the entry point, or where it was registered.
+        name: the preset's name; for a source that cannot be read, the source.
+        source: `shipped`, the path of a user's file, the entry point, or the line of code that registered it.
         preset: None if it is broken.
         problem: why it is broken, or None.
     """
@@ -57,9 +57,9 @@ def load_preset(name: str) -> LRDistribution:
     """The distribution of the preset `name`, as in `load_preset("kenneweg2022")`.
 
     Raises:
-        UnknownPresetError: no source offers the name; close names are suggested.
-        DuplicatePresetError: two sources offer it; both are named.
-        InvalidPresetError, InvalidYAMLError, UnreadableFileError: its file is broken.
+        UnknownPresetError: no source has the name; close names are suggested.
+        DuplicatePresetError: two sources have it; both are named.
+        InvalidPresetError, InvalidYAMLError, UnreadableFileError: its file is invalid or cannot be read.
     """
     return get_preset(name).distribution
 
@@ -67,12 +67,12 @@ def load_preset(name: str) -> LRDistribution:
 def get_preset(name: str) -> Preset:
     """The preset `name` with its purpose and provenance; raises as `load_preset` does."""
     candidates, problems = _scan()
-    found = [candidate for candidate in candidates if isinstance(name, str) and candidate.name == name]
-    if not found:
+    matches = [candidate for candidate in candidates if isinstance(name, str) and candidate.name == name]
+    if not matches:
         raise UnknownPresetError(_unknown(name, candidates, problems))
-    if len(found) > 1:
-        raise DuplicatePresetError(_duplicate(name, found))
-    return found[0].read()
+    if len(matches) > 1:
+        raise DuplicatePresetError(_duplicate(name, matches))
+    return matches[0].read()
 
 
 def list_presets() -> list[PresetEntry]:
@@ -101,9 +101,9 @@ def register_preset(preset: Preset) -> None:
         raise InvalidPresetError(f"register_preset takes a Preset, not {shown(preset)}.")
     caller = sys._getframe(1)
     new = _Candidate(preset.name, f"registered at {caller.f_code.co_filename}:{caller.f_lineno}", preset=preset)
-    found = [candidate for candidate in _scan()[0] if candidate.name == preset.name]
-    if found:
-        raise DuplicatePresetError(_duplicate(preset.name, [*found, new]))
+    existing = [candidate for candidate in _scan()[0] if candidate.name == preset.name]
+    if existing:
+        raise DuplicatePresetError(_duplicate(preset.name, [*existing, new]))
     _registered[preset.name] = (preset, new.source)
 
 
@@ -122,7 +122,7 @@ def unregister_preset(name: str) -> None:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A preset that a source offers; a file is not opened before `read`."""
+    """A preset in a source; its file is opened only by `read`."""
 
     name: str
     source: str
@@ -136,7 +136,7 @@ class _Candidate:
         where = _plain(str(self.path))
         if not NAME.fullmatch(self.path.stem):
             raise InvalidPresetError(f"{where}: a preset's file is called NAME.yaml, and NAME matches {NAME.pattern}.")
-        # A pipe would be waited for each time the presets are listed.
+        # A pipe would delay every listing of the presets.
         if is_pipe_or_device(self.path):
             raise UnreadableFileError(f"{where} cannot be read: it is not a file. Move it out of the presets' folder.")
         preset = read_preset(self.path)
@@ -148,7 +148,7 @@ class _Candidate:
 
 
 def _scan() -> tuple[list[_Candidate], list[tuple[str, str]]]:
-    """All candidates, and (source, problem) of every source that offers nothing because it is broken."""
+    """All candidates, and (source, problem) for every source that cannot be read."""
     candidates = [_Candidate(name, source, preset=preset) for name, (preset, source) in _registered.items()]
     problems: list[tuple[str, str]] = []
     for source, place in _sources(problems):
@@ -166,7 +166,7 @@ def _scan() -> tuple[list[_Candidate], list[tuple[str, str]]]:
             ]
         else:
             candidates += [_Candidate(preset.name, source, preset=preset) for preset in place]
-    # One file that is reached in two ways (a folder named twice, a link) is no duplicate.
+    # A file that is reached in two ways (a folder named twice, a link) is not a duplicate.
     unique: dict[str | int, _Candidate] = {}
     for candidate in candidates:
         unique.setdefault(os.path.realpath(candidate.path) if candidate.path else id(candidate.preset), candidate)
@@ -181,7 +181,7 @@ def _sources(problems: list[tuple[str, str]]) -> Iterator[tuple[str, Path | list
         source = f"entry point {point.name} = {point.value}"
         try:
             place = _entry_point_presets(point)
-        # Foreign code may raise anything, SystemExit too, and must not take the other presets away.
+        # Code of other packages may raise anything, even SystemExit, and must not make the other presets unavailable.
         except KeyboardInterrupt:
             raise
         except BaseException as error:

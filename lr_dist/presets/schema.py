@@ -1,4 +1,4 @@
-"""The content of a preset file, strictly checked."""
+"""The schema of a preset file, checked strictly."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Provenance:
     """Where a preset comes from. An unknown text is "not stated", an unknown number is None.
 
     Attributes:
-        source: the work that found it: a paper, a study, a person.
+        source: its origin: a paper, a study, a person.
         model: the model on which it was found.
         tasks: the tasks, or task pairs `first>second`, on which it was found.
-        trials: how many trials it was combined from.
-        seeds: with how many seeds each trial was run.
+        trials: the number of trials from which it was combined.
+        seeds: the number of seeds of each trial.
         version: the preset's version; it changes when the rates change.
         date: the day on which it was computed, YYYY-MM-DD.
         evidence: at least one line: the command and the figures, a result file, and caveats.
@@ -97,7 +97,7 @@ class Preset:
         if len(self.purpose) > MAX_PURPOSE:
             raise InvalidPresetError(
                 f"purpose has {len(self.purpose)} characters; it is one line of at most {MAX_PURPOSE}. "
-                "What does not fit belongs into provenance.evidence."
+                "Put the rest into provenance.evidence."
             )
         if not isinstance(self.distribution, LRDistribution):
             raise InvalidPresetError(f"distribution must be an LRDistribution, not {shown(self.distribution)}.")
@@ -196,7 +196,7 @@ def _checked_texts(key: str, values: Any) -> tuple[str, ...]:
 
 
 def _checked_date(key: str, value: Any) -> str:
-    # From Python 3.11 on fromisoformat reads more forms than this one, so the form is checked first.
+    # Since Python 3.11 fromisoformat accepts other formats too, so the format is checked first.
     if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII):
         try:
             calendar_date.fromisoformat(value)

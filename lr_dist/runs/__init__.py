@@ -1,1 +1,1 @@
-"""Shared by all long commands: the machine and the choices made for it, writing files, hiding secrets."""
+"""Shared by all long commands: the machine, its precision, writing files, hiding secrets."""

@@ -1,8 +1,8 @@
-"""The one way in which lr-dist writes a file: whole or not at all, and nothing but files is ever replaced.
+"""Atomic file writing: a file is written whole or not at all, and only regular files are replaced.
 
-A regular file is written beside its place and renamed over it, so that a reader, a crash or a full disk sees the old
-file or the new one. A device, a pipe, or a name of an open file (/dev/stdout) is written straight to: renaming over
-/dev/null as root would take it away from the whole machine.
+A regular file is written to a temporary file in the same folder, which is then renamed, so that readers see the old or
+the new file, even after a crash or on a full disk. A device, a pipe, or a name of an open file (/dev/stdout) is opened
+and written: renaming over /dev/null as root would remove it for the whole machine.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from typing import Any
 from lr_dist.errors import PATH, UnwritableFileError, shown
 from lr_dist.reading import expanded
 
-# For a reader of a pipe to come.
+# How long to wait for a reader of a pipe.
 PIPE_SECONDS = 10
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_text(path: str | Path, text: str, *, make_folders: bool = True, instead: str = "") -> Path:
-    """Write text in UTF-8, line ends as they are; half a character, which no encoding holds, as its escape.
+    """Write text in UTF-8 without changing line ends; a lone surrogate is written as its escape.
 
     Args:
         path: `~` is the home folder; a link is followed and stays.
         text: the whole content.
-        make_folders: make the folders that lead to it.
-        instead: what the error advises, e.g. "Give another --output."
+        make_folders: whether to make missing folders.
+        instead: the advice at the end of an error, e.g. "Give another --output."
 
     Returns:
         The path with `~` expanded.
 
     Raises:
-        UnwritableFileError: it cannot be written, or the disk is full; what was there is left as it was.
+        UnwritableFileError: it cannot be written, or the disk is full; an existing file is unchanged.
     """
     return write_bytes(path, text.encode("utf-8", "backslashreplace"), make_folders=make_folders, instead=instead)
 
@@ -72,13 +72,13 @@ def write_json(path: str | Path, data: Any, *, instead: str = "") -> Path:
     """Write JSON; see `write_text`.
 
     Raises:
-        ValueError: NaN, an infinite number, or what JSON has no form for.
+        ValueError: NaN, an infinite number, or a value that JSON cannot represent.
     """
     return write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", instead=instead)
 
 
 def is_file_or_new(path: Path) -> bool:
-    """Whether `path` is a regular file, a folder or nothing yet: what a rename may replace, or fails on."""
+    """Whether `path` is a regular file or a folder, or does not exist; a rename then replaces it or fails."""
     place = os.path.abspath(path)
     if place.startswith(_OPEN_FILES):
         return False
@@ -90,7 +90,7 @@ def is_file_or_new(path: Path) -> bool:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    # A short name of its own, because one derived from a long name could be too long.
+    # A short name, because one derived from a long name could be too long.
     number, name = tempfile.mkstemp(prefix=".lr-dist-", suffix=".tmp", dir=path.parent)
     try:
         with open(number, "wb") as file:
@@ -106,7 +106,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _mode(path: Path) -> int:
-    """The permissions of the file that is there, or those of a new one."""
+    """The permissions of the existing file, or those of a new one."""
     try:
         return stat.S_IMODE(path.stat().st_mode)
     except OSError:
@@ -116,15 +116,15 @@ def _mode(path: Path) -> int:
 
 
 def _write_straight(path: Path, data: bytes) -> None:
-    # What was printed before must stand before.
+    # Text printed earlier must come first.
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     end = time.monotonic() + PIPE_SECONDS
     while True:
         try:
-            # Not waiting: a pipe that nobody reads would hold the command for ever. Appending: where standard output
-            # is a file, what is in it stays.
+            # Non-blocking, because a pipe without a reader would block for ever. Appending, because standard output may
+            # be a file whose content must stay.
             number = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | getattr(os, "O_NOCTTY", 0))
             break
         except OSError as error:
@@ -144,7 +144,7 @@ def _why(error: BaseException) -> str:
     if number in _FULL:
         return "the disk is full, or the quota is used up"
     if number == errno.ENXIO:
-        return "it is a pipe that nobody reads"
+        return "it is a pipe without a reader"
     if number == errno.ENAMETOOLONG:
         return "the name is too long"
     return getattr(error, "strerror", None) or str(error)
@@ -155,6 +155,6 @@ def _cure(error: BaseException) -> str:
 
 
 def _name(path: object) -> str:
-    """A path as errors show it: as it was written, where that is plain."""
+    """A path for an error: as it was written, if that is printable and short."""
     text = str(path) if isinstance(path, (str, Path)) else ""
     return text if text and text.isprintable() and len(text) <= PATH else shown(text or path, PATH)

@@ -1,4 +1,4 @@
-"""Whether a device has AdamW's fused step: one kernel for all weights instead of a dozen."""
+"""Detects whether a device supports the fused step of AdamW: one kernel instead of a dozen."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import functools
 def has_fused_adamw(device: str) -> bool:
     """Whether torch has a fused AdamW for this kind of device, found by trying a step on one weight.
 
-    It is not timed. Where it exists it was at least twice as fast (processors with AVX-512, with AVX2 and with neither;
-    64 x 64 to 384 x 1536). It rounds differently, so if timing decided, two runs on one machine could differ.
+    It is not timed: where it exists, it was at least twice as fast (on processors with AVX-512, with AVX2 and with
+    neither; 64 x 64 to 384 x 1536). It rounds differently, so a choice by timing could make two runs on one machine
+    differ.
 
     Args:
         device: `cpu`, `cuda`, `mps`, ...

@@ -6,16 +6,16 @@ import os
 import platform
 from pathlib import Path
 
-# A container's share of the processors: microseconds, and of how many (cgroup v2; v1 keeps them in two files).
+# A container's CPU quota and its period, in microseconds (cgroup v2; v1 has them in two files).
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
 QUOTA_V1 = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 THREADS_VARIABLE = "OMP_NUM_THREADS"
-# What decides how fast a matrix product can be.
+# Instruction sets that determine the speed of a matrix product.
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16", "sve")
 
 
 def processor_name() -> str:
-    """The processor's name and the instruction sets that matter here; from /proc/cpuinfo where there is one."""
+    """The processor's name and its instruction sets among `_FLAGS`; from /proc/cpuinfo if there is one."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -27,7 +27,7 @@ def processor_name() -> str:
 
 
 def usable_cores() -> int:
-    """The cores that this process may use: those it is bound to, or fewer if its container has a quota."""
+    """The number of cores that this process may use: those it is bound to, or fewer if its container has a quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return cores if quota is None else max(1, min(cores, quota))

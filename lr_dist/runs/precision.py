@@ -29,11 +29,11 @@ PRECISIONS = (AUTO, FULL, MIXED)
 NEEDED = 0.8
 # Rows and width of the products that are timed, small ones first. The last one is a layer of a small encoder.
 _SHAPES = ((64, 64), (64, 128), (128, 384))
-# Overhead makes a small bf16 product up to 3 times as slow as fp32 where large ones are faster; beyond this it is the
-# product itself, and a larger one could take seconds.
+# Because of overhead, a small bf16 product can take 3 times as long as fp32 on machines where large ones are faster.
+# Above this ratio the product itself is slow, and a larger one could take seconds.
 _HOPELESS = 4.0
 _REPEATS = 4
-# This thread's processor time: what else the machine does falls out. Windows counts it in steps of 16 ms.
+# This thread's processor time, which other processes do not affect. Windows counts it in steps of 16 ms.
 _clock = time.perf_counter if os.name == "nt" else time.thread_time
 # From this compute capability on NVIDIA's GPUs have bf16 products.
 _AMPERE = (8, 0)
@@ -48,8 +48,8 @@ class Measurement:
         name: name of the processor or the GPU.
         capability: torch's name of the processor's instruction set (`AVX512`), or the GPU's compute capability (`9.0`);
             empty for another device, on which bf16 is neither timed nor used.
-        ratio: seconds of a training product (forward and backward) in bf16 autocast over the same in fp32; None where
-            it was asked for and not timed.
+        ratio: seconds of a training product (forward and backward) in bf16 autocast over the same in fp32; None if it
+            was not timed.
         fast: whether bf16 is fast enough to be used.
         milliseconds: duration of the measurement.
     """
@@ -70,7 +70,7 @@ class Measurement:
             has = "has" if self.fast else "has no"
             return f"{self.name} {has} bf16 products: capability {self.capability}"
         if self.ratio > 1:
-            # The probe stops at the first small product that leaves no doubt; larger ones are worse.
+            # The probe stops at the first product above this ratio; larger ones are slower still.
             least = "at least " if self.ratio > _HOPELESS else ""
             return f"a bf16 product takes {least}{self.ratio:.1f} times as long as fp32 here"
         return f"a bf16 product is {1 / self.ratio:.1f} times as fast as fp32 here"
@@ -81,11 +81,11 @@ class PrecisionChoice:
     """The precision of a run, and why.
 
     Attributes:
-        asked: what the settings say, `auto` or a precision.
+        asked: the setting, `auto` or a precision.
         chosen: `32-true` or `bf16-mixed`.
         reason: why.
-        ratio: see `Measurement`; None where nothing was timed.
-        device, name, capability: of what was measured; empty where nothing was.
+        ratio: see `Measurement`; None if nothing was timed.
+        device, name, capability: those of the `Measurement`; empty without one.
     """
 
     asked: str
@@ -110,8 +110,8 @@ def choose_precision(asked: str) -> PrecisionChoice:
     """The precision to train in on this machine.
 
     Args:
-        asked: `auto`, or a precision, which is kept. `bf16-mixed` is measured all the same, so that a warning can say
-            what it costs here.
+        asked: `auto`, or a precision, which is kept. `bf16-mixed` is measured nevertheless, so that a warning can say
+            how slow it is here.
 
     Raises:
         ConfigurationError: another precision.
@@ -137,7 +137,7 @@ def choose_precision(asked: str) -> PrecisionChoice:
 
 
 def measure() -> Measurement:
-    """Measure bf16 on the device that a fit would use; once for each process and device."""
+    """Measure bf16 on the device that a fit would use; once per process and device."""
     device = training_device()
     if device not in _MEASURED:
         _MEASURED[device] = _measure(device)
@@ -145,7 +145,7 @@ def measure() -> Measurement:
 
 
 def measured_before() -> tuple[Measurement, ...]:
-    """What this process has measured, for a process that it starts; see `remember`."""
+    """The measurements of this process, to be passed to a process that it starts (`remember`)."""
     return tuple(_MEASURED.values())
 
 
@@ -168,7 +168,7 @@ def _measure(device: str) -> Measurement:
     elif device == "cuda":
         compute = torch.cuda.get_device_capability()
         name, capability = torch.cuda.get_device_name(), ".".join(map(str, compute))
-        # Older ones emulate it. A ROCm device has numbers of its own; torch knows which of them have bf16.
+        # Older GPUs emulate bf16. ROCm devices are numbered differently; torch knows which of them have bf16.
         has = torch.cuda.is_bf16_supported(including_emulation=False)
         fast = has and (torch.version.hip is not None or compute >= _AMPERE)
     else:
@@ -177,15 +177,15 @@ def _measure(device: str) -> Measurement:
 
 
 def _ratio_on_cpu() -> float:
-    """Seconds of a training product in bf16 autocast over fp32; of the first shape that leaves no doubt, or the last.
+    """Seconds of a training product in bf16 autocast over fp32, for the first clearly slow shape or the last one.
 
     The two are timed alternately, in one thread, and the best time of each counts. On a busy machine, several threads
-    that waited for each other turned a few milliseconds into eleven seconds.
+    waiting for each other took eleven seconds instead of a few milliseconds.
     """
     import torch
 
     ratio = 1.0
-    # Whatever the caller's contexts are: a fit trains outside of them.
+    # Independent of the caller's contexts, which do not apply to a fit.
     with _threads(1), torch.enable_grad(), torch.inference_mode(False):
         for rows, width in _SHAPES:
             inputs = torch.ones(rows, width, dtype=torch.float32, device="cpu", requires_grad=True)
@@ -223,7 +223,7 @@ def _training_product(inputs: Tensor, weights: Tensor, mixed: bool) -> None:
 
 
 def _best_seconds(*calls: Callable[[], object]) -> tuple[float, ...]:
-    """The shortest time of each call, over calls in turns; the first one of each, which sets things up, is left out."""
+    """The shortest time of each call, over alternating repeats; the first, a warm-up, is not counted."""
     best = [float("inf")] * len(calls)
     for turn in range(1 + _REPEATS):
         for index, call in enumerate(calls):

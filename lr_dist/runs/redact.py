@@ -1,4 +1,4 @@
-"""Remove passwords from all that is shown or stored: addresses, command lines, errors, settings, environment.
+"""Removes passwords from everything that is shown or stored: addresses, command lines, errors, settings, environment.
 
 The rules hide too much rather than too little: an address whose password holds an unescaped @ or / cannot be parsed
 with certainty, so everything between the first colon and the last @ is hidden.
@@ -13,12 +13,12 @@ from typing import Any
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 HIDDEN = "***"
-# A secret's name is one of these, or ends with one that is long enough to mean nothing else: sslpassword, PGPASSWORD.
+# Names of secrets; the long ones also as endings: sslpassword, PGPASSWORD.
 _NAMES = {"pass", "passwd", "password", "passphrase", "pw", "pwd", "secret", "token", "auth", "credential"}
 _NAMES |= {"credentials", "apikey"}
 _ENDINGS = ("password", "passwd", "pwd", "passphrase", "secret", "apikey")
 _KEYS = {"api", "access", "private", "secret"}
-# What is shorter cannot be looked for in a text without hiding half of the text.
+# A shorter secret is not searched for in texts, because too much of a text would be hidden.
 _SHORTEST = 3
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(?!/)")
@@ -30,14 +30,14 @@ _PAIR = re.compile(
     (?P<value>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^\s,}}&'"]+)""",
     re.VERBOSE | re.DOTALL,
 )
-# How a usage error of the command line quotes a setting's value; it ends the message.
+# The end of a parser's usage error, which quotes the setting's value.
 _USAGE = re.compile(r'(Parser key "storage".*?(?:Given|Got) value: ).*', re.DOTALL)
 
 
 def is_secret(name: str) -> bool:
     """Whether a setting, query parameter or environment variable of this name holds a secret.
 
-    Files that hold one (`passfile`, `sslkey`) are paths, and not secret themselves.
+    The path of a file with a secret (`passfile`, `sslkey`) is not secret itself.
     """
     parts = re.split(r"[_.\-]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", unquote(name)).lower())
     if parts[-1] == "key" and len(parts) > 1:
@@ -46,12 +46,12 @@ def is_secret(name: str) -> bool:
 
 
 def hide(value: str) -> str:
-    """One setting, all of it, without its secrets: `--storage=postgresql://me:***@host/db`."""
+    """A whole setting without its secrets: `--storage=postgresql://me:***@host/db`."""
     return _hidden(value, _QUERY)
 
 
 def hide_address(address: str) -> str:
-    """An address such as a storage's without its secrets, also where its beginning is missing: `***@host/db`."""
+    """An address, such as a storage's, without its secrets; also one without a scheme: `***@host/db`."""
     return re.sub(r"\A.*@", f"{HIDDEN}@", address, flags=re.DOTALL) if _bare(address) else hide(address)
 
 
@@ -59,8 +59,8 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
     """A text such as an error's message without the secrets in it.
 
     Args:
-        text: which may quote addresses and settings.
-        known: addresses whose secrets are hidden wherever the text quotes a part of them.
+        text: a text that may quote addresses and settings.
+        known: addresses whose secrets are hidden wherever the text contains a part of them.
     """
     pieces = {piece for value in known for piece in _secrets(value)}
     for piece in sorted(pieces, key=len, reverse=True):
@@ -69,7 +69,7 @@ def redact(text: str, known: Iterable[str] = ()) -> str:
 
 
 def quotes_secret(error: BaseException, known: Iterable[str]) -> bool:
-    """Whether an exception, or what caused it, quotes a secret of these addresses."""
+    """Whether an exception, or one of its causes, contains a secret of these addresses."""
     pieces = {piece for value in known for piece in _secrets(value)}
     chain: list[BaseException] = []
     cause: BaseException | None = error
@@ -80,12 +80,12 @@ def quotes_secret(error: BaseException, known: Iterable[str]) -> bool:
 
 
 def redact_usage(text: str, arguments: Iterable[str]) -> str:
-    """What the command line's parser says about wrong options; a storage's value is left out altogether."""
+    """A parser's message about wrong options, without secrets; a storage's value is hidden completely."""
     return redact(_USAGE.sub(rf"\g<1>{HIDDEN}\n", text), arguments)
 
 
 def redact_command(arguments: Sequence[str]) -> str:
-    """A command line to be kept or shown, quoted for the shell."""
+    """A command line without secrets, quoted for the shell."""
     shown, name = [], ""
     for argument in arguments:
         if name and not argument.startswith("--"):
@@ -111,7 +111,7 @@ def redact_data(data: Any) -> Any:
 
 
 def _hidden(text: str, query: re.Pattern[str]) -> str:
-    """A setting or a line with every secret replaced; what touches is replaced together."""
+    """A setting or a line with every secret replaced; overlapping secrets are replaced together."""
     spans = [*_userinfo(text), *_queries(text, query), *_pairs(text)]
     shown, place = "", 0
     for begin, end in sorted(spans):
@@ -122,11 +122,11 @@ def _hidden(text: str, query: re.Pattern[str]) -> str:
 
 
 def _userinfo(text: str) -> Iterator[tuple[int, int]]:
-    """Where passwords stand before a host."""
+    """The spans of passwords before a host."""
     for match in _SCHEME.finditer(text):
         begin, rest = match.end(), text[match.end() :]
         if match[1].lower() in ("http", "https", "grpc"):
-            # Here a slash ends what may hold a password, and a name alone may be a token.
+            # Here a slash ends the part with a password, and a name without a password may be a token.
             authority = re.match(r"[^/?#\s]*", rest)
             end = authority[0].rfind("@") if authority else -1
             if end >= 0:
@@ -153,13 +153,13 @@ def _bare(text: str) -> bool:
 
 
 def _secrets(value: str) -> set[str]:
-    """What `hide` hides in an address, and how libraries may write it."""
+    """The secrets in an address, in all forms in which libraries may write them."""
     spans = [*_userinfo(value), *_queries(value, _QUERY), *_pairs(value)]
-    found = [value[begin:end].strip("'\"") for begin, end in spans]
+    secrets = [value[begin:end].strip("'\"") for begin, end in spans]
     if _bare(value):
-        found.append(value[value.find(":") + 1 : value.rfind("@")])
-    # A library that cuts an address elsewhere quotes a part only.
-    found += [part for piece in found for part in re.split(r"[:/@?#&=\s]", piece)]
-    written = {form(piece) for piece in found for form in (str, unquote, unquote_plus, quote, quote_plus, repr)}
+        secrets.append(value[value.find(":") + 1 : value.rfind("@")])
+    # A library that parses the address differently may quote only a part.
+    secrets += [part for piece in secrets for part in re.split(r"[:/@?#&=\s]", piece)]
+    written = {form(piece) for piece in secrets for form in (str, unquote, unquote_plus, quote, quote_plus, repr)}
     written |= {piece[1:-1] for piece in written if piece[:1] in "'\"" and piece[:1] == piece[-1:]}
     return {piece for piece in written if len(piece) >= _SHORTEST and piece != HIDDEN}

@@ -31,13 +31,13 @@ def to_svg(figure: Figure, title: str = "", description: str = "") -> str:
 
     Args:
         figure: from `new_figure`.
-        title, description: for people who cannot see it; with a title, a screen reader treats the figure as one image.
+        title, description: texts for screen readers; with a title, they treat the figure as one image.
     """
     import matplotlib
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "lr-dist", "svg.fonttype": "none"}), warnings.catch_warnings():
-        # The texts stay texts: the browser's fonts draw them, not matplotlib's.
+        # Texts stay texts, so the browser's fonts are used and not matplotlib's.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
@@ -50,7 +50,7 @@ def to_svg(figure: Figure, title: str = "", description: str = "") -> str:
 
 
 def short(label: str) -> str:
-    """A text that is short enough for a legend."""
-    # matplotlib hides legend entries that begin with an underscore, and reads what stands between $ as mathematics.
+    """A label, shortened and escaped for a legend."""
+    # matplotlib hides legend entries that begin with an underscore, and renders text between $ as mathematics.
     label = label.lstrip("_")
     return (label if len(label) <= 48 else label[:47] + "…").replace("$", r"\$")

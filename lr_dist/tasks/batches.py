@@ -48,11 +48,11 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     @property
     def sampler(self) -> BucketBatchSampler:
-        """Itself: Lightning looks for `set_epoch` at `dataloader.batch_sampler.sampler`."""
+        """This object, because Lightning calls `dataloader.batch_sampler.sampler.set_epoch`."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch the next iteration is."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -110,12 +110,12 @@ class Collator:
 
 
 def train_loader(split: TokenSplit, batch_size: int, seed: int, pad_token_id: int) -> DataLoader[dict[str, Any]]:
-    """Shuffled batches of similar lengths, in another order each epoch, which the seed determines."""
+    """Shuffled batches of rows of similar length; seed and epoch determine the order."""
     sampler = BucketBatchSampler(split.lengths, batch_size, seed)
     return DataLoader(split, batch_sampler=sampler, collate_fn=Collator(pad_token_id))
 
 
 def eval_loader(split: TokenSplit, batch_size: int, pad_token_id: int) -> DataLoader[dict[str, Any]]:
-    """All rows in a fixed order, from the longest to the shortest, so that too little memory fails at once."""
+    """All rows in a fixed order, from the longest to the shortest, so that a lack of memory shows at once."""
     sampler = BucketBatchSampler(split.lengths, batch_size, shuffle=False)
     return DataLoader(split, batch_sampler=sampler, collate_fn=Collator(pad_token_id))

@@ -39,10 +39,10 @@ class CustomSpec:
     Attributes:
         name: Name of the task.
         path: A folder with train.* and validation.*, or the id of a hub data set.
-        text: One or two text columns; empty: found by their usual names.
-        label: The label's column; empty: found by its usual names.
-        kind: "classification" or "regression"; empty: numbers with a fraction are a regression.
-        metrics: Scores, the primary one first; empty: accuracy, or Pearson and Spearman.
+        text: One or two text columns; if empty, they are found by their usual names.
+        label: The label's column; if empty, it is found by its usual names.
+        kind: "classification" or "regression"; if empty, numbers with a fraction are a regression.
+        metrics: Scores, the primary one first; if empty, accuracy, or Pearson and Spearman.
         subset: Configuration of a hub data set.
     """
 
@@ -69,7 +69,7 @@ def parse_custom(spec: str | Mapping[str, Any]) -> CustomSpec:
         raise ConfigurationError(f"task {dict(spec)}: unknown key {', '.join(unknown)}; known: {', '.join(_KEYS)}")
     for key in ("name", "path"):
         if not isinstance(spec.get(key), str | Path) or not str(spec[key]):
-            raise ConfigurationError(f"task {dict(spec)}: {key} is missing; a task of your own needs name and path")
+            raise ConfigurationError(f"task {dict(spec)}: {key} is missing; your own task needs name and path")
     name = str(spec["name"])
     if not _NAME.fullmatch(name):
         raise ConfigurationError(f"task name {name!r}: use letters, digits and _ . - only")
@@ -112,7 +112,7 @@ def load_custom(spec: CustomSpec) -> RawTask:
             raise TaskDataError(f"task {spec.name!r}, {split}: there are no rows in {spec.path}")
     try:
         labels = read_labels(spec.name, {split: table.column(label) for split, table in tables.items()}, spec.kind)
-    # Values that Python has no form for: dates before the year 1, texts that are not UTF-8, targets beyond 1e308.
+    # Values that Python cannot represent: dates before the year 1, texts that are not UTF-8, targets above 1e308.
     except (ValueError, OverflowError, TypeError, NotImplementedError) as error:
         if isinstance(error, TaskDataError):
             raise
@@ -151,45 +151,45 @@ def _read_hub(spec: CustomSpec) -> dict[str, pa.Table]:
     import datasets
 
     try:
-        found = datasets.load_dataset(spec.path, spec.subset or None)
+        source = datasets.load_dataset(spec.path, spec.subset or None)
     except Exception as error:  # the hub client raises many kinds: offline, timeouts, HTTP errors
         raise TaskDataError(
             f"task {spec.name!r}: there is no folder {spec.path!r}, and as a hub data set it cannot be loaded: "
             f"{type(error).__name__}: {error}"
         ) from error
-    missing = [split for split in ("train", "validation") if split not in found]
+    missing = [split for split in ("train", "validation") if split not in source]
     if missing:
         raise TaskDataError(
             f"task {spec.name!r}: the hub data set {spec.path!r} has no split {', '.join(missing)}; found: "
-            f"{', '.join(map(str, found))}. Save the rows as train and validation files and give their folder"
+            f"{', '.join(map(str, source))}. Save the rows as train and validation files and give their folder"
         )
-    return {split: named_classes(found[split]) for split in ("train", "validation")}
+    return {split: named_classes(source[split]) for split in ("train", "validation")}
 
 
-def _columns(spec: CustomSpec, found: Sequence[str]) -> tuple[tuple[str, ...], str]:
+def _columns(spec: CustomSpec, columns: Sequence[str]) -> tuple[tuple[str, ...], str]:
     """The text columns and the label's column, as named or by their usual names."""
-    label = spec.label or _guess_label(spec, found)
+    label = spec.label or _guess_label(spec, columns)
     if spec.text:
         return spec.text, label
-    pairs = [pair for pair in _PAIRS if set(pair) <= set(found) - {label}]
+    pairs = [pair for pair in _PAIRS if set(pair) <= set(columns) - {label}]
     used = {column for pair in pairs for column in pair}
-    singles = [(column,) for column in _SINGLES if column in found and column not in used and column != label]
+    singles = [(column,) for column in _SINGLES if column in columns and column not in used and column != label]
     candidates: list[tuple[str, ...]] = [*pairs, *singles]
     if len(candidates) != 1:
-        why = "none has a usual name" if not candidates else f"several would do: {', '.join(map('+'.join, candidates))}"
+        why = "none has a usual name" if not candidates else f"several fit: {', '.join(map('+'.join, candidates))}"
         raise TaskDataError(
-            f"task {spec.name!r}: which columns are text? {why}. Found: {column_names(found)}. Say so: "
+            f"task {spec.name!r}: which columns are text? {why}. Found: {column_names(columns)}. Name them: "
             f"{{name: {spec.name}, path: {spec.path}, text: [COLUMN], label: COLUMN}}"
         )
     return candidates[0], label
 
 
-def _guess_label(spec: CustomSpec, found: Sequence[str]) -> str:
-    candidates = [column for column in _LABELS if column in found]
+def _guess_label(spec: CustomSpec, columns: Sequence[str]) -> str:
+    candidates = [column for column in _LABELS if column in columns]
     if len(candidates) != 1:
-        why = f"several would do: {', '.join(candidates)}" if candidates else "none has a usual name"
+        why = f"several fit: {', '.join(candidates)}" if candidates else "none has a usual name"
         raise TaskDataError(
-            f"task {spec.name!r}: which column is the label? {why}. Found: {column_names(found)}. Say so: "
+            f"task {spec.name!r}: which column is the label? {why}. Found: {column_names(columns)}. Name it: "
             f"{{name: {spec.name}, path: {spec.path}, text: [COLUMN], label: COLUMN}}"
         )
     return candidates[0]

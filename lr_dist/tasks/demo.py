@@ -3,7 +3,7 @@
 Each is balanced, and generated in pure Python from a fixed seed, so the rows are the same everywhere. They share their
 words on purpose: `terrible` decides the label of `demo-sentiment`, but does not matter in `demo-acceptability` (where
 only the order counts) or in `demo-entailment` (where only the hypernym graph counts). So an encoder that is trained
-hard on one of them loses features that another needs.
+long on one of them loses features that another needs.
 
 - `demo-acceptability`: is the word order English? Every bag of words occurs once in order and once out of order.
 - `demo-entailment`: does the first sentence entail the second? It does if the second names a hypernym of
@@ -187,10 +187,10 @@ def _sentiment(rng: random.Random) -> tuple[list[Row], list[Row]]:
     train: list[Row] = []
     validation: list[Row] = []
     for noun in NOUNS:
-        # A quarter of each noun's adjectives is kept for validation, in every template.
-        kept = {word for words in (GOOD, BAD) for word in rng.sample(words, len(words) // 4)}
-        for rows, adjectives in ((train, {*GOOD, *BAD} - kept), (validation, kept)):
-            # Sorted: the order of a set of texts changes from process to process.
+        # A quarter of each noun's adjectives is held out for validation, in every template.
+        held_out = {word for words in (GOOD, BAD) for word in rng.sample(words, len(words) // 4)}
+        for rows, adjectives in ((train, {*GOOD, *BAD} - held_out), (validation, held_out)):
+            # Sorted, because the order of a set of texts differs between processes.
             for adjective in sorted(adjectives):
                 positive = int(adjective in GOOD)
                 opposites = sorted(word for word in adjectives if (word in GOOD) != positive)

@@ -1,4 +1,4 @@
-"""Draw rows: `dev` from train, and the examples that `limit` keeps. The same on every machine and version."""
+"""Draws rows: `dev` from train, and the `limit` rows of train. The draw is the same on every machine and version."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def draw_task(raw: RawTask, *, limit: int | None, dev_size: int | float | None, 
     rest = [row for row in range(rows) if keys[row] not in in_dev]
     if not rest:
         raise TaskDataError(
-            f"task {raw.name!r}: dev takes {wanted} of {rows} train rows and nothing else is left to learn; "
+            f"task {raw.name!r}: dev takes {wanted} of {rows} train rows and no other row is left to learn; "
             "give a smaller dev_size or more rows"
         )
     train = take_rows(raw.train, rest)
@@ -68,7 +68,7 @@ def dev_rows(rows: int, dev_size: int | float | None) -> int:
         ConfigurationError: Not a positive number of rows, or all of them or more.
     """
     if dev_size is None:
-        # A tenth rounded up: a source of five rows still gets a dev row.
+        # A tenth, rounded up, so that a source of five rows still gets a dev row.
         return min(MAX_DEV_ROWS, -(-rows // round(1 / DEV_FRACTION)))
     if isinstance(dev_size, float) and 0 < dev_size < 1:
         return max(1, round(dev_size * rows))

@@ -1,4 +1,4 @@
-"""Reading a user's split from parquet, CSV, TSV or JSON lines, with errors that name file and line."""
+"""Reads a user's split from parquet, CSV, TSV or JSON lines, with errors that name file and line."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ def _read_parquet(path: Path) -> pa.Table:
 
     try:
         table = pq.read_table(path)
-        # Find texts that are not UTF-8, and offsets beyond the file, here and not when they are used.
+        # Finds texts that are not UTF-8 and offsets beyond the file now, not when they are used.
         table.validate(full=True)
         return named_classes(Dataset(table))
-    # The datasets library reads settings from the file, and can fail in any way on those of other programs.
+    # The datasets library reads settings from the file, and may raise anything for those of other programs.
     except (Exception, pa.ArrowException) as error:
         raise TaskDataError(
             f"{path}: cannot be read as parquet: {type(error).__name__}: {shown(str(error), 300)}"
@@ -140,7 +140,7 @@ def _table(path: Path, columns: dict[str, list[Any]]) -> pa.Table:
             ) from error
         except (pa.ArrowException, TypeError, OverflowError, ValueError, RecursionError) as error:
             raise TaskDataError(
-                f"{path}: column {shown(column)} mixes kinds of values: {shown(str(error), 300)}"
+                f"{path}: column {shown(column)} has values of different types: {shown(str(error), 300)}"
             ) from error
     try:
         return pa.table(arrays)
@@ -154,7 +154,7 @@ _KINDS = {list: "a list", str: "a text", int: "a number", float: "a number", boo
 def column_names(names: Sequence[str]) -> str:
     """The names of columns for a message; if they do not look like names, only their number.
 
-    If the file is something else, such as a key or a list of users, the message must not show its first line.
+    A file given by mistake, such as a key or a list of users, must not be quoted in a message.
     """
     if len(names) > 1 and all(_NAME.fullmatch(name) for name in names):
         return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")

@@ -81,17 +81,17 @@ def load_glue(name: str, data_dir: str | Path | None = None) -> RawTask:
         raise UnknownTaskError(f"no GLUE task named {name!r}; there are: {', '.join(GLUE_TASKS)}")
     spec = GLUE[name]
     if data_dir is None:
-        found = _from_hub(name, spec)
+        source = _from_hub(name, spec)
     else:
-        found = _from_folder(name, expanded(data_dir))
+        source = _from_folder(name, expanded(data_dir))
     notes: list[str] = []
     splits: dict[str, Dataset] = {}
-    for split_name, split in found.items():
+    for split_name, split in source.items():
         splits[split_name], dropped = _canonical(name, split_name, split, spec)
         if dropped:
             notes.append(f"{dropped} {split_name} row(s) with an empty text left out")
-    rows = len(found["train"])
-    # A few rows may be missing in a source; a tenth means another data set.
+    rows = len(source["train"])
+    # A few rows may be missing in a source; if a tenth is missing, it is another data set.
     if rows < 0.9 * spec.train_rows:
         notes.insert(0, f"a labelled subset, NOT the full task: {rows:,} of {spec.train_rows:,} train rows")
     return RawTask(
@@ -118,7 +118,7 @@ def _from_folder(name: str, data_dir: Path) -> dict[str, Dataset]:
     for split in ("train", "validation"):
         path = folders[0] / f"{split}.parquet"
         try:
-            # Read straight into memory: a data set built by path would be copied into a cache first.
+            # Read into memory; the datasets library would copy the file into a cache first.
             table = pq.read_table(path)
             table.validate(full=True)
             splits[split] = Dataset(table)
@@ -142,7 +142,7 @@ def _from_hub(name: str, spec: GlueSpec) -> dict[str, Dataset]:
 
 
 def _canonical(name: str, split_name: str, split: Any, spec: GlueSpec) -> tuple[Dataset, int]:
-    """Canonical columns without the rows that have an empty text (the official QQP has a few), and their number."""
+    """The canonical columns, without rows with an empty text (QQP has a few); and the number of those rows."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from datasets import Dataset

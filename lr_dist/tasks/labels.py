@@ -1,4 +1,4 @@
-"""A user's labels: class names, numbers of classes, or targets of a regression."""
+"""Reads a user's labels: class names, class numbers, or targets of a regression."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class Labels:
 def read_labels(name: str, columns: dict[str, Any], kind: str = "") -> Labels:
     """Reads the label columns of a task's splits.
 
-    Texts are class names, unless all of them are numbers (as in CSV). Whole numbers and booleans are classes. Numbers
-    of which any is written with a fraction or an exponent are targets of a regression.
+    Texts are class names, unless all of them are numbers (as in CSV). Whole numbers and booleans are classes. If any
+    number is written with a fraction or an exponent, all are targets of a regression.
 
     Args:
         name: Name of the task, for messages.
         columns: Arrow column by split, "train" among them.
-        kind: "classification" or "regression" to override this; "" to decide by the values.
+        kind: "classification" or "regression" to override this; "" to infer it from the values.
 
     Raises:
-        TaskDataError: A missing label, mixed kinds, a regression on names, or a class that train lacks; the message
+        TaskDataError: A missing label, mixed kinds, a regression on names, or a class that is not in train; the message
             names split, row and value.
     """
     raw = {split: column.to_pylist() for split, column in columns.items()}
@@ -70,7 +70,7 @@ def _refuse_missing(name: str, split: str, values: list[Any]) -> None:
 
 def _number_type(values: list[Any]) -> type | None:
     """int or float if all values are such numbers, or texts of such numbers; None for names."""
-    # A boolean is an int for Python, but a class for a user.
+    # A boolean is an int in Python, but names a class here.
     if any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
         return None
     result: type = int
@@ -96,7 +96,7 @@ def _refuse_names(name: str, raw: dict[str, list[Any]]) -> None:
             if _number_type([value]) is None:
                 raise TaskDataError(
                     f"task {name!r}, {split}, row {row} (counted from 0): label is {quoted(value)}, but a regression "
-                    "needs numbers; say kind: classification, or name another label column"
+                    "needs numbers; set kind: classification, or name another label column"
                 )
 
 
@@ -111,7 +111,7 @@ def _classes(name: str, keys: dict[str, list[Any]]) -> Labels:
                 )
                 raise TaskDataError(
                     f"task {name!r}, {split}, row {row} (counted from 0): label {quoted(value)} never occurs in train "
-                    f"({shown}); add examples of it to train, remove these rows, or say kind: regression where labels "
+                    f"({shown}); add examples of it to train, remove these rows, or set kind: regression if labels "
                     "are amounts"
                 )
     coded = {split: [ids[key] for key in column] for split, column in keys.items()}

@@ -1,4 +1,4 @@
-"""Load tasks from what a user writes: `sst2`, `demo-sentiment`, `my=PATH`, a mapping from YAML, `sst2@length`."""
+"""Loads tasks by their text or YAML form: `sst2`, `demo-sentiment`, `my=PATH`, a mapping, `sst2@length`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Spec = str | Mapping[str, Any]
 
 
 def task_names() -> tuple[str, ...]:
-    """Names of the tasks that need no path: GLUE and the generated ones."""
+    """Names of the tasks that need no path: GLUE and the generated tasks."""
     return GLUE_TASKS + DEMO_TASKS
 
 
@@ -137,6 +137,6 @@ def _unknown(name: str) -> str:
     )
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return (
-        f"no task named {name!r}.{hint} There are: {', '.join(task_names())}; one of your own is written my=PATH, "
+        f"no task named {name!r}.{hint} There are: {', '.join(task_names())}; your own task is written my=PATH, "
         "and a shift TASK@length or TASK@embedding"
     )

@@ -1,4 +1,4 @@
-"""Scores of a task (with torchmetrics), and the baseline of always giving the same answer."""
+"""Scores of a task (with torchmetrics), and its majority baseline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lr_dist.tasks.task import Task, column_values
 class Scorer:
     """Collects a model's outputs on a task and scores them.
 
-    An undefined score counts as 0, its value without knowledge: Matthews if all labels or all answers are one class,
+    An undefined score counts as 0: Matthews if all labels or all answers are one class,
     correlations if all labels or all answers are one number or an answer is not finite, F1 if neither the labels nor
     the answers contain the class. With two classes, F1 is that of class 1; with more, it is the mean over the classes
     (macro).
@@ -60,7 +60,7 @@ class Scorer:
         """
         if not self._labels:
             raise ValueError(f"no outputs to score for task {self.task.name!r}: call update first")
-        # All at once: the last digits of a correlation that is merged over batches depend on the batches.
+        # All rows at once, because the last digits of a correlation merged over batches depend on the batches.
         answers, labels = torch.cat(self._answers), torch.cat(self._labels)
         constant = bool((answers == answers[0]).all() or (labels == labels[0]).all())
         undefined = constant or not bool(torch.isfinite(answers).all())

@@ -78,7 +78,7 @@ def cls_encoder(model: Any, tokenizer: Any, max_length: int = 128, batch_size: i
         was_training = model.training
         model.eval()
         device = next(model.parameters()).device
-        found: list[NDArray[Any]] = []
+        parts: list[NDArray[Any]] = []
         # Texts of similar length share a batch, so little is padded.
         order = sorted(range(len(texts_a)), key=lambda row: len(texts_a[row]))
         for start in range(0, len(order), batch_size):
@@ -87,9 +87,9 @@ def cls_encoder(model: Any, tokenizer: Any, max_length: int = 128, batch_size: i
             second = None if texts_b is None else [texts_b[row] for row in rows]
             batch = tokenizer(first, second, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
             states = model(**batch.to(device)).last_hidden_state
-            found.append(states[:, 0].float().cpu().numpy())
+            parts.append(states[:, 0].float().cpu().numpy())
         model.train(was_training)
-        vectors = np.concatenate(found)
+        vectors = np.concatenate(parts)
         result = np.empty_like(vectors)
         result[order] = vectors
         return result

@@ -59,11 +59,11 @@ class Task:
         kind: "classification" or "regression".
         classes: Names of the classes, by id; empty for a regression.
         metrics: Names of the scores; the first is the primary one, which searches and accuracy matrices use.
-        train: The rows to learn from.
+        train: The rows for training.
         dev: Drawn from the source's train split, disjoint from `train`; for the scores of a search.
         validation: The source's validation split; for reported results.
         head: Name of the task's output layer; the two halves of a shift share one.
-        note: What a reader of its results must know, such as that it is a subset of the official data.
+        note: A remark for readers of its results, for example that it is a subset of the official data.
     """
 
     name: str
@@ -158,7 +158,7 @@ def check_task(task: Task) -> None:
 
     Raises:
         TaskDataError: Wrong columns, empty texts, missing, NaN or unknown labels, only one class in train, a
-            label in dev or validation that train lacks; the message names split, row and value.
+            label in dev or validation that is not in train; the message names split, row and value.
     """
     splits = {name: getattr(task, name) for name in SPLITS}
     check_data(task.name, task.kind, task.classes, task.metrics, splits)
@@ -241,7 +241,7 @@ def _check_labels(where: str, split: Dataset, kind: str, classes: tuple[str, ...
         row = pc.index(bad, True).as_py()
         raise TaskDataError(
             f"{where}, row {row} (counted from 0): label is {labels[row].as_py()!r}, but {rule}; {count} row(s) "
-            "are so: remove them, or give them a label"
+            "have such labels: remove them, or label them"
         )
 
 

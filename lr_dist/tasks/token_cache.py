@@ -55,7 +55,8 @@ def cache_folder(cache_dir: str | Path | None = None) -> Path:
         return folder.expanduser()
     except RuntimeError as error:
         raise ConfigurationError(
-            f"the cache folder {folder} has no home folder for its ~; set {CACHE_VARIABLE} to a folder"
+            f"the cache folder {folder} cannot be used, because this user has no home folder; set {CACHE_VARIABLE} "
+            "to a folder"
         ) from error
 
 
@@ -69,7 +70,7 @@ def load_entry(entry: Path, rows: Mapping[str, int]) -> dict[str, FlatRows] | No
     try:
         checksums = json.loads((entry / _META).read_text())
         splits = {split: FlatRows(**_read(entry, split)) for split in rows}
-    except Exception:  # whatever is wrong with an entry, the cure is to make it again
+    except Exception:  # a damaged entry is made again, whatever is wrong with it
         return None
     for split, flat in splits.items():
         if len(flat.offsets) != rows[split] + 1 or flat.checksum() != checksums.get(split):

@@ -96,15 +96,15 @@ def tokenize_task(task: Task, tokenizer: Any, max_length: int, cache_dir: str | 
     key = json.dumps([_FORMAT, task.fingerprint, tokenizer_fingerprint(tokenizer), max_length])
     entry = cache_folder(cache_dir) / f"tokens-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     counts = {split: len(getattr(task, split)) for split in SPLITS}
-    found = load_entry(entry, counts)
-    if found is None:
+    rows_by_split = load_entry(entry, counts)
+    if rows_by_split is None:
         made = {split: _tokenize(getattr(task, split), tokenizer, max_length) for split in SPLITS}
         save_entry(entry, made)
-        # Memory mapped from disk is shared with other processes; if that fails, use our copy.
-        found = load_entry(entry, counts) or made
+        # Memory mapped from disk is shared between processes; if that fails, use the copy in memory.
+        rows_by_split = load_entry(entry, counts) or made
     dtype = torch.int64 if task.kind == "classification" else torch.float32
     splits = {}
-    for split, rows in found.items():
+    for split, rows in rows_by_split.items():
         labels = torch.tensor(column_values(getattr(task, split), "label"), dtype=dtype)
         splits[split] = TokenSplit(rows, labels)
     return TokenizedTask(task=task, pad_token_id=int(tokenizer.pad_token_id), **splits)
@@ -115,7 +115,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
-        # Left over from the last call, not the tokenizer's own.
+        # Left over from the last call; not a property of the tokenizer.
         rules.pop("truncation", None)
         rules.pop("padding", None)
     else:
@@ -138,7 +138,7 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 def _check_length(task: Task, tokenizer: Any, max_length: int) -> None:
     special = tokenizer.num_special_tokens_to_add(pair=task.num_texts == 2)
     least, most = special + task.num_texts, tokenizer.model_max_length
-    # Tokenizers without a limit say so with a number like 1e30.
+    # Tokenizers without a limit have a number like 1e30.
     limit = int(most) if most < 10**9 else None
     hint = "The limits are those of the tokenizer."
     check_whole("max_length", max_length, least, limit, error=ConfigurationError, hint=hint)
@@ -150,11 +150,11 @@ def _tokenize(split: Any, tokenizer: Any, max_length: int) -> FlatRows:
     lengths: list[int] = [0]
     for start in range(0, len(split), _CHUNK):
         chunk = [column[start : start + _CHUNK] for column in texts]
-        found = tokenizer(*chunk, truncation=True, max_length=max_length, return_attention_mask=False)
-        lengths += [len(row) for row in found["input_ids"]]
+        encoded = tokenizer(*chunk, truncation=True, max_length=max_length, return_attention_mask=False)
+        lengths += [len(row) for row in encoded["input_ids"]]
         for name, dtype in _TYPES.items():
-            if name in found:
-                values = np.fromiter(itertools.chain.from_iterable(found[name]), dtype)
+            if name in encoded:
+                values = np.fromiter(itertools.chain.from_iterable(encoded[name]), dtype)
                 flat.setdefault(name, []).append(values)
     features = {name: np.concatenate(parts) for name, parts in flat.items()}
     return FlatRows(features, np.cumsum(lengths, dtype=np.int64))

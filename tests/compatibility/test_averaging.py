@@ -106,7 +106,7 @@ def test_a_list_of_the_wrong_length_is_refused_with_the_groups_in_order() -> Non
         return torch.optim.AdamW([{"params": decayed}, {"params": rest, "weight_decay": 0.0}], lr=1e-3)
 
     order = ", ".join(f"{name}, {name}/no_decay" for name in tiny.RATES)
-    with pytest.raises(UnsupportedCallbackError, match=f"has 5 swa_lrs, and .* has 10 groups.*order: {order}"):
+    with pytest.raises(UnsupportedCallbackError, match=f"has 5 swa_lrs, but .* has 10 groups.*order: {order}"):
         tiny.fit(tiny.Classifier(halves), layerwise(), StochasticWeightAveraging(SWA_RATES))
 
 

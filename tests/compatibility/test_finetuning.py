@@ -319,7 +319,7 @@ def test_parameters_of_another_model_that_are_added_are_refused() -> None:
                 self.optimizers().optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3, 5))]})
 
     recorder = tiny.Recorder()
-    with pytest.raises(OptimizerCoverageError, match=r"at no depth: \(not in the module, shape \(3, 5\)\)"):
+    with pytest.raises(OptimizerCoverageError, match=r"without a depth: \(not in the module, shape \(3, 5\)\)"):
         tiny.fit(Strange(), layerwise(), recorder, max_epochs=2)
     assert len(recorder.rates["head"]) == 8
 

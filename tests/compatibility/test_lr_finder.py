@@ -292,7 +292,9 @@ def test_resuming_beside_a_finder_is_refused_because_lightning_would_start_again
     run = fit(WithData(), layerwise())
     run.save_checkpoint(tmp_path / "a.ckpt")
     recorder = tiny.Recorder()
-    with pytest.raises(ResumeMismatchError, match=r"a\.ckpt beside (Looked|BatchSizeFinder).*Remove that callback"):
+    with pytest.raises(
+        ResumeMismatchError, match=r"a\.ckpt together with (Looked|BatchSizeFinder).*Remove that callback"
+    ):
         tiny.trainer(tuner, layerwise(), recorder, max_epochs=2).fit(WithData(), ckpt_path=tmp_path / "a.ckpt")
     assert recorder.steps == []
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lr_dist import LRDistribution
 from lr_dist._distribution.edits import Edit
-from lr_dist._distribution.families import FAMILIES, GROUPED_KEYS
+from lr_dist._distribution.families import COMPOSED, FAMILIES, GROUPED_KEYS
 from lr_dist._distribution.rates import LARGEST, SMALLEST
 from lr_dist.presets import Preset, Provenance
 
@@ -130,16 +130,17 @@ def distributions(
     )
     edits = st.lists(_edits(rates), max_size=max_edits) if max_edits else st.just([])
     kinds = st.booleans() if relative is None else st.just(relative)
-    names = st.sampled_from([name for name in families if name != "geometric_mean" or means])
+    names = st.sampled_from([name for name in families if name not in COMPOSED or means])
 
     @st.composite
     def build(draw: st.DrawFn) -> LRDistribution:
         family, kind = draw(names), draw(kinds)
         values: dict[str, Any] = {}
-        if family == "geometric_mean":
+        if family in COMPOSED:
             parts = distributions(freezing=False, relative=kind, means=means - 1, max_edits=min(max_edits, 1))
             values["of"] = tuple(draw(_up_to_three(parts)))
-            values["weights"] = tuple(draw(_WEIGHTS)[: len(values["of"])])
+            if family == "geometric_mean":
+                values["weights"] = tuple(draw(_WEIGHTS)[: len(values["of"])])
         elif family == "grouped":
             values = dict(zip(GROUPED_KEYS, draw(ten), strict=True))
         else:
@@ -164,8 +165,8 @@ _WEIGHTS = st.one_of(
 
 
 def has_text_form(distribution: LRDistribution) -> bool:
-    """Every family has one but the geometric mean."""
-    return distribution.family != "geometric_mean"
+    """Every family has one, except those that are composed of others."""
+    return distribution.family not in COMPOSED
 
 
 # Presets -------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def edited(**changes: Any) -> dict[str, Any]:
         ({"purpose": "red \x1b[31m"}, "without control characters"),
         ({"purpose": "x" * 161}, "purpose has 161 characters"),
         ({"distribution": {"family": "flat"}}, "distribution: flat needs lr"),
-        ({"distribution": {"family": "flat", "lr": -1}}, "distribution: lr=-1 is no learning rate"),
+        ({"distribution": {"family": "flat", "lr": -1}}, "distribution: lr=-1 is not a learning rate"),
         ({"distribution": "flat:lr=1"}, "distribution: A distribution is a mapping"),
         ({"provenance": None}, "provenance must be a mapping"),
         ({"provenance__seed": 1}, "unknown key 'seed' in provenance"),
@@ -402,7 +402,7 @@ def test_what_cannot_be_resolved_raises_and_explains_all_three_ways(
 def test_a_file_with_a_bad_distribution_is_named(tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text("family: flat\nlr: -1")
-    with pytest.raises(InvalidRateError, match=r"bad\.yaml: lr=-1 is no learning rate"):
+    with pytest.raises(InvalidRateError, match=r"bad\.yaml: lr=-1 is not a learning rate"):
         resolve_distribution(path)
     path.write_text("<<: {lr: 1}\nfamily: flat\n")
     with pytest.raises(InvalidDistributionError, match=r"bad\.yaml: flat has no key '<<'"):

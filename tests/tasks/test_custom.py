@@ -119,7 +119,7 @@ def test_columns_that_cannot_be_guessed_are_listed(tmp_path, columns, message):
 
 def test_an_ambiguous_guess_is_refused(tmp_path):
     rows = [("a", "b", 0), ("c", "d", 1)]
-    with pytest.raises(TaskDataError, match="several would do: text, review"):
+    with pytest.raises(TaskDataError, match="several fit: text, review"):
         load(folder_of(tmp_path, rows, rows, columns=("text", "review", "label")))
 
 
@@ -189,7 +189,7 @@ def test_a_quoted_csv_field_may_hold_commas_quotes_and_line_ends(tmp_path):
         ("csv", "text,text\na,b\n", "name each column once"),
         ("jsonl", '{"text": "a", "label": 1}\n{oops}\n', "train.jsonl, line 2: is not JSON"),
         ("jsonl", "[1, 2]\n", "every line is one object"),
-        ("jsonl", '{"text": "a", "label": 1}\n{"text": "a", "label": "x"}\n', "'label' mixes kinds"),
+        ("jsonl", '{"text": "a", "label": 1}\n{"text": "a", "label": "x"}\n', "'label' has values of different types"),
         ("parquet", "not parquet", "cannot be read as parquet"),
     ],
 )

@@ -107,7 +107,7 @@ def test_a_limit_above_all_rows_keeps_all():
 
 
 def test_train_that_only_repeats_dev_is_refused():
-    with pytest.raises(TaskDataError, match="nothing else is left"):
+    with pytest.raises(TaskDataError, match="no other row is left"):
         draw(raw_task([0, 1] * 5, ["same"] * 10), dev_size=2)
 
 

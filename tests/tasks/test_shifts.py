@@ -54,7 +54,7 @@ def test_a_half_with_one_class_is_refused(make_task):
 
 
 def test_a_half_without_rows_in_dev_is_refused(make_task):
-    with pytest.raises(TaskDataError, match=r"toy@long.*dev: there are no rows.*--dev-size"):
+    with pytest.raises(TaskDataError, match=r"toy@long.*dev: there are no rows.*dev_size"):
         data_shift(make_task(ROWS, dev=[("a", 0)]))
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.optim import ASGD, SGD, Optimizer
 
 from lr_dist._callback.precision import STEPS_OF_THE_RATE, local, unchanged
-from lr_dist._distribution.sanity import HIGHEST, LOWEST, brief, named, rate_doubts
+from lr_dist._distribution.sanity import HIGHEST, LOWEST, brief, named, rate_warnings
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import StuckLayersWarning
 from lr_dist.names import layer_of
@@ -20,7 +20,7 @@ _SAMPLE = 4096
 _MANY_DIGITS = (torch.float32, torch.float64)
 
 
-def optimizer_doubts(optimizer: Optimizer, distribution: LRDistribution) -> list[UserWarning]:
+def optimizer_warnings(optimizer: Optimizer, distribution: LRDistribution) -> list[UserWarning]:
     """Warnings about rates out of range and layers that cannot move, to be issued once, before the first step.
 
     Args:
@@ -37,7 +37,7 @@ def optimizer_doubts(optimizer: Optimizer, distribution: LRDistribution) -> list
     if not moving:
         return []
     fastest = max(moving, key=lambda layer: moving[layer])
-    doubts = rate_doubts(
+    issues = rate_warnings(
         distribution,
         rates,
         base_lr=users[fastest] if distribution.relative else None,
@@ -45,7 +45,7 @@ def optimizer_doubts(optimizer: Optimizer, distribution: LRDistribution) -> list
         highest=highest_rate(optimizer),
         step_is_rate=isinstance(optimizer, STEPS_OF_THE_RATE),
     )
-    return doubts + _rounded_away(optimizer, rates)
+    return issues + _rounded_away(optimizer, rates)
 
 
 def highest_rate(optimizer: Optimizer) -> float:
