@@ -239,8 +239,8 @@ def _bootstrap(
     names = list(known)
     mean = statistic(np.array([value(name, known[name]) for name in names]))
     count = sum(len(seeds) for seeds in known.values())
-    if count == 1:
-        return Estimate(mean, None, None, 1, 1)
+    if count == 1 or np.isnan(mean):
+        return Estimate(mean, None, None, len(names), count)
     rng = np.random.default_rng(0)
     cache: dict[tuple[str, tuple[int, ...]], tuple[float, ...] | None] = {}
     drawn = []
