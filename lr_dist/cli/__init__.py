@@ -26,6 +26,7 @@ COMMANDS = {
     "compare": "lr_dist.cli.compare",
     "evidence": "lr_dist.cli.evidence",
     "layers": "lr_dist.cli.layers",
+    "plan": "lr_dist.cli.plan",
     "presets": "lr_dist.cli.presets",
     "report": "lr_dist.cli.report",
     "search": "lr_dist.cli.search",

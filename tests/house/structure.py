@@ -36,7 +36,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
         "lr_dist._regroup",
     ),
     ("lr_dist.presets",),
-    ("lr_dist.rate_plan",),
+    ("lr_dist.rate_plan", "lr_dist.plan_preview"),
     ("lr_dist.distribution", "lr_dist._distribution"),
     ("lr_dist.layers", "lr_dist._layers"),
     ("lr_dist.tasks", "lr_dist.models", "lr_dist._models"),
