@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,14 @@ from lr_dist.sequence.settings import SequenceSettings
 
 FLAT, OTHER = "flat:lr=1e-3", "flat:lr=2e-3"
 ARMS = (FLAT, OTHER, f"{FLAT} + recall", f"{FLAT} + halfway:alpha=0.7", f"{FLAT} + halfway:alpha=0.3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """Every run collects garbage; what was imported before need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,14 @@ from lr_dist.sequence.stage_key import StageKeys, bench_key, neighbours_first, s
 from lr_dist.sequence.stage_store import StageStore
 
 FLAT = "flat:lr=1e-3"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """Every run collects garbage; what was imported before need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
