@@ -274,6 +274,10 @@ class MixedHardwareWarning(UserWarning):
     """
 
 
+class KeptStageWarning(UserWarning):
+    """A trained stage that could not be kept for other runs, or a kept one that cannot be used; it is trained again."""
+
+
 class TornRecordWarning(UserWarning):
     """A piece of a record in a journal, left by a killed writer or a full disk; it is skipped."""
 

@@ -119,11 +119,19 @@ class Method(Callback):
         self._context = context
 
     def trains_in(self, context: StageContext) -> bool:
-        """Whether it changes, or records, the training of a stage.
+        """Whether it changes, or records, the training of a stage; only settings and context may decide it.
 
         Where it does not, `lr_dist.sequence` trains the stage once for this arm and those without the method.
         """
         return True
+
+    def changes_weights_in(self, context: StageContext) -> bool:
+        """Whether it may change the weights that a stage's training left; only settings and context may decide it.
+
+        By default, methods at the border do, from the second stage on: in the first one there is no earlier task.
+        Where it does not, `lr_dist.sequence` trains the next stage once for this arm and those without the method.
+        """
+        return self.order is Order.BORDER and context.index > 0
 
     def stage_started(self, module: L.LightningModule) -> None:
         """Called before the first step with the module's weights, and again when a fit resumes."""
@@ -150,6 +158,14 @@ class Method(Callback):
         with isolate_rng():
             torch.manual_seed(self.context.generator(self.name).initial_seed() % 2**31)
             self.stage_ended(module, loader)
+        self._count_stage()
+
+    def take_over_stage(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` gave after the end of the stage, which another run has trained."""
+        self.load_state(state)
+        self._count_stage()
+
+    def _count_stage(self) -> None:
         self._stages = self.context.index + 1
         self._context = None
         self._ended = True

@@ -1,7 +1,7 @@
 """Compare arms: the same task sequence under each of them, over several seeds.
 
 Every finished run is a separate file, written atomically. So an interrupted comparison continues where it stopped: runs
-that are in the output folder are not repeated.
+that are in the output folder are not repeated. Stages that arms share are trained once (`shared_stages.py`).
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from lr_dist.sequence.output import checked_folder, locked
 from lr_dist.sequence.result import ComparisonResult, read_json, upgraded_run
 from lr_dist.sequence.runner import count_steps, run_sequence
 from lr_dist.sequence.schema import check_run
+from lr_dist.sequence.settings import RUN_VERSION
+from lr_dist.sequence.shared_stages import SharedStages
+from lr_dist.sequence.stage_store import StageStore
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
-# Increase it when a change of the code makes old runs incomparable with new ones.
-RUN_VERSION = 4
 # Of an environment: where these differ, two runs of one seed round otherwise.
 MACHINE = ("processor", "accelerator", "fused_adamw", "packed")
 
@@ -134,21 +135,27 @@ class Comparison:
             self._warn_of_other_machines(done.values())
             if self.bench.precision.asked == AUTO:
                 listener.note(self.bench.precision.line)
+        stages = SharedStages(output / "stages", self.bench, self.arms, left if self.config.keep_stages else ())
+        if line := stages.describe():
+            listener.note(line)
         steps = count_steps(self.bench.tokens, self.config.settings)
         listener.started(len(plan), len(plan) - len(left), steps * len(left))
         result = self._result(done, command, len(plan))
         result.save(output / "result.json")
-        for label, seed in left:
+        for label, seed in stages.order if self.config.keep_stages else left:
+            if self.config.keep_stages:
+                stages.begin((label, seed))
             listener.run_started(label, seed, steps)
-            run = self._run_one(label, seed, listener)
+            run = self._run_one(label, seed, listener, stages.store if self.config.keep_stages else None)
             write_json(runs_folder / self._file_name(label, seed), run)
             done[label, seed] = run
             result = self._result(done, command, len(plan))
             result.save(output / "result.json")
             listener.run_ended(run)
+        stages.end()
         return result
 
-    def _run_one(self, label: str, seed: int, listener: Listener) -> dict[str, Any]:
+    def _run_one(self, label: str, seed: int, listener: Listener, store: StageStore | None) -> dict[str, Any]:
         run: dict[str, Any] = {
             "identity": self._identity(label, seed),
             "arm": label,
@@ -159,7 +166,7 @@ class Comparison:
         try:
             matrix = TestAfterStages(listener.progressed)
             observers = [ReportProgress(listener.progressed)]
-            outcome = run_sequence(self.bench, self.arms[label], seed, matrix, observers)
+            outcome = run_sequence(self.bench, self.arms[label], seed, matrix, observers, store=store)
         except DivergedError as error:
             return {**run, "status": "diverged", "reason": str(error)}
         return {
@@ -171,6 +178,8 @@ class Comparison:
             "metrics_above_baseline": sequence_metrics(above_baseline(outcome.full_matrix(), self.bench.baseline)),
             "seconds": round(outcome.seconds, 3),
             "train_seconds": round(outcome.train_seconds, 3),
+            "taken_over": list(outcome.taken_over),
+            "taken_over_seconds": round(outcome.taken_over_seconds, 3),
             "train_steps": outcome.train_steps,
             "tokens": outcome.tokens,
             "process_peak_memory_mb": peak_memory_mb(),

@@ -34,6 +34,10 @@ class CompareConfig(SequenceConfig):
     from the second task on ('flat:lr=1e-4 | decay:lr=4e-4,factor=0.7'), or from a share of the steps on
     ('flat:lr=1e-4 @ 20% > flat:lr=1e-5')."""
 
+    keep_stages: bool = True
+    """Train the stages that arms share once: their weights are kept in the output folder until no run needs them. The
+    results are the same without (true or false)."""
+
     def __post_init__(self) -> None:
         if len(self.tasks) < 2 and not any("@" in str(task) for task in self.tasks):
             raise ConfigurationError(

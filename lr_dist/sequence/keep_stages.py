@@ -25,6 +25,7 @@ class KeepStages(Observer):
     """
 
     needs = Needs(full_vocabulary=True)
+    needs_training = False
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lr_dist._lightning import isolate_rng
 from lr_dist.methods import Needs
@@ -23,6 +23,30 @@ from lr_dist.sequence.stage import Stage
 Scores = dict[str, float]
 
 
+class KnownScores:
+    """Scores by weights and task: weights that several runs reach are tested once.
+
+    Args:
+        scores: (key of the weights, number of the task) -> every metric.
+
+    Attributes:
+        weights: key of the run's present weights, see `lr_dist.sequence.stage_key`; None in training.
+    """
+
+    def __init__(self, scores: dict[tuple[str, int], Scores] | None = None) -> None:
+        self.weights: str | None = None
+        self._scores = {} if scores is None else scores
+
+    def get(self, index: int, test: Callable[[], Scores]) -> Scores:
+        """The scores on task `index`, tested if they are not known."""
+        if self.weights is None:
+            return test()
+        key = self.weights, index
+        if key not in self._scores:
+            self._scores[key] = test()
+        return dict(self._scores[key])
+
+
 @dataclass(frozen=True)
 class SequenceState:
     """The state of a run in progress.
@@ -33,6 +57,7 @@ class SequenceState:
         module: the live model. Changing its weights changes the run.
         seed: seed of the run.
         stages: all stages, in order.
+        known: scores of weights that other runs have reached, too.
     """
 
     bench: Bench
@@ -40,9 +65,13 @@ class SequenceState:
     module: SequenceClassifier
     seed: int
     stages: tuple[Stage, ...]
+    known: KnownScores = field(default_factory=KnownScores, repr=False)
 
     def test(self, index: int) -> Scores:
         """Every metric of task `index` with the current weights; draws no random numbers of the run."""
+        return self.known.get(index, lambda: self._test(index))
+
+    def _test(self, index: int) -> Scores:
         stage = self.stages[index]
         # After a fit, Lightning moves the module to the CPU, where the GPU's precision may be slow.
         self.module.to(training_device())
@@ -56,9 +85,12 @@ class Observer:
 
     Attributes:
         needs: parts of the model that the observer needs.
+        needs_training: whether it has to be there in the training, or changes the weights. If not, a stage that
+            another run has trained can be taken over, see `lr_dist.sequence.stage_store`.
     """
 
     needs: Needs = Needs()
+    needs_training: bool = True
 
     def sequence_started(self, run: SequenceState) -> None:
         """Called before the first stage, with the pre-trained weights."""
@@ -72,13 +104,25 @@ class Observer:
     def epoch_ended(self, run: SequenceState, stage: Stage, epoch: int) -> None:
         """Called after each epoch of a stage; epochs count from 0."""
 
+    def stage_taken_over(self, run: SequenceState, stage: Stage, steps: int) -> None:
+        """Called instead of `step_ended` and `epoch_ended` for a stage that another run trained, in `steps` steps."""
+
+    def weights_changed(self, run: SequenceState, stage: Stage) -> None:
+        """Called before `stage_ended` if a method may have changed the weights after the last epoch."""
+
     def stage_ended(self, run: SequenceState, stage: Stage) -> None:
         """Called after the last step of a stage."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Progress of a run: `phase` is "train" or "test", `task` a task's name, `steps` the training steps just done."""
+    """Progress of a run.
+
+    Attributes:
+        phase: "train", "take over" (what another run has trained) or "test".
+        task: the task's name.
+        steps: training steps just done, or taken over.
+    """
 
     phase: str
     task: str
@@ -88,11 +132,16 @@ class Progress:
 class ReportProgress(Observer):
     """Calls `report` after every step."""
 
+    needs_training = False
+
     def __init__(self, report: Callable[[Progress], None]) -> None:
         self._report = report
 
     def step_ended(self, run: SequenceState, stage: Stage) -> None:
         self._report(Progress("train", stage.task.name, 1))
+
+    def stage_taken_over(self, run: SequenceState, stage: Stage, steps: int) -> None:
+        self._report(Progress("take over", stage.task.name, steps))
 
 
 class AccuracyMatrix(Observer):
@@ -105,6 +154,8 @@ class AccuracyMatrix(Observer):
         rows: N + 1 rows of N entries: every metric of task j after stage i, None if it was not tested.
         seconds: wall time spent testing.
     """
+
+    needs_training = False
 
     def __init__(self, report: Callable[[Progress], None] = lambda progress: None) -> None:
         self.rows: list[list[Scores | None]] = []
@@ -146,6 +197,8 @@ class EpochEnd:
 class TestAfterEpochs(AccuracyMatrix):
     """After every epoch, tests the tasks that have begun and passes the scores on, as a search needs.
 
+    Of a stage that another run has trained, only the last epoch is tested.
+
     Args:
         epoch_tested: receives the scores; it may raise to end the run.
         report: called before each test.
@@ -160,16 +213,25 @@ class TestAfterEpochs(AccuracyMatrix):
     ) -> None:
         super().__init__(report)
         self.epoch_tested = epoch_tested
-        self._last: list[Scores | None] = []
+        self._last: list[Scores | None] | None = None
 
     def sequence_started(self, run: SequenceState) -> None:
         self.rows = [[None] * len(run.stages)]
+
+    def stage_started(self, run: SequenceState, stage: Stage) -> None:
+        self._last = None
 
     def epoch_ended(self, run: SequenceState, stage: Stage, epoch: int) -> None:
         self._last = self.test(run, stage.index + 1)
         scores = [entry[s.task.primary] for entry, s in zip(self._last, run.stages, strict=True) if entry]
         self.epoch_tested(EpochEnd(stage.index, epoch, scores))
 
+    def stage_taken_over(self, run: SequenceState, stage: Stage, steps: int) -> None:
+        self.epoch_ended(run, stage, run.bench.settings.epochs - 1)
+
+    def weights_changed(self, run: SequenceState, stage: Stage) -> None:
+        self._last = None
+
     def stage_ended(self, run: SequenceState, stage: Stage) -> None:
-        # The test after the last epoch is the one after the stage.
-        self.rows.append(self._last)
+        # The test after the last epoch is the one after the stage, unless the weights have changed since.
+        self.rows.append(self._last or self.test(run, stage.index + 1))

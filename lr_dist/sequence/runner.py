@@ -5,34 +5,24 @@ from __future__ import annotations
 import copy
 import functools
 import gc
-import logging
 import operator
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from torch.utils.data import DataLoader
-from typing_extensions import override
-
-from lr_dist._lightning import Callback, L
-from lr_dist.callback import LayerwiseLR
-from lr_dist.errors import RateRangeWarning, StuckLayersWarning
-from lr_dist.methods import Method, StageContext
+from lr_dist.methods import Needs
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
-from lr_dist.sequence.evaluate import evaluate
 from lr_dist.sequence.interrupts import interrupts_held_back
-from lr_dist.sequence.observers import AccuracyMatrix, Observer, SequenceState
-from lr_dist.sequence.seeds import derive_seed, set_seed
+from lr_dist.sequence.learn_stage import Learned, learn_stage
+from lr_dist.sequence.observers import AccuracyMatrix, KnownScores, Observer, SequenceState
+from lr_dist.sequence.seeds import set_seed
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.sequence.stage import Stage
-from lr_dist.tasks import TokenizedTask, train_loader
+from lr_dist.sequence.stage_key import bench_key, stage_keys
+from lr_dist.sequence.stage_store import StageStore
+from lr_dist.tasks import TokenizedTask
 
 
 @dataclass(frozen=True)
@@ -43,8 +33,10 @@ class SequenceRun:
         matrix: N + 1 rows of N primary scores, see `lr_dist.sequence.metrics`; None if it was not tested.
         scores: every metric behind each entry of the matrix, in the same places.
         seconds: wall time.
-        train_seconds: the part of it spent in training.
-        train_steps: number of training steps.
+        train_seconds: time in training and in methods, as if every stage had been trained for this run.
+        taken_over_seconds: the part of it that other runs have spent, on stages that were taken over from them.
+        taken_over: numbers of these stages.
+        train_steps: number of training steps, of all stages.
         tokens: tokens trained on, padding not counted.
     """
 
@@ -54,6 +46,8 @@ class SequenceRun:
     train_seconds: float
     train_steps: int
     tokens: int
+    taken_over_seconds: float = 0.0
+    taken_over: tuple[int, ...] = ()
 
     def full_matrix(self) -> list[list[float]]:
         """`matrix` of a run that tested every task after every stage.
@@ -72,8 +66,20 @@ def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings) -> i
     return sum(settings.epochs * -(-len(task.train) // settings.batch_size) for task in tasks)
 
 
+def needs_of(arm: Arm, observers: Sequence[Observer] = ()) -> Needs:
+    """The parts of the model that a run needs."""
+    needs = [*(observer.needs for observer in observers), *(method.needs for method in arm.build_methods())]
+    return functools.reduce(operator.or_, needs, Needs())
+
+
 def run_sequence(
-    bench: Bench, arm: Arm, seed: int, matrix: AccuracyMatrix, observers: Sequence[Observer] = ()
+    bench: Bench,
+    arm: Arm,
+    seed: int,
+    matrix: AccuracyMatrix,
+    observers: Sequence[Observer] = (),
+    *,
+    store: StageStore | None = None,
 ) -> SequenceRun:
     """Learn the tasks of `bench` in their order, each with a fresh optimizer and schedule.
 
@@ -86,6 +92,8 @@ def run_sequence(
         seed: seed of the run.
         matrix: the observer that tests; it decides which tasks are tested when.
         observers: further observers, called in this order, after `matrix`.
+        store: where trained stages are kept and taken over from, with the same results. It is not used if an observer
+            needs to be there in the training.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
@@ -95,8 +103,11 @@ def run_sequence(
     _collect_earlier_runs()
     watching: tuple[Observer, ...] = (matrix, *observers)
     methods = arm.build_methods()
-    needs = [*(observer.needs for observer in watching), *(method.needs for method in methods)]
-    view = bench.view(functools.reduce(operator.or_, needs))
+    if store is not None and any(observer.needs_training for observer in watching):
+        store = None
+    needs = needs_of(arm, watching) | (store.needs if store is not None else Needs())
+    view = bench.view(needs)
+    keys = None if store is None else stage_keys(bench_key(bench, needs), bench, arm, seed)
     # After the view: making one, which the first run does, draws random numbers.
     set_seed(seed, "heads")
     module = SequenceClassifier(
@@ -108,14 +119,16 @@ def run_sequence(
     )
     pairs = enumerate(zip(bench.tasks, view.tokens, strict=True))
     stages = tuple(Stage(index, task, tokens, arm.plan.stage(index)) for index, (task, tokens) in pairs)
-    run = SequenceState(bench, view, module, seed, stages)
+    known = KnownScores(store.scores if store is not None else None)
+    run = SequenceState(bench, view, module, seed, stages, known)
+    known.weights = None if keys is None else keys[0].start
     for observer in watching:
         observer.sequence_started(run)
-    train_seconds = 0.0
+    learned: list[Learned] = []
     for stage in stages:
         for observer in watching:
             observer.stage_started(run, stage)
-        train_seconds += _fit(run, stage, methods, watching)
+        learned.append(learn_stage(run, stage, methods, watching, store, keys[stage.index] if keys else None))
         for observer in watching:
             observer.stage_ended(run, stage)
     return SequenceRun(
@@ -125,7 +138,9 @@ def run_sequence(
         ],
         scores=matrix.rows,
         seconds=time.perf_counter() - start,
-        train_seconds=train_seconds,
+        train_seconds=sum(each.seconds for each in learned),
+        taken_over_seconds=sum(each.taken_over for each in learned),
+        taken_over=tuple(index for index, each in enumerate(learned) if each.taken_over),
         train_steps=count_steps(bench.tokens, bench.settings),
         tokens=bench.settings.epochs * sum(int(split.train.lengths.sum()) for split in bench.tokens),
     )
@@ -136,118 +151,3 @@ def _collect_earlier_runs() -> None:
     # An exception that is raised in a destructor is lost, Ctrl-C's too.
     with interrupts_held_back():
         gc.collect()
-
-
-def _fit(run: SequenceState, stage: Stage, methods: Sequence[Method], observers: Sequence[Observer]) -> float:
-    """Learn one task, and return the seconds spent in training."""
-    settings, pad = run.bench.settings, run.view.pad_token_id
-    set_seed(run.seed, "task", stage.index)
-    order = derive_seed(run.seed, "order", stage.index)
-    loader = train_loader(stage.tokens.train, settings.batch_size, order, pad)
-    regression = stage.task.kind == "regression"
-    run.module.start_task(
-        stage.task.head,
-        regression=regression,
-        total_steps=settings.epochs * len(loader),
-        trained_too=[s.task.head for s in run.stages[: stage.index] if any(m.trains_earlier_heads for m in methods)],
-    )
-    context = stage_context(run, stage, held_out=any(method.needs.held_out for method in methods))
-    for method in methods:
-        method.enter(context)
-    relay = _Relay(run, stage, observers)
-    began = time.perf_counter()
-    with _quiet():
-        trainer = L.Trainer(
-            max_epochs=settings.epochs,
-            accelerator="auto",
-            devices=1,
-            precision=settings.precision,  # type: ignore[arg-type]
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            # Stages are run whole and never saved within one.
-            callbacks=[LayerwiseLR(stage.rates, verbose=False, exact_resume=False), *methods, relay],
-        )
-        _fit_or_interrupt(trainer, run.module, loader)
-    run.module.train()
-    return time.perf_counter() - began - relay.seconds
-
-
-def stage_context(run: SequenceState, stage: Stage, *, held_out: bool) -> StageContext:
-    """The stage as methods see it.
-
-    Args:
-        run: the run.
-        stage: the stage that begins.
-        held_out: whether a method asks for scores on held-out examples: those of dev, which no run trains on. In
-            results that are scored on dev, they are of the same split.
-    """
-    seen = run.stages[: stage.index + 1] if held_out else ()
-    return StageContext(
-        index=stage.index,
-        task=stage.task.name,
-        head=stage.task.head,
-        seed=derive_seed(run.seed, "methods"),
-        held_out={each.task.name: functools.partial(_held_out, run, each) for each in seen},
-    )
-
-
-def _held_out(run: SequenceState, stage: Stage, module: L.LightningModule) -> float:
-    return evaluate(run.module, stage.task, stage.tokens.dev, run.view.pad_token_id)[stage.task.primary]
-
-
-def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: DataLoader[Any]) -> None:
-    """Fit; on Ctrl-C raise KeyboardInterrupt, where Lightning calls sys.exit(1) and leaves the signal ignored."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, loader)
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-
-
-class _Relay(Callback):
-    """Passes the Trainer's events on to the observers; `seconds` is the time they took after epochs."""
-
-    def __init__(self, run: SequenceState, stage: Stage, observers: Sequence[Observer]) -> None:
-        self._run = run
-        self._stage = stage
-        self._observers = observers
-        self.seconds = 0.0
-
-    @override
-    def on_train_batch_end(self, *args: object, **kwargs: object) -> None:
-        for observer in self._observers:
-            observer.step_ended(self._run, self._stage)
-
-    @override
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        began = time.perf_counter()
-        for observer in self._observers:
-            observer.epoch_ended(self._run, self._stage, trainer.current_epoch)
-        self.seconds += time.perf_counter() - began
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's start-up lines and its advice on loaders and loggers, which would repeat for every task."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            # Given once for all runs, before the first.
-            for category in (RateRangeWarning, StuckLayersWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

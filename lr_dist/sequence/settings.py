@@ -10,6 +10,8 @@ from lr_dist.checks import check_finite, check_whole
 from lr_dist.errors import ConfigurationError
 from lr_dist.runs.precision import PRECISIONS
 
+# Increase it when a change of the code makes old runs incomparable with new ones.
+RUN_VERSION = 4
 SCHEDULES = ("cosine", "linear", "constant")
 SPLITS = ("validation", "dev")
 # Settings of version 0.1, which are part of every identity. Later ones are left out if they have their default.

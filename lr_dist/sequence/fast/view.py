@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from lr_dist.layers import assign_layers
 from lr_dist.methods import Needs
+from lr_dist.models import weights_fingerprint
 from lr_dist.sequence.fast.attention import use_own_attention
 from lr_dist.sequence.fast.dropout import use_block_dropout
 from lr_dist.sequence.fast.first_token import keep_first_token
 from lr_dist.sequence.fast.packing import first_position
 from lr_dist.sequence.fast.vocabulary import shrink_vocabulary
 from lr_dist.tasks import TokenizedTask
+
+# Of a model's configuration: where it was loaded from, and by what it was saved.
+_NOT_COMPUTED = ("_name_or_path", "name_or_path", "transformers_version", "architectures")
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,22 @@ class View:
     pad_token_id: int
     reads_first_token: bool
     first_position: int | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the weights, the model's configuration, and the tokens and labels that are trained on."""
+        config: Any = self.backbone.config
+        settings = {key: value for key, value in config.to_dict().items() if key not in _NOT_COMPUTED}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        digest.update(repr((type(self.backbone).__name__, self.pad_token_id, self.reads_first_token)).encode())
+        digest.update(repr((self.first_position, weights_fingerprint(self.backbone))).encode())
+        for task in self.tokens:
+            rows = task.train.rows
+            arrays = {**rows.features, "offsets": rows.offsets, "labels": task.train.labels.numpy()}
+            for name, values in sorted(arrays.items()):
+                digest.update(f"{name}:{values.shape}:{values.dtype}".encode())
+                digest.update(np.ascontiguousarray(values).data)
+        return digest.hexdigest()
 
     def only(self, indices: Sequence[int]) -> View:
         """The same model with some of the tasks."""
