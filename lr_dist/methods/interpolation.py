@@ -13,7 +13,6 @@ from lr_dist.checks import as_float, is_number
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidAlphaError, LayerCountError, ModelMismatchError, shown
 from lr_dist.layers import Overrides, Stacks, assign_layers, clean_name
-from lr_dist.names import group_names
 
 Alpha = float | str | LRDistribution
 HEADS = ("learned", "interpolated")
@@ -71,7 +70,7 @@ def interpolate_weights(
 
 def layer_alphas(
     model: nn.Module,
-    alpha: Alpha,
+    alpha: Alpha | Mapping[str, float],
     *,
     head: str = "learned",
     overrides: Overrides | None = None,
@@ -82,7 +81,8 @@ def layer_alphas(
     Args:
         model: a transformer; only its structure is read.
         alpha: a number, or a distribution (`LRDistribution` or its text form) whose rates are the coefficients. It
-            serves any number of layers as rates do: what lies between given layers is interpolated in log space.
+            serves any number of layers as rates do: what lies between given layers is interpolated in log space. Or
+            a mapping of each group (`embeddings`, `layers.0`, ..., `head`) to its coefficient.
         head: `learned` leaves what comes after the last layer as it was learned, because a new task's head has no
             weights before; `interpolated` interpolates it, too, for a head that was trained before.
         overrides: regex -> group name for parameters that `assign_layers` cannot place.
@@ -96,11 +96,14 @@ def layer_alphas(
         InvalidDistributionError: a text that is no distribution.
         LRDistError: what `assign_layers` raises.
     """
-    profile = alpha_profile(alpha)
     layers = assign_layers(model, overrides, stacks)
-    of_group = layers.rates(profile.rates)
-    for group, share in of_group.items():
-        check_alpha(f"alpha of {group} in {profile}", share)
+    if isinstance(alpha, Mapping):
+        of_group = {group: check_alpha(f"alpha of {group}", alpha.get(group, 1.0)) for group in layers.groups}
+    else:
+        profile = alpha_profile(alpha)
+        of_group = layers.rates(profile.rates)
+        for group, share in of_group.items():
+            check_alpha(f"alpha of {group} in {profile}", share)
     if check_head(head) == "learned":
         of_group["head"] = 1.0
     group_of = layers.group_of
@@ -169,11 +172,6 @@ def between(before: Tensor, after: Tensor, alpha: float) -> Tensor:
 def plain_name(name: str) -> str:
     """The name in the model without wrappers and adapters: peft puts an adapted layer into `base_layer`."""
     return ".".join(part for part in clean_name(name).split(".") if part != "base_layer")
-
-
-def group_alphas(alpha: Alpha, num_layers: int) -> dict[str, float]:
-    """The coefficient of each group of a model with `num_layers` layers, the head's included."""
-    return dict(zip(group_names(num_layers), alpha_profile(alpha).rates(num_layers).values(), strict=True))
 
 
 def _check_same_model(before: Mapping[str, Tensor], after: Mapping[str, Tensor], heads: Sequence[str]) -> None:
