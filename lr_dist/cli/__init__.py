@@ -24,6 +24,7 @@ from lr_dist.runs.redact import redact_usage
 # In the order of use; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 COMMANDS = {
     "compare": "lr_dist.cli.compare",
+    "interpolate": "lr_dist.cli.interpolate",
     "layers": "lr_dist.cli.layers",
     "presets": "lr_dist.cli.presets",
     "report": "lr_dist.cli.report",
