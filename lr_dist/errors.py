@@ -176,6 +176,14 @@ class ConfigurationError(LRDistError, ValueError):
     """Invalid settings of a command or a Trainer, found before anything is computed."""
 
 
+class InvalidAlphaError(LRDistError, ValueError):
+    """A coefficient of an interpolation between weights that is not from 0 to 1."""
+
+
+class ModelMismatchError(LRDistError, ValueError):
+    """Two sets of weights that are not of the same architecture."""
+
+
 class OutputInUseError(LRDistError, RuntimeError):
     """Another process writes to the same output folder."""
 

@@ -80,6 +80,35 @@ def load_backbone(name: str, *, trust_remote_code: bool = False) -> nn.Module:
     return model.train()
 
 
+def load_classifier(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A fine-tuned sequence classifier with its head, float32, in evaluation mode.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or a hub name.
+        trust_remote_code: run the Python code that comes with the model.
+
+    Raises:
+        MissingWeightsError: weights are missing, such as those of the head: it is not a fine-tuned classifier.
+        ModelLoadError: as `load_backbone`.
+    """
+    transformers = _transformers()
+    path = resolve_model(name)
+    options = {"trust_remote_code": trust_remote_code, "output_loading_info": True, "dtype": torch.float32}
+    with _quiet(transformers), _load_errors(name):
+        skeleton = _skeleton(transformers, path, trust_remote_code)
+        check_memory(path, sum(p.numel() for p in skeleton.parameters()))
+        kind = transformers.AutoModelForSequenceClassification
+        with torch.random.fork_rng(devices=[]):
+            model, report = kind.from_pretrained(path, weights_only=True, **options)
+        if missing := sorted(report.get("missing_keys", ())):
+            raise MissingWeightsError(
+                f"{shown(name, PATH)} is no fine-tuned classifier: its file lacks {', '.join(missing[:4])}, which "
+                f"would start at random. Give a folder that save_pretrained wrote after the training."
+            )
+        check_loaded(name, model, report)
+    return model.eval()
+
+
 def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:
     """The model's structure without its weights (meta device), for looking at layers; only the config is read.
 

@@ -25,6 +25,7 @@ from lr_dist.runs.redact import redact_usage
 COMMANDS = {
     "compare": "lr_dist.cli.compare",
     "evidence": "lr_dist.cli.evidence",
+    "interpolate": "lr_dist.cli.interpolate",
     "layers": "lr_dist.cli.layers",
     "plan": "lr_dist.cli.plan",
     "presets": "lr_dist.cli.presets",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
 from lr_dist.methods.context import StageContext
+from lr_dist.methods.interpolate import Interpolate
+from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
 from lr_dist.methods.l2_sp import L2SP
 from lr_dist.methods.task_functions import TaskFunctions
 from lr_dist.methods.text import parse_method
@@ -14,6 +16,7 @@ from lr_dist.methods.text import parse_method
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
+        Interpolate,
         L2SP,
         #
     )
@@ -31,6 +34,7 @@ def build_method(text: str) -> Method:
 
 __all__ = [
     "METHODS",
+    "Interpolate",
     "L2SP",
     "Method",
     "MethodInfo",
@@ -40,4 +44,6 @@ __all__ = [
     "StageContext",
     "TaskFunctions",
     "build_method",
+    "interpolate_weights",
+    "layer_alphas",
 ]

@@ -93,7 +93,7 @@ class Method(Callback):
     name: ClassVar[str]
     info: ClassVar[MethodInfo]
     order: ClassVar[Order] = Order.LEARN
-    needs: ClassVar[Needs] = Needs()
+    needs: Needs = Needs()
     trains_earlier_heads: ClassVar[bool] = False
 
     _context: StageContext | None = None

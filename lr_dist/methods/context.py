@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 
 from lr_dist._lightning import L
 
-Score = Callable[[L.LightningModule], float]
+
+class Score(Protocol):
+    """A task's score on its held-out examples; higher is better."""
+
+    def __call__(self, module: L.LightningModule, *, part: int | None = None) -> float:
+        """Score with the module's weights.
+
+        Args:
+            module: the module that is trained.
+            part: 0 or 1 for one half of the examples, so that what one half chose can be checked on the other; None for
+                all.
+        """
 
 
 @dataclass(frozen=True)

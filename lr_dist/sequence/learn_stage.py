@@ -115,8 +115,10 @@ def stage_context(run: SequenceState, stage: Stage, *, held_out: bool) -> StageC
     return context_of(run.bench, run.seed, stage.index, scores)
 
 
-def _held_out(run: SequenceState, stage: Stage, module: L.LightningModule) -> float:
-    return evaluate(run.module, stage.task, stage.tokens.dev, run.view.pad_token_id)[stage.task.primary]
+def _held_out(run: SequenceState, stage: Stage, module: L.LightningModule, *, part: int | None = None) -> float:
+    dev = stage.tokens.dev
+    split = dev if part is None else dev.rows_at(range(part, len(dev), 2))
+    return evaluate(run.module, stage.task, split, run.view.pad_token_id)[stage.task.primary]
 
 
 def _train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,16 @@ class TokenSplit(TorchDataset[dict[str, Any]]):
         row: dict[str, Any] = {name: flat[start:stop] for name, flat in self.rows.features.items()}
         row["label"] = self.labels[index]
         return row
+
+    def rows_at(self, indices: Sequence[int]) -> TokenSplit:
+        """A copy of some rows, in this order."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[list(indices)], dtype=np.int64)])
+        starts = [(self.rows.offsets[index], self.rows.offsets[index + 1]) for index in indices]
+        features = {
+            name: np.concatenate([flat[start:stop] for start, stop in starts] or [flat[:0]])
+            for name, flat in self.rows.features.items()
+        }
+        return TokenSplit(FlatRows(features, offsets), self.labels[list(indices)])
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
         """The rows of a batch in one call, for PyTorch's loader."""

@@ -1,0 +1,86 @@
+"""`lr-dist interpolate`: weights between two fine-tuned models, and what they score on the old and the new task."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lr_dist.extras import require_extras
+from lr_dist.runs.redact import redact_command
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    p = ArgumentParser(
+        description="Interpolate between a classifier and the same one after it learned a new task: print the scores "
+        "on both tasks along alpha, and write the chosen weights."
+    )
+    p.add_argument("before", type=str, help="folder of the fine-tuned classifier of the old task, with its head")
+    p.add_argument("after", type=str, help="folder of the same model after it learned the new task, with its head")
+    p.add_argument("--tasks", type=str, nargs="+", help="the old task and the new one: GLUE names, demo-*, NAME=FOLDER")
+    p.add_argument(
+        "--alpha",
+        type=str,
+        default="auto",
+        help="0 (before) to 1 (after), one for every depth such as linear:first=0.4,last=0.9, or auto: choose on dev",
+    )
+    p.add_argument("--weight", type=float, default=0.5, help="of the old task in what auto maximises, 0 to 1")
+    p.add_argument(
+        "--evaluations", type=int, default=36, help="for auto, the most alphas by depth that are scored; 0: one for all"
+    )
+    p.add_argument("--examples", type=int, default=1000, help="rows of validation and of dev to score, a task, at most")
+    p.add_argument("--max-length", type=int, default=128, help="tokens of a text, at most")
+    p.add_argument("--data-dir", type=str | None, help="folder with the GLUE files (default: LR_DIST_DATA or the hub)")
+    p.add_argument(
+        "--output", type=str, default="interpolated", help="folder for the weights, the figure and the result"
+    )
+    return p
+
+
+def run(settings: Namespace) -> int:
+    """Interpolate, print and write."""
+    require_extras("tasks")
+    from lr_dist.cli.terminal import terminal
+    from lr_dist.errors import ConfigurationError
+    from lr_dist.extras import require_libraries
+    from lr_dist.methods.interpolation import alpha_profile
+
+    require_libraries("report", "matplotlib")
+    if not settings.tasks:
+        raise ConfigurationError("Name the old task and the new one: --tasks sst2 qqp.")
+    if settings.alpha != "auto":
+        alpha_profile(settings.alpha)  # before anything is loaded
+    from lr_dist.report.interpolation import alphas_text, interpolation_figure, interpolation_table
+    from lr_dist.runs.atomic import write_json, write_text
+    from lr_dist.runs.machine import use_usable_cores
+    from lr_dist.sequence.environment import describe_environment
+    from lr_dist.sequence.interpolate_models import ClassifierPair
+    from lr_dist.sequence.output import checked_folder, locked
+
+    console = terminal()
+    folder = checked_folder(settings.output)
+    for name in ("before", "after"):
+        if Path(settings[name]).expanduser().resolve() == folder.resolve():
+            raise ConfigurationError(f"--output is the folder of the model {name}; give another one.")
+    with locked(folder):
+        use_usable_cores()
+        pair = ClassifierPair(
+            settings.before,
+            settings.after,
+            settings.tasks,
+            examples=settings.examples,
+            max_length=settings.max_length,
+            data_dir=settings.data_dir,
+        )
+        result = pair.interpolate(settings.alpha, weight=settings.weight, evaluations=settings.evaluations)
+        pair.save(folder)
+        write_text(folder / "curve.svg", interpolation_figure(result))
+        command = redact_command(["lr-dist", *sys.argv[1:]])
+        about = {"command": command, "before": settings.before, "after": settings.after}
+        write_json(folder / "interpolation.json", {**result.to_dict(), **about, "environment": describe_environment()})
+    console.print(interpolation_table(result))
+    console.print(alphas_text(result), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Weights: {folder}\nFigure: {folder / 'curve.svg'}", markup=False, soft_wrap=True)
+    return 0
