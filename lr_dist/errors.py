@@ -274,6 +274,10 @@ class MixedHardwareWarning(UserWarning):
     """
 
 
+class UnfilledBufferWarning(UserWarning):
+    """A rehearsal buffer with room for more examples of a task than its data holds."""
+
+
 class TornRecordWarning(UserWarning):
     """A piece of a record in a journal, left by a killed writer or a full disk; it is skipped."""
 

@@ -362,3 +362,10 @@ def _to(value: Any, device: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, copy=True)
     return [_to(item, device) for item in value] if isinstance(value, list) else value
+
+
+def move_batch(trainer: Any, batch: Any) -> Any:
+    """A batch as `training_step` would receive it: in the run's precision, on its device, after the user's hooks."""
+    batch = trainer.precision_plugin.convert_input(batch)
+    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
+    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
+from lr_dist.methods.buffer import RehearsalBuffer
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.l2_sp import L2SP
+from lr_dist.methods.replay import Replay
 from lr_dist.methods.task_functions import TaskFunctions
 from lr_dist.methods.text import parse_method
 
@@ -15,6 +17,7 @@ METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
         L2SP,
+        Replay,
         #
     )
 }
@@ -36,6 +39,8 @@ __all__ = [
     "MethodInfo",
     "Needs",
     "Order",
+    "RehearsalBuffer",
+    "Replay",
     "Setting",
     "StageContext",
     "TaskFunctions",
