@@ -366,6 +366,7 @@ def _to(value: Any, device: Any) -> Any:
 
 def move_batch(trainer: Any, batch: Any) -> Any:
     """A batch as `training_step` would receive it: in the run's precision, on its device, after the user's hooks."""
-    batch = trainer.precision_plugin.convert_input(batch)
-    batch = trainer.lightning_module._on_before_batch_transfer(batch, dataloader_idx=0)
-    return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+    module = trainer.lightning_module
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+    # After a fit, a module is on the CPU, whatever the strategy's device.
+    return trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)

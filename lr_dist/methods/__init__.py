@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from lr_dist.methods.a_gem import AGEM
 from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
 from lr_dist.methods.buffer import RehearsalBuffer
 from lr_dist.methods.context import StageContext
+from lr_dist.methods.der import DER
 from lr_dist.methods.l2_sp import L2SP
 from lr_dist.methods.replay import Replay
 from lr_dist.methods.task_functions import TaskFunctions
@@ -16,6 +18,8 @@ from lr_dist.methods.text import parse_method
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
+        AGEM,
+        DER,
         L2SP,
         Replay,
         #
@@ -33,6 +37,8 @@ def build_method(text: str) -> Method:
 
 
 __all__ = [
+    "AGEM",
+    "DER",
     "METHODS",
     "L2SP",
     "Method",

@@ -18,7 +18,7 @@ from lr_dist.methods.base import Method
 from lr_dist.methods.buffer import Memory, Portion, RehearsalBuffer, classes_of, fetch, indices_of, is_indexed
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.draws import Draws
-from lr_dist.methods.examples import collated_block, count, plain
+from lr_dist.methods.examples import collated_block, count, mapped, plain
 from lr_dist.methods.task_functions import TaskFunctions
 
 
@@ -45,7 +45,7 @@ class Rehearsal(Method):
     def __init__(self, size: int, policy: str, buffer: RehearsalBuffer | None, functions: TaskFunctions | None) -> None:
         self.buffer = buffer if buffer is not None else RehearsalBuffer(size, policy)
         self.functions = functions or TaskFunctions()
-        self._draws: Draws | None = None
+        self._draws = Draws(torch.Generator(), -1)  # of no stage
         self._restored = False
         self._tried = False
         self._new = 0  # examples of the batch that is being learned
@@ -56,14 +56,13 @@ class Rehearsal(Method):
 
     @override
     def stage_started(self, module: L.LightningModule) -> None:
-        if not (self._restored and self._draws is not None and self._draws.stage == self.context.index):
+        if not (self._restored and self._draws.stage == self.context.index):
             self._draws = Draws(self.context.generator(f"{self.name}/draws"), self.context.index)
         self._restored = False
 
     @override
     def stage_ended(self, module: L.LightningModule, loader: Any) -> None:
         self._keep_examples(loader)
-        self._draws = None
 
     def _keep_examples(self, loader: Any) -> Memory:
         context = self.context
@@ -72,12 +71,12 @@ class Rehearsal(Method):
 
     @override
     def state(self) -> dict[str, Any]:
-        return {"buffer": self.buffer.state(), "draws": self._draws.state() if self._draws is not None else None}
+        return {"buffer": self.buffer.state(), "draws": self._draws.state()}
 
     @override
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.buffer.load_state(state["buffer"])
-        self._draws = Draws.from_state(state["draws"]) if state["draws"] is not None else None
+        self._draws = Draws.from_state(state["draws"])
         self._restored = True
 
     @override
@@ -165,9 +164,9 @@ class Rehearsal(Method):
                 f"The loss of a batch must be one number, its examples' mean; {self.name} got {loss!s:.80}. Give "
                 "functions=TaskFunctions(loss=...) that returns the mean."
             )
-        self._check_outputs(outputs, targets)
+        self._check_outputs(outputs)
 
-    def _check_outputs(self, outputs: Tensor, targets: Tensor) -> None:
+    def _check_outputs(self, outputs: Tensor) -> None:
         """Refuse outputs that the method cannot use."""
 
     def _portions(self, trainer: L.Trainer, number: int) -> list[tuple[Portion, float]]:
@@ -176,7 +175,6 @@ class Rehearsal(Method):
         Every process gets as many batches, because under FSDP2 they compute in step; those that only fill up have the
         weight 0.
         """
-        assert self._draws is not None
         indices, positions = self._draws.take(number, len(self.buffer)), torch.arange(number)
         rank, replicas = processes(trainer)
         parts = [self.buffer.portions(indices[r::replicas], positions[r::replicas]) for r in range(replicas)]
@@ -201,6 +199,15 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+
+
+def moved_to(module: L.LightningModule, batch: Any) -> Any:
+    """A batch as `training_step` receives it; of a module without a Trainer, on the module's device."""
+    try:
+        trainer = module.trainer
+    except RuntimeError:  # what Lightning raises where there is none
+        return mapped(batch, lambda leaf: leaf.to(module.device) if isinstance(leaf, Tensor) else leaf)
+    return move_batch(trainer, batch)
 
 
 def new_examples(trainer: L.Trainer, number: int) -> int:

@@ -76,7 +76,7 @@ class Replay(Rehearsal):
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """Make the loss the mean over new and replayed examples."""
-        if not len(self.buffer) or self._draws is None:
+        if not len(self.buffer):
             return
         # Under manual optimization, only the first backward pass of a batch counts.
         new, self._new = new_examples(trainer, self._new), 0

@@ -112,3 +112,15 @@ class Drawn(L.Callback):
             return found
 
         method._portions = noting
+
+
+class SaveAfter(L.Callback):
+    """Writes a checkpoint after so many batches, also in the middle of a window of accumulation."""
+
+    def __init__(self, batches: int, path: Any) -> None:
+        self.left, self.path = batches, path
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            trainer.save_checkpoint(self.path)

@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from methods.rehearsing import Classifier, Drawn, Linear, fit, learned, points, texts, weights
+from methods.rehearsing import Classifier, Drawn, Linear, SaveAfter, fit, learned, points, texts, weights
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lr_dist import LayerwiseLR
@@ -177,16 +177,6 @@ def test_a_stopped_stage_resumes_bit_for_bit(tmp_path):
     assert [len(memory) for memory in method.buffer.memories] == [6, 6]
     other = learned(Replay(0.3, 12), Classifier(), texts(seed=4))
     assert not torch.equal(run(other), whole)  # the stored examples do matter
-
-
-class SaveAfter(L.Callback):
-    def __init__(self, batches: int, path) -> None:
-        self.left, self.path = batches, path
-
-    def on_train_batch_end(self, trainer, *_):
-        self.left -= 1
-        if self.left == 0:
-            trainer.save_checkpoint(self.path)
 
 
 def test_a_kept_stage_is_restored_as_it_was_trained():
