@@ -286,6 +286,10 @@ class KeptStageWarning(UserWarning):
     """A trained stage that could not be kept for other runs, or a kept one that cannot be used; it is trained again."""
 
 
+class UnfilledBufferWarning(UserWarning):
+    """A rehearsal buffer with room for more examples of a task than its data holds."""
+
+
 class TornRecordWarning(UserWarning):
     """A piece of a record in a journal, left by a killed writer or a full disk; it is skipped."""
 

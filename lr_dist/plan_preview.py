@@ -114,8 +114,8 @@ def _stage(stage: StageRates, num_layers: int, factors: Sequence[float]) -> Stag
     starts = stage.starts(len(factors))
     tables = {id(phase): phase.distribution.rates(num_layers) for phase in stage.phases}
     by_step = [tables[id(stage.phase_at(step, starts))] for step in range(len(factors))]
-    rates = {
+    planned = {
         group: [table[group] * factor for table, factor in zip(by_step, factors, strict=True)]
         for group in group_names(num_layers)
     }
-    return StagePreview(str(stage), rates, starts, stage.relative)
+    return StagePreview(str(stage), planned, starts, stage.relative)

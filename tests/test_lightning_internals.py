@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as L
 import pytest
+import tiny
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.utils.data import DataLoader
@@ -564,6 +565,33 @@ def test_a_callback_can_add_to_a_checkpoint_without_a_state_of_its_own(tmp_path:
     fit(Adds()).save_checkpoint(tmp_path / "end.ckpt")
     fit(Adds(), ckpt=tmp_path / "end.ckpt", max_epochs=2)
     assert read == [({"number": 3}, True, 0)]
+
+
+@about("module._on_before_batch_transfer")
+def test_a_batch_is_moved_as_the_loop_does_it_with_the_users_hooks() -> None:
+    seen: list[Any] = []
+    moved: list[Any] = []
+
+    class Hooked(tiny.Classifier):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [*batch, "before"]
+
+        def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+            return [*super().transfer_batch_to_device(batch[:2], device, dataloader_idx), *batch[2:], str(device)]
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return [*batch, "after"]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 0:
+                seen.extend(batch)
+                moved.extend(internals.move_batch(self.trainer, first))
+            return super().training_step(batch[:2], batch_idx)
+
+    first = next(iter(tiny.batches()))
+    tiny.fit(Hooked(lambda module: torch.optim.SGD(module.parameters(), lr=0.1)), data=tiny.batches())
+    assert seen[2:] == moved[2:] == ["before", "cpu", "after"]
+    assert all(torch.equal(a, b) for a, b in zip(seen[:2], moved[:2], strict=True))
 
 
 # All of them ---------------------------------------------------------------------------------------------

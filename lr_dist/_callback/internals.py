@@ -362,3 +362,11 @@ def _to(value: Any, device: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().to(device, copy=True)
     return [_to(item, device) for item in value] if isinstance(value, list) else value
+
+
+def move_batch(trainer: Any, batch: Any) -> Any:
+    """A batch as `training_step` would receive it: in the run's precision, on its device, after the user's hooks."""
+    module = trainer.lightning_module
+    batch = module._on_before_batch_transfer(trainer.precision_plugin.convert_input(batch), dataloader_idx=0)
+    # After a fit, a module is on the CPU, whatever the strategy's device.
+    return trainer.strategy.batch_to_device(batch, module.device, dataloader_idx=0)

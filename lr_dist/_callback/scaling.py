@@ -30,6 +30,23 @@ def unscaled(trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> Ten
     return loss
 
 
+def loss_scale(trainer: L.Trainer, module: L.LightningModule, loss: Tensor) -> Tensor:
+    """What a term that is added to the loss in `on_before_backward` has to be multiplied by: the inverse of `unscaled`.
+
+    Args:
+        trainer: of the fit.
+        module: its module.
+        loss: as `on_before_backward` receives it.
+
+    Returns:
+        A scalar on the loss's device.
+    """
+    scale = torch.ones_like(loss)
+    if (scaler := gradient_scaler(trainer)) is not None:
+        scale = scaler.scale(scale)
+    return scale / trainer.accumulate_grad_batches if module.automatic_optimization else scale
+
+
 def gradient_scale(trainer: L.Trainer, optimizer: Any) -> float:
     """What gradients are multiplied by when `on_before_optimizer_step` is called.
 

@@ -5,19 +5,26 @@
 
 from __future__ import annotations
 
+from lr_dist.methods.a_gem import AGEM
 from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
+from lr_dist.methods.buffer import RehearsalBuffer
 from lr_dist.methods.context import StageContext
+from lr_dist.methods.der import DER
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
 from lr_dist.methods.l2_sp import L2SP
+from lr_dist.methods.replay import Replay
 from lr_dist.methods.task_functions import TaskFunctions
 from lr_dist.methods.text import parse_method
 
 METHODS: dict[str, type[Method]] = {
     method.name: method
     for method in (
+        AGEM,
+        DER,
         Interpolate,
         L2SP,
+        Replay,
         #
     )
 }
@@ -33,6 +40,8 @@ def build_method(text: str) -> Method:
 
 
 __all__ = [
+    "AGEM",
+    "DER",
     "METHODS",
     "Interpolate",
     "L2SP",
@@ -40,6 +49,8 @@ __all__ = [
     "MethodInfo",
     "Needs",
     "Order",
+    "RehearsalBuffer",
+    "Replay",
     "Setting",
     "StageContext",
     "TaskFunctions",

@@ -51,7 +51,7 @@ class TaskFunctions:
         if isinstance(batch, Mapping):
             result = _model_of(module)(**{key: value for key, value in batch.items() if key != "labels"})
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-            result = module(batch[0])
+            result = _model_of(module)(batch[0])
         else:
             raise _unknown_form("outputs", "outputs=lambda module, batch, head: ...", batch)
         return getattr(result, "logits", result)
@@ -71,7 +71,8 @@ class TaskFunctions:
         if self.loss is not None:
             return self.loss(outputs, targets)
         if targets.is_floating_point():
-            return nn.functional.mse_loss(outputs.squeeze(-1), targets)
+            # One number an example, [batch, 1] or [batch] on either side.
+            return nn.functional.mse_loss(outputs.reshape(targets.shape), targets)
         return nn.functional.cross_entropy(outputs, targets)
 
 

@@ -11,7 +11,7 @@ from lr_dist.methods import METHODS, build_method
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("replay", "the methods are interpolate, l2-sp"),
+        ("reply", "the methods are .*Did you mean '?replay"),
         ("l2-sp:alpha", "must read key=value"),
         ("l2-sp:alpha=-1", "at least 0"),
         ("l2-sp:alpha=nan", "finite"),

@@ -53,6 +53,7 @@ class Case:
         layerwise: further options of `LayerwiseLR`.
         exact: with an `ExactResume` among the callbacks.
         methods: text forms of methods against forgetting.
+        learned_before: the methods have been through a stage with other data, which left the weights as they are.
         options: of the Trainer.
         dropout: above 0, every process draws its own random numbers.
         built_late: the model is made in `configure_model`, not in `__init__`.
@@ -72,6 +73,7 @@ class Case:
     layerwise: tuple[tuple[str, Any], ...] = ()
     exact: bool = False
     methods: tuple[str, ...] = ()
+    learned_before: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     dropout: float = 0.0
     built_late: bool = False
@@ -340,7 +342,12 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
         callbacks.insert(0, LayerwiseLR(distribution, allow_schedulers=allowed, **further))
     if case.exact:
         callbacks.append(ExactResume())
-    callbacks += [build_method(text) for text in case.methods]
+    methods = [build_method(text) for text in case.methods]
+    if case.learned_before:
+        for method in methods:
+            method.stage_started(module)
+            method.end_stage(module, tiny.batches(STEPS, size=BATCH, seed=1))
+    callbacks += methods
     if case.save_after is not None:
         callbacks.append(_SaveAfter(case.save_after, str(case.checkpoint)))
     if case.save_at_step is not None:

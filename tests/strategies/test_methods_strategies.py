@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,38 @@ def test_the_weights_are_those_of_one_process(strategy: str, options: tuple, tog
 def test_a_run_resumes_exactly(strategy: str, together: Run, tmp_path: Path) -> None:
     case = Case("methods", strategy, "SequentialLR", methods=METHODS)
     assert checks.resumes(case, together, tmp_path, within_window=strategy == "fsdp2") == []
+
+
+# With each, replayed examples for one process, for both and for none come by turns.
+REHEARSAL = ("replay:ratio=0.4,size=6", "der:alpha=2,beta=1,ratio=0.3,size=6", "a-gem:examples=3,size=6")
+
+
+@pytest.mark.parametrize("options", [(), ACCUMULATED], ids=["plain", "accumulated_and_clipped"])
+@pytest.mark.parametrize(
+    ("strategy", "method"),
+    [*(("ddp", method) for method in REHEARSAL), *(("fsdp2", method) for method in REHEARSAL[:2])],
+)
+def test_rehearsed_weights_are_those_of_one_process(strategy: str, method: str, options: tuple, together: Run) -> None:
+    case = Case("rehearsed", strategy, methods=(method,), learned_before=True, options=options, optimizer="sgd")
+    outcomes = together(case)
+    assert checks.weights(case, outcomes) == []
+    assert checks.weights(replace(case, learned_before=False), checks.alone(replace(case, strategy="single"))) != []
+    if strategy == "ddp":
+        assert checks.differences(outcomes[0]["whole"], outcomes[1]["whole"], "process") == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method"), [("ddp", REHEARSAL[2]), ("ddp", REHEARSAL[0]), ("fsdp2", REHEARSAL[1])]
+)
+def test_a_rehearsing_run_resumes_exactly(strategy: str, method: str, together: Run, tmp_path: Path) -> None:
+    case = Case("rehearsed", strategy, methods=(method,), learned_before=True)
+    assert checks.resumes(case, together, tmp_path, within_window=strategy == "fsdp2") == []
+
+
+def test_a_method_of_whole_gradients_is_refused_under_fsdp2(together: Run) -> None:
+    for outcome in together(Case("refused", "fsdp2", distribution=None, methods=REHEARSAL[2:])):
+        assert outcome["error"]["type"] == "UnsupportedStrategyError"
+        assert outcome["steps"] == 0
 
 
 @pytest.mark.parametrize("strategy", ["fsdp1", "deepspeed"])
