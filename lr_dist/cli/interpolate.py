@@ -17,24 +17,24 @@ def parser() -> ArgumentParser:
         description="Interpolate between a classifier and the same one after it learned a new task: print the scores "
         "on both tasks along alpha, and write the chosen weights."
     )
-    p.add_argument("before", type=str, help="folder of the fine-tuned classifier of the old task, with its head")
-    p.add_argument("after", type=str, help="folder of the same model after it learned the new task, with its head")
-    p.add_argument("--tasks", type=str, nargs="+", help="the old task and the new one: GLUE names, demo-*, NAME=FOLDER")
+    p.add_argument("before", type=str, help="Folder of the fine-tuned classifier of the old task, with its head.")
+    p.add_argument("after", type=str, help="Folder of the same model after it learned the new task, with its head.")
+    p.add_argument("--tasks", type=str, nargs="+", help="The old task and the new one: GLUE names, demo-*, NAME=FOLDER.")
     p.add_argument(
         "--alpha",
         type=str,
         default="auto",
-        help="0 (before) to 1 (after), one for every depth such as linear:first=0.4,last=0.9, or auto: choose on dev",
+        help="0 (before) to 1 (after), one for every depth such as linear:first=0.4,last=0.9, or auto: choose on dev.",
     )
-    p.add_argument("--weight", type=float, default=0.5, help="of the old task in what auto maximises, 0 to 1")
+    p.add_argument("--weight", type=float, default=0.5, help="Of the old task in what auto maximises, 0 to 1.")
     p.add_argument(
-        "--evaluations", type=int, default=36, help="for auto, the most alphas by depth that are scored; 0: one for all"
+        "--evaluations", type=int, default=36, help="For auto, the most alphas by depth that are scored; 0: one for all."
     )
-    p.add_argument("--examples", type=int, default=1000, help="rows of validation and of dev to score, a task, at most")
-    p.add_argument("--max-length", type=int, default=128, help="tokens of a text, at most")
-    p.add_argument("--data-dir", type=str | None, help="folder with the GLUE files (default: LR_DIST_DATA or the hub)")
+    p.add_argument("--examples", type=int, default=1000, help="Rows of validation and of dev to score, a task, at most.")
+    p.add_argument("--max-length", type=int, default=128, help="Tokens of a text, at most.")
+    p.add_argument("--data-dir", type=str | None, help="Folder with the GLUE files (default: LR_DIST_DATA or the hub).")
     p.add_argument(
-        "--output", type=str, default="interpolated", help="folder for the weights, the figure and the result"
+        "--output", type=str, default="interpolated", help="Folder for the weights, the figure and the result."
     )
     return p
 
