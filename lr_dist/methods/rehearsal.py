@@ -19,7 +19,9 @@ from lr_dist.methods.buffer import Memory, Portion, RehearsalBuffer, classes_of,
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.draws import Draws
 from lr_dist.methods.examples import collated_block, count, mapped, plain
-from lr_dist.methods.task_functions import TaskFunctions
+from lr_dist.methods.task_functions import MultiHeadModule, TaskFunctions
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Rehearsal(Method):
@@ -29,6 +31,11 @@ class Rehearsal(Method):
     `collate_fn`; of an iterable dataset or another iterable of batches by reading it once more. In the first stage
     there are none, so that the training is the one without the method. The examples, and which of them come next, are
     in the checkpoints.
+
+    Stored examples are computed in training mode, with dropout, and batch norms use and keep their running statistics:
+    those of one or two examples would be noise.
+
+    In a Trainer with a single fit, give it the earlier data: `buffer=RehearsalBuffer.filled({"sst2": old_loader})`.
 
     Under DDP and FSDP2 every process holds the same buffer, and the examples of a step are divided between the
     processes.
@@ -85,11 +92,16 @@ class Rehearsal(Method):
 
         Raises:
             ConfigurationError: more examples to keep than the first task has, several loaders, a loader that can be
-                read only once, batches that hold other things than tensors, texts and numbers, or `balanced` without
-                classes.
+                read only once, batches that hold other things than tensors, texts and numbers, `balanced` without
+                classes, or a module with several heads of which none is named.
             UnsupportedStrategyError: several processes with data that has no indices, or with a head for each task.
         """
         self._check_data(trainer)
+        if isinstance(pl_module, MultiHeadModule) and self.context.head is None and self.functions.outputs is None:
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has a head for each task, and {self.name} has to know which one this fit "
+                "trains. Before the fit: method.enter(StageContext(index, task, head=NAME))."
+            )
         self._tried = False
         super().on_train_start(trainer, pl_module)
 
@@ -186,14 +198,17 @@ class Rehearsal(Method):
     def _forward(self, trainer: L.Trainer, module: L.LightningModule, portion: Portion) -> tuple[Tensor, Tensor]:
         """Outputs [n, ...] and targets [n] of stored examples."""
         batch = move_batch(trainer, portion.batch)
-        return self.functions.outputs_of(module, batch, portion.memory.head), self.functions.targets_of(batch)
+        with evaluating(*(part for part in module.modules() if isinstance(part, _BATCH_NORMS))):
+            outputs = self.functions.outputs_of(module, batch, portion.memory.head)
+        return outputs, self.functions.targets_of(batch)
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Iterator[None]:
     """In evaluation mode; afterwards every part is in the mode in which it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+    training = [part for module in modules for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         yield
     finally:
