@@ -1,8 +1,8 @@
 """What methods against forgetting cost: time of a step, time at the end of a stage, and memory.
 
-Real fits of the same module (a BERT of `--layers` layers, fused AdamW) go on side by side in threads of one process, one
-step at a time and in random order, so that a change of the machine's speed hits all. A step is all that the loop does
-for a batch, every hook included; the figure is the ratio of the medians to the fit without a method. A second fit
+Real fits of the same module (a BERT of `--layers` layers, fused AdamW) go on side by side in threads of one process,
+one step at a time and in random order, so that a change of the machine's speed hits all. A step is all that the loop
+does for a batch, every hook included; the figure is the ratio of the medians to the fit without a method. A second fit
 without one shows what noise alone does. Each method has been through one stage before (`--examples` texts), so that it
 has something to work with; how long the end of that stage took, and the bytes of the tensors in its checkpoint, are the
 other figures.
