@@ -124,7 +124,7 @@ def test_a_stopped_stage_resumes_bit_for_bit(tmp_path):
         fit(module, rates, method, *callbacks, data=texts(), accumulate_grad_batches=2, **options)
         return weights(module)
 
-    whole = run(learned(DER(ratio=0.3, size=12), Classifier(), texts(seed=2)), SaveAfter(5, tmp_path / "half.ckpt"))
+    whole = run(learned(DER(ratio=0.3, size=12), Classifier(), texts(seed=2)), SaveAfter(3, tmp_path / "half.ckpt"))
     assert torch.equal(run(DER(ratio=0.3, size=12), ckpt=tmp_path / "half.ckpt"), whole)
 
 

@@ -171,7 +171,7 @@ def test_a_stopped_stage_resumes_bit_for_bit(tmp_path):
         fit(module, rates, method, *callbacks, data=texts(), accumulate_grad_batches=2, **options)
         return weights(module)
 
-    whole = run(learned(Replay(0.3, 12), Classifier(), texts(seed=2)), SaveAfter(5, tmp_path / "half.ckpt"))
+    whole = run(learned(Replay(0.3, 12), Classifier(), texts(seed=2)), SaveAfter(3, tmp_path / "half.ckpt"))
     method = Replay(0.3, 12)
     assert torch.equal(run(method, ckpt=tmp_path / "half.ckpt"), whole)
     assert [len(memory) for memory in method.buffer.memories] == [6, 6]
