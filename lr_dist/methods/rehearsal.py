@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from lr_dist.methods.context import StageContext
 from lr_dist.methods.draws import Draws
 from lr_dist.methods.examples import collated_block, count, mapped, plain
 from lr_dist.methods.task_functions import MultiHeadModule, TaskFunctions
+
+if TYPE_CHECKING:
+    from lr_dist.tasks import TokenizedTask
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -56,6 +59,22 @@ class Rehearsal(Method):
         self._restored = False
         self._tried = False
         self._new = 0  # examples of the batch that is being learned
+
+    @override
+    def check_tasks(self, tasks: Sequence[TokenizedTask]) -> None:
+        self._check_size(len(tasks[0].train))
+        regression = next((each.task.name for each in tasks if each.task.kind == "regression"), None)
+        if self.buffer.policy == "balanced" and regression is not None:
+            raise ConfigurationError(
+                f"policy=balanced needs classes, and {regression} is a regression. Use policy=reservoir."
+            )
+
+    def _check_size(self, available: int) -> None:
+        if self.buffer.size > available:
+            raise ConfigurationError(
+                f"size={self.buffer.size} examples are to be kept, and the first task has {available}. Lower size to "
+                f"{available} or less, or train on all earlier tasks at once."
+            )
 
     @override
     def trains_in(self, context: StageContext) -> bool:
@@ -145,11 +164,8 @@ class Rehearsal(Method):
                 )
             return
         indices = indices_of(loader)
-        if not self.buffer.memories and self.buffer.size > len(indices):
-            raise ConfigurationError(
-                f"size={self.buffer.size} examples are to be kept, and the first task has {len(indices)}. Lower size "
-                f"to {len(indices)} or less, or train on all earlier tasks at once."
-            )
+        if not self.buffer.memories:
+            self._check_size(len(indices))
         with isolate_rng():
             examples = fetch(loader, list(indices[:2]))
             collated_block(examples, loader.collate_fn)
