@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from typing_extensions import override
@@ -15,6 +15,9 @@ from lr_dist._callback.finder import resumes_a_fit
 from lr_dist._lightning import Callback, DeepSpeedStrategy, FSDPStrategy, L, ModelParallelStrategy, isolate_rng
 from lr_dist.errors import ResumeMismatchError, UnsupportedStrategyError
 from lr_dist.methods.context import StageContext
+
+if TYPE_CHECKING:
+    from lr_dist.tasks import TokenizedTask
 
 Setting = float | int | str
 
@@ -132,6 +135,13 @@ class Method(Callback):
         Where it does not, `lr_dist.sequence` trains the next stage once for this arm and those without the method.
         """
         return self.order is Order.BORDER and context.index > 0
+
+    def check_tasks(self, tasks: Sequence[TokenizedTask]) -> None:
+        """Called by comparisons before anything is trained; raise ConfigurationError for tasks that do not fit.
+
+        Args:
+            tasks: in the order in which they will be learned.
+        """
 
     def stage_started(self, module: L.LightningModule) -> None:
         """Called before the first step with the module's weights, and again when a fit resumes."""

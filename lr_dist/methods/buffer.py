@@ -14,6 +14,7 @@ from lr_dist._lightning import rank_zero_warn
 from lr_dist.checks import check_whole
 from lr_dist.errors import ConfigurationError, UnfilledBufferWarning, shown
 from lr_dist.methods.examples import Block, block_of, collated_block, count, joined, leaves, plain, rows, signature
+from lr_dist.methods.task_functions import TaskFunctions
 
 Targets = Callable[[Any], Tensor]
 POLICIES = ("reservoir", "balanced")
@@ -130,6 +131,36 @@ class RehearsalBuffer:
             raise ConfigurationError(f"policy must be one of {', '.join(POLICIES)}, not {shown(policy)}.")
         self.policy = policy
         self.memories: list[Memory] = []
+
+    @classmethod
+    def filled(
+        cls,
+        loaders: Mapping[str, Any],
+        size: int = 500,
+        policy: str = "reservoir",
+        *,
+        seed: int = 0,
+        functions: TaskFunctions | None = None,
+    ) -> RehearsalBuffer:
+        """A buffer with examples of tasks that the model has learned already.
+
+            Replay(ratio=0.05, buffer=RehearsalBuffer.filled({"sst2": old_loader}, size=200))
+
+        Args:
+            loaders: task -> loader of its training data. For modules with a head for each task, use `add`.
+            size: see `RehearsalBuffer`.
+            policy: see `RehearsalBuffer`.
+            seed: of the random choice.
+            functions: how the labels of a batch are read, for `balanced`.
+
+        Raises:
+            ConfigurationError: an invalid setting, or batches that cannot be kept.
+        """
+        buffer = cls(size, policy)
+        generator = torch.Generator().manual_seed(seed)
+        for task, loader in loaders.items():
+            buffer.add(task, None, loader, generator, (functions or TaskFunctions()).targets_of)
+        return buffer
 
     def __len__(self) -> int:
         """Number of examples held."""

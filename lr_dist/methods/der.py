@@ -13,7 +13,7 @@ from lr_dist._lightning import L
 from lr_dist.checks import check_finite
 from lr_dist.errors import ConfigurationError
 from lr_dist.methods.base import MethodInfo, Setting
-from lr_dist.methods.buffer import Portion, RehearsalBuffer
+from lr_dist.methods.buffer import Memory, Portion, RehearsalBuffer
 from lr_dist.methods.rehearsal import Rehearsal, evaluating, moved_to, new_examples, processes
 from lr_dist.methods.task_functions import TaskFunctions
 
@@ -91,24 +91,24 @@ class DER(Rehearsal):
         }
 
     @override
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """As `Rehearsal`; refuse a buffer that another method has filled."""
-        unrecorded = next((each.task for each in self.buffer.memories if len(each) and not each.outputs), None)
-        if unrecorded is not None:
-            raise ConfigurationError(
-                f"The buffer holds examples of {unrecorded} without recorded outputs, which der needs. Let der fill "
-                "the buffer: give it one of its own."
-            )
-        super().on_train_start(trainer, pl_module)
+    def stage_started(self, module: L.LightningModule) -> None:
+        """Record the outputs of examples that were given to the buffer: those of the weights before this stage."""
+        super().stage_started(module)
+        for memory in list(self.buffer.memories):
+            if len(memory) and not memory.outputs:
+                self._record(module, memory)
 
     @override
     def stage_ended(self, module: L.LightningModule, loader: Any) -> None:
         """Keep examples of the stage, and record their outputs."""
-        memory = self._keep_examples(loader)
+        self._record(module, self._keep_examples(loader))
+
+    def _record(self, module: L.LightningModule, memory: Memory) -> None:
+        def outputs_of(batch: Any) -> Tensor:
+            return self.functions.outputs_of(module, moved_to(module, batch), memory.head)
+
         with torch.no_grad(), evaluating(module):
-            self.buffer.record(
-                memory, lambda batch: self.functions.outputs_of(module, moved_to(module, batch), memory.head)
-            )
+            self.buffer.record(memory, outputs_of)
 
     @override
     def _check_outputs(self, outputs: Tensor) -> None:

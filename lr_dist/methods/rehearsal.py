@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,12 @@ from lr_dist.methods.buffer import Memory, Portion, RehearsalBuffer, classes_of,
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.draws import Draws
 from lr_dist.methods.examples import collated_block, count, mapped, plain
-from lr_dist.methods.task_functions import TaskFunctions
+from lr_dist.methods.task_functions import MultiHeadModule, TaskFunctions
+
+if TYPE_CHECKING:
+    from lr_dist.tasks import TokenizedTask
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Rehearsal(Method):
@@ -29,6 +34,11 @@ class Rehearsal(Method):
     `collate_fn`; of an iterable dataset or another iterable of batches by reading it once more. In the first stage
     there are none, so that the training is the one without the method. The examples, and which of them come next, are
     in the checkpoints.
+
+    Stored examples are computed in training mode, with dropout, and batch norms use and keep their running statistics:
+    those of one or two examples would be noise.
+
+    In a Trainer with a single fit, give it the earlier data: `buffer=RehearsalBuffer.filled({"sst2": old_loader})`.
 
     Under DDP and FSDP2 every process holds the same buffer, and the examples of a step are divided between the
     processes.
@@ -49,6 +59,22 @@ class Rehearsal(Method):
         self._restored = False
         self._tried = False
         self._new = 0  # examples of the batch that is being learned
+
+    @override
+    def check_tasks(self, tasks: Sequence[TokenizedTask]) -> None:
+        self._check_size(len(tasks[0].train))
+        regression = next((each.task.name for each in tasks if each.task.kind == "regression"), None)
+        if self.buffer.policy == "balanced" and regression is not None:
+            raise ConfigurationError(
+                f"policy=balanced needs classes, and {regression} is a regression. Use policy=reservoir."
+            )
+
+    def _check_size(self, available: int) -> None:
+        if self.buffer.size > available:
+            raise ConfigurationError(
+                f"size={self.buffer.size} examples are to be kept, and the first task has {available}. Lower size to "
+                f"{available} or less, or train on all earlier tasks at once."
+            )
 
     @override
     def trains_in(self, context: StageContext) -> bool:
@@ -85,11 +111,16 @@ class Rehearsal(Method):
 
         Raises:
             ConfigurationError: more examples to keep than the first task has, several loaders, a loader that can be
-                read only once, batches that hold other things than tensors, texts and numbers, or `balanced` without
-                classes.
+                read only once, batches that hold other things than tensors, texts and numbers, `balanced` without
+                classes, or a module with several heads of which none is named.
             UnsupportedStrategyError: several processes with data that has no indices, or with a head for each task.
         """
         self._check_data(trainer)
+        if isinstance(pl_module, MultiHeadModule) and self.context.head is None and self.functions.outputs is None:
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has a head for each task, and {self.name} has to know which one this fit "
+                "trains. Before the fit: method.enter(StageContext(index, task, head=NAME))."
+            )
         self._tried = False
         super().on_train_start(trainer, pl_module)
 
@@ -133,11 +164,8 @@ class Rehearsal(Method):
                 )
             return
         indices = indices_of(loader)
-        if not self.buffer.memories and self.buffer.size > len(indices):
-            raise ConfigurationError(
-                f"size={self.buffer.size} examples are to be kept, and the first task has {len(indices)}. Lower size "
-                f"to {len(indices)} or less, or train on all earlier tasks at once."
-            )
+        if not self.buffer.memories:
+            self._check_size(len(indices))
         with isolate_rng():
             examples = fetch(loader, list(indices[:2]))
             collated_block(examples, loader.collate_fn)
@@ -186,14 +214,17 @@ class Rehearsal(Method):
     def _forward(self, trainer: L.Trainer, module: L.LightningModule, portion: Portion) -> tuple[Tensor, Tensor]:
         """Outputs [n, ...] and targets [n] of stored examples."""
         batch = move_batch(trainer, portion.batch)
-        return self.functions.outputs_of(module, batch, portion.memory.head), self.functions.targets_of(batch)
+        with evaluating(*(part for part in module.modules() if isinstance(part, _BATCH_NORMS))):
+            outputs = self.functions.outputs_of(module, batch, portion.memory.head)
+        return outputs, self.functions.targets_of(batch)
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> Iterator[None]:
     """In evaluation mode; afterwards every part is in the mode in which it was."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
+    training = [part for module in modules for part in module.modules() if part.training]
+    for part in training:
+        part.training = False
     try:
         yield
     finally:

@@ -32,10 +32,12 @@ class Replay(Rehearsal):
 
         trainer = L.Trainer(callbacks=[LayerwiseLR("flat:lr=1e-4"), Replay(ratio=0.05, size=500)])
 
-    List it before callbacks that add a penalty to the loss: it scales what the loss is at its turn by B / (B + R). The
-    logged loss is that of the new task. Cost: one more forward and backward pass a step, of R examples, where R > 0,
-    for each earlier task among them. Memory: `size` examples, in checkpoints too. Works under DDP and FSDP2, with
-    gradient accumulation, clipping and mixed precision; see `Rehearsal`.
+    List it before callbacks that add a penalty to the loss, because it multiplies what the loss is at its turn by
+    B / (B + R), and after those that read the loss (LossAdaptiveLR). The logged loss is that of the new task.
+
+    Cost: one more forward and backward pass a step, of R examples, where R > 0, for each earlier task among them.
+    Memory: `size` examples, in checkpoints too. Works under DDP and FSDP2, with gradient accumulation, clipping and
+    mixed precision; see `Rehearsal`.
 
     Args:
         ratio: replayed examples for each new one, greater than 0; 1 replays as many as are new.

@@ -81,6 +81,8 @@ class Comparison:
             data_seed=config.data_seed,
         )
         for arm in arms.values():
+            for method in arm.build_methods():
+                method.check_tasks(bench.tokens)
             for distribution in arm.plan.distributions:
                 warn_of_rates(distribution, bench.model_info["num_layers"], bench.settings.lr, "AdamW")
         return cls(replace(config, settings=bench.settings), bench, arms)

@@ -6,10 +6,12 @@ import csv
 
 import pytest
 import torch
+from comparison import FLAT, config_of
 
 from lr_dist.errors import ConfigurationError
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
+from lr_dist.sequence.compare import Comparison
 from lr_dist.sequence.observers import Observer, SequenceState, TestAfterStages
 from lr_dist.sequence.runner import run_sequence
 from lr_dist.sequence.settings import SequenceSettings
@@ -17,16 +19,22 @@ from lr_dist.sequence.stage import Stage
 
 
 @pytest.fixture(scope="module")
-def bench(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Bench:
-    """A classification, a regression with texts of other lengths, and another classification."""
+def grades(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A regression, as `--tasks` takes it."""
     folder = tmp_path_factory.mktemp("grades")
     for split, count in (("train", 60), ("validation", 30)):
         with (folder / f"{split}.csv").open("w", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(["text", "label"])
             rows.writerows([f"the film was {'very ' * (i % 7)}good", 0.5 + i % 7] for i in range(count))
+    return f"grades={folder}"
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_model: str, grades: str) -> Bench:
+    """A classification, a regression with texts of other lengths, and another classification."""
     settings = SequenceSettings(epochs=1, batch_size=8, precision="32-true")
-    tasks = ("demo-sentiment", f"grades={folder}", "demo-entailment")
+    tasks = ("demo-sentiment", grades, "demo-entailment")
     return Bench.prepare(tiny_model, tasks, settings, limit=48)
 
 
@@ -70,3 +78,21 @@ def test_balanced_classes_of_a_regression_are_refused_before_its_training(bench:
     with pytest.raises(ConfigurationError, match="balanced needs one class an example"):
         run_sequence(bench, arm, 0, TestAfterStages(), [heads])
     assert len(heads.after) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("replay", "size=500 examples are to be kept, and the first task has 96"),
+        ("der:size=97", "size=97 examples are to be kept, and the first task has 96"),
+        ("a-gem:size=40,policy=balanced", "grades is a regression"),
+    ],
+)
+def test_a_comparison_refuses_them_before_any_arm_is_trained(
+    tiny_model: str, grades: str, method: str, says: str
+) -> None:
+    config = config_of(
+        tiny_model, tasks=("demo-sentiment", grades), distributions=(FLAT,), arms=(f"{FLAT} + {method}",)
+    )
+    with pytest.raises(ConfigurationError, match=says):
+        Comparison.prepare(config)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lr_dist import LayerwiseLR
 from lr_dist.errors import ConfigurationError, ResumeMismatchError
-from lr_dist.methods import Replay, StageContext, TaskFunctions
+from lr_dist.methods import RehearsalBuffer, Replay, StageContext, TaskFunctions
 
 
 def test_a_step_by_hand():
@@ -171,7 +171,7 @@ def test_a_stopped_stage_resumes_bit_for_bit(tmp_path):
         fit(module, rates, method, *callbacks, data=texts(), accumulate_grad_batches=2, **options)
         return weights(module)
 
-    whole = run(learned(Replay(0.3, 12), Classifier(), texts(seed=2)), SaveAfter(5, tmp_path / "half.ckpt"))
+    whole = run(learned(Replay(0.3, 12), Classifier(), texts(seed=2)), SaveAfter(3, tmp_path / "half.ckpt"))
     method = Replay(0.3, 12)
     assert torch.equal(run(method, ckpt=tmp_path / "half.ckpt"), whole)
     assert [len(memory) for memory in method.buffer.memories] == [6, 6]
@@ -198,6 +198,31 @@ def test_other_settings_than_the_checkpoints_are_refused(tmp_path):
     trainer.save_checkpoint(tmp_path / "other.ckpt")
     with pytest.raises(ResumeMismatchError, match=r"replay:ratio=0\.5,size=10"):
         fit(Classifier(), Replay(0.5, 10), data=texts(), ckpt=tmp_path / "other.ckpt")
+
+
+def test_earlier_data_can_be_given_to_a_single_fit():
+    module, again = Linear(), Linear()
+    fit(module, Replay(1, buffer=RehearsalBuffer.filled({"old": points((1, 0, 3))}, size=1)), data=points((0, 1, 1)))
+    fit(again, learned(Replay(1, 1), again, points((1, 0, 3))), data=points((0, 1, 1)))
+    assert torch.equal(module.w, again.w)
+    assert module.w[0] != 1
+
+
+def test_single_examples_leave_the_statistics_of_batch_norms_alone():
+    class Normed(Linear):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(2)
+
+        def forward(self, x):
+            return self.norm(x) @ self.w
+
+    module = Normed()
+    method = learned(Replay(0.5, 3), module, points((9, 9, 3), (9, 9, 3), (9, 9, 3)))
+    fit(module, method, data=points((0, 1, 1), (0, 2, 0), (0, 1, 1), (0, 2, 0), batch_size=2))
+    assert module.norm.num_batches_tracked == 2
+    assert module.norm.running_mean[0] == 0
+    assert module.norm.training
 
 
 # Wrong input --------------------------------------------------------------------------------------------------
@@ -256,6 +281,12 @@ def test_data_that_cannot_be_replayed_is_refused_before_the_first_step(method, d
 
     with pytest.raises(ConfigurationError, match=says):
         fit(Anything(), method, NoStep(), data=data)
+
+
+def test_a_head_that_is_not_named_is_refused():
+    rows = DataLoader([{"x": torch.ones(2), "labels": torch.tensor(1)}] * 4)
+    with pytest.raises(ConfigurationError, match=r"TwoHeads has a head for each task.*head=NAME"):
+        fit(TwoHeads(), Replay(1, 4), NoStep(), data=rows)
 
 
 def test_a_stream_is_replayed_too():

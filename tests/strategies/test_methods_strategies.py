@@ -49,7 +49,7 @@ def test_rehearsed_weights_are_those_of_one_process(strategy: str, method: str, 
 
 
 @pytest.mark.parametrize(
-    ("strategy", "method"), [("ddp", REHEARSAL[2]), ("ddp", REHEARSAL[0]), ("fsdp2", REHEARSAL[1])]
+    ("strategy", "method"), [("ddp", REHEARSAL[2]), ("fsdp2-distributed", REHEARSAL[0]), ("fsdp2", REHEARSAL[1])]
 )
 def test_a_rehearsing_run_resumes_exactly(strategy: str, method: str, together: Run, tmp_path: Path) -> None:
     case = Case("rehearsed", strategy, methods=(method,), learned_before=True)
