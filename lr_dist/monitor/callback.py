@@ -148,7 +148,6 @@ class ForgettingMonitor(Callback, Results):
 
         Raises:
             UnsupportedStrategyError: FSDP1 or DeepSpeed.
-            ConfigurationError: a second monitor in the Trainer.
         """
         if stage != "fit":
             return
@@ -157,11 +156,6 @@ class ForgettingMonitor(Callback, Results):
             raise UnsupportedStrategyError(
                 f"ForgettingMonitor needs every parameter by its name and in its shape, which "
                 f"{type(trainer.strategy).__name__} does not keep. Use ModelParallelStrategy (FSDP2) or DDPStrategy."
-            )
-        if sum(isinstance(callback, ForgettingMonitor) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
-            raise ConfigurationError(
-                "The Trainer has more than one ForgettingMonitor. One watches any number of old tasks: "
-                "{'sst2': loader, 'qqp': other_loader}."
             )
         self._watch = self._options.watch()
 
@@ -179,7 +173,7 @@ class ForgettingMonitor(Callback, Results):
         row = self._watch.begin(pl_module, _host(trainer), trainer.global_step, trainer.current_epoch)
         if row is not None:
             self._log(trainer, row)
-        elif self._due_at(trainer.global_step) and trainer.global_step > self._watch.start_step:
+        elif self._overdue(trainer):
             # The checkpoint was written at a step that is measured, before it was.
             self._measure(trainer, pl_module)
 
@@ -287,9 +281,13 @@ class ForgettingMonitor(Callback, Results):
 
     # Helpers ---------------------------------------------------------------------------------------------
 
-    def _due_at(self, step: int) -> bool:
-        every = self._options.every_n_steps
-        return every is not None and step % every == 0
+    def _overdue(self, trainer: L.Trainer) -> bool:
+        """Whether the measurement of the step or the epoch that was the last is missing."""
+        last = self._watch.history[-1]
+        if (steps := self._options.every_n_steps) is not None:
+            return trainer.global_step % steps == 0 and trainer.global_step > last.step
+        epochs = self._options.every_n_epochs or 1
+        return last.epoch < trainer.current_epoch - trainer.current_epoch % epochs
 
     def _measure(
         self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int | None = None
