@@ -71,9 +71,8 @@ def test_scores_are_those_of_the_model_and_are_logged(tmp_path: Path) -> None:
 
 
 def test_without_attach_the_history_of_the_trainer_has_it(tmp_path: Path) -> None:
-    trainer = trained(
-        tmp_path, watch(score=None, old={"first": [{"input_ids": x, "labels": y} for x, y in old_loader()]})
-    )
+    batches = [{"input_ids": tokens, "labels": labels} for tokens, labels in old_loader()]
+    trainer = trained(tmp_path, watch({"first": batches}, score=None))
     assert [log["step"] for log in trainer.state.log_history if "forgotten/first" in log] == [0, 2, 4, 5]
 
 
@@ -136,8 +135,8 @@ def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
         trained(tmp_path, watch(keep="forgotten <= 1"), **best)
     with pytest.raises(ConfigurationError, match=r"eval_accuracy, which was not logged"):
         trained(tmp_path, watch(keep="forgotten <= 1", monitor="eval_accuracy"))
+    watching = watch()
+    trainer, _ = plain(tmp_path)
+    trainer.args.fsdp = [True]
     with pytest.raises(UnsupportedStrategyError, match="FSDP"):
-        watching = watch()
-        trainer, _ = plain(tmp_path)
-        trainer.args.fsdp = [True]
         watching.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)

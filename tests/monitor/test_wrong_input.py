@@ -73,9 +73,7 @@ def fails(watching: ForgettingMonitor, error: type[Exception], message: str, **o
 def test_batches_that_cannot_be_scored_are_named_before_the_first_step() -> None:
     unlabelled = [{"input_ids": batch[0]} for batch in old_loader()]
     fails(monitor({"first": unlabelled}, score=None), ScoringError, "'first' cannot be scored. The batch has no labels")
-    fails(
-        monitor({"first": [torch.ones(2)]}, score=None), ScoringError, "'first' cannot be scored. The batch is a Tensor"
-    )
+    fails(monitor({"first": [torch.ones(2)]}, score=None), ScoringError, "The batch is a Tensor, neither")
     fails(monitor(score=lambda module, batch: batch["x"]), ScoringError, "'first' cannot be scored: TypeError")
     fails(monitor(score=lambda module, batch: batch[1]), ScoringError, "must return two tensors")
     fails(monitor(score=lambda module, batch: (batch[1], None)), ScoringError, "must return two tensors")
