@@ -55,9 +55,15 @@ def _draw_scores(axes, history: Sequence[Measurement], best_step: int | None) ->
         color = f"C{position}"
         axes.plot(steps, scores, color=color, marker="o", ms=3, label=short(task))
         axes.axhline(scores[0], color=color, ls=":", lw=1)
+    judged = [row for row in history if row.new]
+    for position, metric in enumerate(judged[0].new if judged else ()):
+        values = [row.new[metric] for row in judged]
+        axes.plot(
+            [row.step for row in judged], values, color=f"{0.2 + 0.2 * (position % 3)}", ls="-.", label=short(metric)
+        )
     if best_step is not None:
         axes.axvline(best_step, color="0.4", ls="--", lw=1, label=f"kept: step {best_step}")
-    axes.set_ylabel("score of the old task")
+    axes.set_ylabel("score")
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8)
 

@@ -18,6 +18,7 @@ class Measurement:
         forgotten: task -> what it has lost since the fit began; negative if it has become better.
         moved: layer -> relative L2 distance to its weights when the fit began.
         seconds: what the measurement took.
+        new: metrics of the new task that it was judged by.
     """
 
     step: int
@@ -26,6 +27,7 @@ class Measurement:
     forgotten: Mapping[str, float]
     moved: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    new: Mapping[str, float] = field(default_factory=dict)
 
     def logged(self) -> dict[str, float]:
         """`old/TASK`, `forgotten/TASK` and `moved/LAYER`."""

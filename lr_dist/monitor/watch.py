@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -134,6 +134,7 @@ class Watch:
         if metrics is None:
             return
         self._judged = True
+        self.history[-1] = replace(self.history[-1], new=metrics)
         rules = [rule for rule in (self.trade_off.keep, self.trade_off.stop_when) if rule is not None]
         names = [name for rule in rules for name in rule.names]
         values = {**values_of(self.history[-1], self.start_scores, names), **metrics}
