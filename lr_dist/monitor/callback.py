@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from typing_extensions import override
 
-from lr_dist._callback.company import check_trainer
 from lr_dist._callback.finder import resumes_a_fit
+from lr_dist._callback.other_callbacks import check_trainer
 from lr_dist._lightning import (
     Callback,
     DeepSpeedStrategy,
