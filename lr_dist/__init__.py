@@ -24,12 +24,16 @@ if TYPE_CHECKING:
     from lr_dist.layer_schedule import LayerSchedule
     from lr_dist.layers import assign_layers
     from lr_dist.loss_adaptive import LossAdaptiveLR
+    from lr_dist.monitor.callback import ForgettingMonitor
+    from lr_dist.monitor.huggingface import ForgettingMonitorCallback
     from lr_dist.presets import load_preset, register_preset
 
 __version__ = "0.1.0"
 
 _HOME = {
     "ExactResume": "lr_dist.exact_resume",
+    "ForgettingMonitor": "lr_dist.monitor.callback",
+    "ForgettingMonitorCallback": "lr_dist.monitor.huggingface",
     "LayerSchedule": "lr_dist.layer_schedule",
     "LayerwiseLR": "lr_dist.callback",
     "LayerwiseTrainerMixin": "lr_dist.huggingface",
@@ -43,7 +47,10 @@ _HOME = {
 
 
 # The extra and the libraries of the names that need more than the package itself.
-_NEEDS = {"LayerwiseTrainerMixin": ("huggingface", "transformers", "accelerate")}
+_NEEDS = {
+    "ForgettingMonitorCallback": ("huggingface", "transformers", "accelerate"),
+    "LayerwiseTrainerMixin": ("huggingface", "transformers", "accelerate"),
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -73,6 +80,7 @@ def _within_from_import() -> bool:
 
 __all__ = [
     "ExactResume",
+    "ForgettingMonitor",
     "LRDistribution",
     "LayerSchedule",
     "LayerwiseLR",
@@ -85,4 +93,4 @@ __all__ = [
 ]
 # `from lr_dist import *` brings what can be used here.
 if all(find_spec(module) for module in _NEEDS["LayerwiseTrainerMixin"][1:]):
-    __all__ += ["LayerwiseTrainerMixin"]
+    __all__ += ["ForgettingMonitorCallback", "LayerwiseTrainerMixin"]

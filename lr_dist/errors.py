@@ -215,6 +215,10 @@ class DivergedError(LRDistError, ArithmeticError):
     """A training loss that became NaN or infinite."""
 
 
+class ScoringError(LRDistError, ValueError):
+    """An old task that cannot be scored: no batches or labels, other shapes than the metric's, an undefined score."""
+
+
 # Warnings ------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +265,10 @@ class RateRangeWarning(UserWarning):
 
 class StuckLayersWarning(UserWarning):
     """Layers that cannot move: a step is rounded away, or the rate is under 1e-3 of the fastest layer's."""
+
+
+class NothingKeptWarning(UserWarning):
+    """A rule that no measurement of a fit fulfilled, so that the weights of the last step stay."""
 
 
 class UnusedLayersWarning(UserWarning):

@@ -27,12 +27,20 @@ def trained(folder: Path) -> dict[str, Any]:
     arguments = transformers.TrainingArguments(
         output_dir=str(folder), max_steps=3, use_cpu=True, report_to=[], save_strategy="no", disable_tqdm=True
     )
-    return {"torch": torch, "transformers": transformers, "model": bert(), "args": arguments, "data": rows}
+    old = [{name: torch.tensor([row[name]]) for name in row} for row in rows]
+    return {
+        "torch": torch,
+        "transformers": transformers,
+        "model": bert(),
+        "args": arguments,
+        "data": rows,
+        "old_loader": old,
+    }
 
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
     found = blocks("README.md", "python")
-    assert len(found) == 3
+    assert len(found) == 4
     names = trained(tmp_path)
     before = names["model"].bert.encoder.layer[0].attention.self.query.weight.detach().clone()
     for block in found:

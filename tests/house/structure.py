@@ -25,7 +25,7 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lr_dist.search.engine",),
     ("lr_dist.search",),
     ("lr_dist.sequence",),
-    ("lr_dist.methods",),
+    ("lr_dist.methods", "lr_dist.monitor"),
     (
         *("lr_dist.callback", "lr_dist.loss_adaptive", "lr_dist.exact_resume", "lr_dist._callback"),
         *("lr_dist.huggingface", "lr_dist._lightning"),

@@ -25,10 +25,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as sch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lr_dist import ExactResume, LayerwiseLR
+from lr_dist import ExactResume, ForgettingMonitor, LayerwiseLR
 from lr_dist.layers import clean_name
 from lr_dist.methods import build_method
 
@@ -54,6 +55,8 @@ class Case:
         exact: with an `ExactResume` among the callbacks.
         methods: text forms of methods against forgetting.
         learned_before: the methods have been through a stage with other data, which left the weights as they are.
+        monitored: options of a ForgettingMonitor; without any, there is none.
+        logs_by_rank: whether the module logs a metric, `rank_score`, that rises in one process and falls in the other.
         options: of the Trainer.
         dropout: above 0, every process draws its own random numbers.
         built_late: the model is made in `configure_model`, not in `__init__`.
@@ -74,6 +77,8 @@ class Case:
     exact: bool = False
     methods: tuple[str, ...] = ()
     learned_before: bool = False
+    monitored: tuple[tuple[str, Any], ...] = ()
+    logs_by_rank: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     dropout: float = 0.0
     built_late: bool = False
@@ -241,6 +246,8 @@ class Module(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         tokens, labels = batch
         assert self.model is not None
+        if self.case.logs_by_rank:
+            self.log("rank_score", float(self.global_step * (-1) ** self.global_rank))
         return self.model(input_ids=tokens, labels=labels).loss
 
     def on_train_epoch_end(self) -> None:
@@ -348,6 +355,8 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
             method.stage_started(module)
             method.end_stage(module, tiny.batches(STEPS, size=BATCH, seed=1))
     callbacks += methods
+    if case.monitored:
+        callbacks.append(_monitor(**dict(case.monitored)))
     if case.save_after is not None:
         callbacks.append(_SaveAfter(case.save_after, str(case.checkpoint)))
     if case.save_at_step is not None:
@@ -364,6 +373,18 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
         enable_checkpointing=case.save_at_step is not None,
         **dict(case.options),
     )
+
+
+def _monitor(**options: Any) -> ForgettingMonitor:
+    """Watches an old task of five batches, the last of them smaller, in another order each time."""
+    tokens = torch.randint(0, 40, (18, 7), generator=torch.Generator().manual_seed(5))
+    loader = DataLoader(TensorDataset(tokens, (tokens[:, 1] > 20).long()), 4, shuffle=True)
+    metric = MulticlassAccuracy(2, average="micro")
+    return ForgettingMonitor({"first": loader}, score=_score, metric=metric, restore=False, **options)
+
+
+def _score(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
+    return module.model(input_ids=batch[0]).logits, batch[1]
 
 
 class _SaveAfter(L.Callback):
@@ -403,6 +424,12 @@ class _Keeper(L.Callback):
         with _gathered(trainer):
             whole = {clean_name(name): _whole(parameter) for name, parameter in pl_module.named_parameters()}
         self.outcome["whole"] = whole
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        for callback in trainer.callbacks:
+            if isinstance(callback, ForgettingMonitor):
+                self.outcome["history"] = [{**row.to_dict(), "seconds": 0.0} for row in callback.history]
+                self.outcome["best"] = {"step": callback.best_step, "weights": callback.best_weights}
 
 
 def _own(value: Any) -> Any:

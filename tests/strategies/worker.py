@@ -25,7 +25,7 @@ def main() -> None:
     Path(sys.argv[1]).touch()
     for line in sys.stdin:
         task = json.loads(line)
-        pairs = {name: tuple(map(tuple, task["case"].pop(name))) for name in ("options", "layerwise")}
+        pairs = {name: tuple(map(tuple, task["case"].pop(name))) for name in ("options", "layerwise", "monitored")}
         case = Case(**task["case"], **pairs)
         print(f"--- {case.name}", file=sys.stderr, flush=True)
         outcome = perform(case, processes)
