@@ -19,7 +19,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("before", type=str, help="Folder of the fine-tuned classifier of the old task, with its head.")
     p.add_argument("after", type=str, help="Folder of the same model after it learned the new task, with its head.")
-    p.add_argument("--tasks", type=str, nargs="+", help="The old task and the new one: GLUE names, demo-*, NAME=FOLDER.")
+    p.add_argument("--tasks", type=str, nargs="+", help="Old task and new task: GLUE names, demo-*, NAME=FOLDER.")
     p.add_argument(
         "--alpha",
         type=str,
@@ -28,9 +28,12 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--weight", type=float, default=0.5, help="Of the old task in what auto maximises, 0 to 1.")
     p.add_argument(
-        "--evaluations", type=int, default=36, help="For auto, the most alphas by depth that are scored; 0: one for all."
+        "--evaluations",
+        type=int,
+        default=36,
+        help="For auto, the most alphas by depth to score; 0: one for all.",
     )
-    p.add_argument("--examples", type=int, default=1000, help="Rows of validation and of dev to score, a task, at most.")
+    p.add_argument("--examples", type=int, default=1000, help="Most rows of validation and of dev to score, a task.")
     p.add_argument("--max-length", type=int, default=128, help="Tokens of a text, at most.")
     p.add_argument("--data-dir", type=str | None, help="Folder with the GLUE files (default: LR_DIST_DATA or the hub).")
     p.add_argument(

@@ -5,6 +5,7 @@ Written `my=PATH`, or as a mapping with its columns: `{name: my, path: PATH, tex
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,13 +82,25 @@ def parse_custom(spec: str | Mapping[str, Any]) -> CustomSpec:
         raise ConfigurationError(f"task {name!r}: text is {list(text)}; name one column, or two different ones")
     return CustomSpec(
         name=name,
-        path=str(spec["path"]),
+        path=_with_variables(str(spec["name"]), str(spec["path"])),
         text=text,
         label=str(spec.get("label") or ""),
         kind=kind,
         metrics=_strings(name, "metrics", spec.get("metrics")),
         subset=str(spec.get("subset") or ""),
     )
+
+
+def _with_variables(name: str, path: str) -> str:
+    """The path with environment variables replaced, as in `$LR_DIST_DATA/clinc150/banking`."""
+    whole = os.path.expandvars(path)
+    missing = re.search(r"\$\{?([A-Z_][A-Z0-9_]*)", whole)
+    if missing and missing[1] not in os.environ:
+        raise ConfigurationError(
+            f"task {name!r}: the environment variable {missing[1]} in {shown(path, PATH)} is not set; set it, or write "
+            "the path out."
+        )
+    return whole
 
 
 def load_custom(spec: CustomSpec) -> RawTask:

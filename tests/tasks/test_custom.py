@@ -248,3 +248,12 @@ def test_a_hub_data_set_that_cannot_be_reached_says_so(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     with pytest.raises(TaskDataError, match="no folder 'nobody/nothing-here', and as a hub data set"):
         load("my=nobody/nothing-here")
+
+
+def test_an_environment_variable_in_a_path_is_replaced(monkeypatch):
+    monkeypatch.setenv("MY_DATA", "/some/where")
+    assert parse_custom("my=$MY_DATA/tasks").path == "/some/where/tasks"
+    assert parse_custom({"name": "my", "path": "${MY_DATA}/tasks"}).path == "/some/where/tasks"
+    monkeypatch.delenv("MY_DATA")
+    with pytest.raises(ConfigurationError, match="variable MY_DATA .* is not set"):
+        parse_custom("my=$MY_DATA/tasks")
