@@ -24,7 +24,7 @@ def parser() -> ArgumentParser:
         "--alpha",
         type=str,
         default="auto",
-        help="0 (before) to 1 (after), one for every depth such as linear:first=0.4,last=0.9, or auto: choose on dev.",
+        help="From 0 (before) to 1 (after), by depth as linear:first=0.4,last=0.9, or auto: choose on dev.",
     )
     p.add_argument("--weight", type=float, default=0.5, help="Of the old task in what auto maximises, 0 to 1.")
     p.add_argument(

@@ -255,5 +255,5 @@ def test_an_environment_variable_in_a_path_is_replaced(monkeypatch):
     assert parse_custom("my=$MY_DATA/tasks").path == "/some/where/tasks"
     assert parse_custom({"name": "my", "path": "${MY_DATA}/tasks"}).path == "/some/where/tasks"
     monkeypatch.delenv("MY_DATA")
-    with pytest.raises(ConfigurationError, match="variable MY_DATA .* is not set"):
+    with pytest.raises(ConfigurationError, match=r"variable MY_DATA .* is not set"):
         parse_custom("my=$MY_DATA/tasks")
