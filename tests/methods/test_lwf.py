@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
 from methods.fits import Module, batches, fit, weights
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lr_dist import LayerwiseLR
 from lr_dist.errors import ConfigurationError, ResumeMismatchError
@@ -166,3 +167,28 @@ def test_a_teacher_with_other_outputs_is_named():
     method.enter(StageContext(1))
     with pytest.raises(ConfigurationError, match=r"outputs of head None have the shape \(4, 1\), the model's \(4, 2\)"):
         fit(Module(), method)
+
+
+def test_the_statistics_of_batch_norms_see_each_input_once():
+    class Normed(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.head = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.norm(x))
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    data = DataLoader(TensorDataset(torch.randn(24, 4) + 3, torch.arange(24) % 2), batch_size=8)
+    method = LwF()
+    method.enter(StageContext(1))
+    distilled, plain = Normed(), Normed()
+    fit(distilled, method, data=data)
+    fit(plain, data=data)
+    assert torch.equal(distilled.norm.running_mean, plain.norm.running_mean)
+    assert distilled.norm.num_batches_tracked == 3
