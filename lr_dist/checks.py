@@ -52,6 +52,18 @@ def check_whole(
     raise error(f"{what} must be a whole number {bounds}, not {shown(value)}.{hint and ' '}{hint}")
 
 
+def check_strength(what: str, value: Any, *, error: type[LRDistError]) -> float:
+    """`value` as a float, if it can multiply gradients: from 0 to 1e30, beyond which float32 soon ends.
+
+    Raises:
+        LRDistError: an `error`, naming `what` and the value.
+    """
+    number = check_finite(what, value, error=error)
+    if number > 1e30:
+        raise error(f"{what} must be at most 1e30, not {shown(value)}: gradients would overflow.")
+    return number
+
+
 def check_finite(what: str, value: Any, *, error: type[LRDistError], positive: bool = False, hint: str = "") -> float:
     """`value` as a float, if it is a finite number of at least 0, or (`positive`) greater than 0.
 

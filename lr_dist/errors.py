@@ -271,6 +271,10 @@ class NothingKeptWarning(UserWarning):
     """A rule that no measurement of a fit fulfilled, so that the weights of the last step stay."""
 
 
+class LatePullWarning(UserWarning):
+    """A pull that should fade in the course of a fit holds until its end."""
+
+
 class UnusedLayersWarning(UserWarning):
     """Layers in a model's file that are not in its config.json."""
 

@@ -10,10 +10,16 @@ from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
 from lr_dist.methods.buffer import RehearsalBuffer
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.der import DER
+from lr_dist.methods.ewc import EWC
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
 from lr_dist.methods.l2_sp import L2SP
+from lr_dist.methods.lwf import LwF
+from lr_dist.methods.mas import MAS
+from lr_dist.methods.online_ewc import OnlineEWC
+from lr_dist.methods.rec_adam import RecAdam
 from lr_dist.methods.replay import Replay
+from lr_dist.methods.si import SI
 from lr_dist.methods.task_functions import TaskFunctions
 from lr_dist.methods.text import parse_method
 
@@ -22,9 +28,15 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         AGEM,
         DER,
+        EWC,
         Interpolate,
         L2SP,
+        LwF,
+        MAS,
+        OnlineEWC,
+        RecAdam,
         Replay,
+        SI,
         #
     )
 }
@@ -42,15 +54,21 @@ def build_method(text: str) -> Method:
 __all__ = [
     "AGEM",
     "DER",
+    "EWC",
     "METHODS",
     "Interpolate",
     "L2SP",
+    "LwF",
+    "MAS",
     "Method",
     "MethodInfo",
     "Needs",
+    "OnlineEWC",
     "Order",
     "RehearsalBuffer",
     "Replay",
+    "RecAdam",
+    "SI",
     "Setting",
     "StageContext",
     "TaskFunctions",

@@ -28,6 +28,15 @@ class Anchor:
     def __getitem__(self, name: str) -> Tensor:
         return self._weights[name]
 
+    def __setitem__(self, name: str, weight: Tensor) -> None:
+        """Replace what is held; as each process holds the parameter."""
+        self._whole.pop(name, None)
+        self._weights[name] = weight
+
+    def names(self) -> set[str]:
+        """The parameters that are held or will be taken from a checkpoint."""
+        return {*self._weights, *self._whole}
+
     @torch.no_grad()
     def hold(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
         """Copy the parameters that are not held yet; those of a checkpoint take the place of a copy.
@@ -45,6 +54,9 @@ class Anchor:
                 self._weights[name] = parameter.detach().clone()
             elif self._weights[name].shape != parameter.shape:
                 raise _other_model(name, self._weights[name], parameter)
+            elif hasattr(self._weights[name], "full_tensor") != hasattr(parameter, "full_tensor"):
+                # The next stage runs under another strategy.
+                self._weights[name] = _like(parameter, name, _whole(self._weights[name]))
             elif self._weights[name].device != parameter.device:  # the next stage runs somewhere else
                 self._weights[name] = self._weights[name].to(parameter.device)
 

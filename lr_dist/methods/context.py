@@ -36,6 +36,7 @@ class StageContext:
         seed: seed of the random draws that methods make themselves.
         held_out: task -> its score (higher is better) on examples that are not trained on and not reported; the
             earlier tasks in their order, then this one. Empty if there are none.
+        earlier_heads: the heads of earlier tasks, each once, in their order; with `head` if one of them has it.
     """
 
     index: int = 0
@@ -43,6 +44,7 @@ class StageContext:
     head: str | None = None
     seed: int = 0
     held_out: Mapping[str, Score] = field(default_factory=dict)
+    earlier_heads: tuple[str, ...] = ()
 
     def generator(self, name: str) -> torch.Generator:
         """A generator of its own for a method's draws in this stage, so that no other random number changes."""

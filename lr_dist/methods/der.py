@@ -14,7 +14,8 @@ from lr_dist.checks import check_finite
 from lr_dist.errors import ConfigurationError
 from lr_dist.methods.base import MethodInfo, Setting
 from lr_dist.methods.buffer import Memory, Portion, RehearsalBuffer
-from lr_dist.methods.rehearsal import Rehearsal, evaluating, moved_to, new_examples, processes
+from lr_dist.methods.evaluating import evaluating
+from lr_dist.methods.rehearsal import Rehearsal, moved_to, new_examples, processes
 from lr_dist.methods.task_functions import TaskFunctions
 
 

@@ -12,11 +12,12 @@ from typing_extensions import override
 
 from lr_dist._callback.scaling import gradient_scale
 from lr_dist._lightning import L
-from lr_dist.checks import check_finite
-from lr_dist.errors import InvalidRateError, UnsupportedOptimizerError
+from lr_dist.checks import check_strength
+from lr_dist.errors import InvalidRateError
 from lr_dist.layers import Overrides, assign_layers, clean_name
 from lr_dist.methods.anchor import Anchor
 from lr_dist.methods.base import Method, MethodInfo, Setting
+from lr_dist.methods.quadratic import gradient_of
 
 
 class L2SP(Method):
@@ -40,7 +41,7 @@ class L2SP(Method):
         overrides: regex -> group name for parameters that `assign_layers` cannot place (what is the head).
 
     Raises:
-        InvalidRateError: a strength that is negative or not a finite number.
+        InvalidRateError: a strength that is not from 0 to 1e30.
         ConfigurationError: at the start of a fit, another model than that of an earlier fit.
         UnsupportedOptimizerError: in training, a sparse gradient, which cannot hold a pull on every weight.
         ResumeMismatchError: a checkpoint that was written without this method, or with other settings.
@@ -54,8 +55,8 @@ class L2SP(Method):
     )
 
     def __init__(self, alpha: float = 0.01, beta: float = 0.0, *, overrides: Overrides | None = None) -> None:
-        self.alpha = check_finite("alpha", alpha, error=InvalidRateError)
-        self.beta = check_finite("beta", beta, error=InvalidRateError)
+        self.alpha = check_strength("alpha", alpha, error=InvalidRateError)
+        self.beta = check_strength("beta", beta, error=InvalidRateError)
         self.overrides = overrides
         self._anchor = Anchor()
         self._names: dict[nn.Parameter, str] = {}
@@ -82,11 +83,12 @@ class L2SP(Method):
             name = self._names.get(parameter, "")
             if name in self._head:
                 if self.beta:
-                    _add(parameter, name, parameter, self.beta * scale)
+                    gradient_of(parameter, name, self.name).add_(parameter, alpha=self.beta * scale)
             elif name:
                 # A layer that was frozen until now is still where it was.
                 self._anchor.hold([(name, parameter)] if name not in self._anchor else [])
-                _add(parameter, name, parameter - self._anchor[name], self.alpha * scale)
+                pull = parameter - self._anchor[name]
+                gradient_of(parameter, name, self.name).add_(pull, alpha=self.alpha * scale)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -100,13 +102,3 @@ class L2SP(Method):
     @override
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._anchor.load_state_dict(state["anchor"])
-
-
-def _add(parameter: nn.Parameter, name: str, direction: torch.Tensor, strength: float) -> None:
-    if parameter.grad is None:
-        parameter.grad = torch.zeros_like(parameter)
-    elif parameter.grad.is_sparse:
-        raise UnsupportedOptimizerError(
-            f"L2-SP pulls every weight, and the gradient of {name} is sparse. Use nn.Embedding(sparse=False)."
-        )
-    parameter.grad.add_(direction, alpha=strength)

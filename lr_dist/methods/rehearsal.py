@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
 from lr_dist._callback.internals import move_batch
@@ -18,13 +17,12 @@ from lr_dist.methods.base import Method
 from lr_dist.methods.buffer import Memory, Portion, RehearsalBuffer, classes_of, fetch, indices_of, is_indexed
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.draws import Draws
+from lr_dist.methods.evaluating import batch_norms, evaluating
 from lr_dist.methods.examples import collated_block, count, mapped, plain
 from lr_dist.methods.task_functions import MultiHeadModule, TaskFunctions
 
 if TYPE_CHECKING:
     from lr_dist.tasks import TokenizedTask
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Rehearsal(Method):
@@ -214,22 +212,9 @@ class Rehearsal(Method):
     def _forward(self, trainer: L.Trainer, module: L.LightningModule, portion: Portion) -> tuple[Tensor, Tensor]:
         """Outputs [n, ...] and targets [n] of stored examples."""
         batch = move_batch(trainer, portion.batch)
-        with evaluating(*(part for part in module.modules() if isinstance(part, _BATCH_NORMS))):
+        with evaluating(*batch_norms(module)):
             outputs = self.functions.outputs_of(module, batch, portion.memory.head)
         return outputs, self.functions.targets_of(batch)
-
-
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """In evaluation mode; afterwards every part is in the mode in which it was."""
-    training = [part for module in modules for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def moved_to(module: L.LightningModule, batch: Any) -> Any:

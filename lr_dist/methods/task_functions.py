@@ -31,8 +31,8 @@ class TaskFunctions:
     Attributes:
         outputs: (module, batch, head) -> outputs [batch, outputs].
         targets: batch -> targets [batch].
-        loss: (outputs, targets) -> mean loss; by default cross-entropy for whole-number targets, otherwise the mean
-            squared error.
+        loss: (outputs, targets) -> mean loss; by default cross-entropy for whole-number targets (of a text or, with
+            outputs [batch, tokens, classes], of its tokens), otherwise the mean squared error.
 
     Raises:
         ConfigurationError: at the first batch, one that fits none of these forms.
@@ -73,6 +73,8 @@ class TaskFunctions:
         if targets.is_floating_point():
             # One number an example, [batch, 1] or [batch] on either side.
             return nn.functional.mse_loss(outputs.reshape(targets.shape), targets)
+        if outputs.dim() > 2:  # a label for every token; -100 marks those without
+            outputs, targets = outputs.flatten(0, -2), targets.flatten()
         return nn.functional.cross_entropy(outputs, targets)
 
 

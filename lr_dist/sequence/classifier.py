@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,6 +90,21 @@ class SequenceClassifier(L.LightningModule):
     def task_outputs(self, batch: Mapping[str, Tensor], head: str | None) -> Tensor:
         """As `forward`: what methods call for the batches of other tasks."""
         return self(batch, head)
+
+    def heads_outputs(self, batch: Mapping[str, Tensor], heads: Sequence[str | None]) -> list[Tensor]:
+        """`task_outputs` of several heads, from one pass through the backbone."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        vectors = self.dropout(self._vectors(inputs))
+        return [self.heads[self._active if head is None else key_of(head)](vectors).float() for head in heads]
+
+    @contextmanager
+    def padded_batches(self) -> Iterator[None]:
+        """Compute texts in separate rows for a while: for methods that look at the gradient of each."""
+        before, self.first_position = self.first_position, None
+        try:
+            yield
+        finally:
+            self.first_position = before
 
     def _vectors(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The texts' vectors [batch, hidden]."""

@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from lr_dist._lightning import Callback, L
 from lr_dist.callback import LayerwiseLR
-from lr_dist.errors import RateRangeWarning, StuckLayersWarning
+from lr_dist.errors import DivergedError, RateRangeWarning, StuckLayersWarning
 from lr_dist.groups import freeze_layers
 from lr_dist.layers import assign_layers
 from lr_dist.methods import Method, Order, StageContext
@@ -147,7 +147,15 @@ def _train(
             # Stages are run whole and never saved within one.
             callbacks=[LayerwiseLR(stage.rates, verbose=False, exact_resume=False), *callbacks, relay],
         )
-        _fit_or_interrupt(trainer, run.module, loader)
+        try:
+            _fit_or_interrupt(trainer, run.module, loader)
+        except DivergedError as error:
+            names = [str(callback) for callback in callbacks if isinstance(callback, Method)]
+            if not names:
+                raise
+            raise DivergedError(
+                f"{error} A method with too much strength can be the cause, too: {' + '.join(names)}."
+            ) from error
     run.module.train()
     return Learned(time.perf_counter() - began - relay.seconds - (keep.seconds if keep is not None else 0.0))
 

@@ -94,7 +94,8 @@ def stage_keys(shared: str, bench: Bench, arm: Arm, seed: int) -> tuple[StageKey
 def context_of(bench: Bench, seed: int, index: int, held_out: Mapping[str, Any] | None = None) -> StageContext:
     """Stage `index` as methods see it."""
     task = bench.tasks[index]
-    return StageContext(index, task.name, task.head, derive_seed(seed, "methods"), held_out or {})
+    earlier = tuple(dict.fromkeys(each.head for each in bench.tasks[:index]))
+    return StageContext(index, task.name, task.head, derive_seed(seed, "methods"), held_out or {}, earlier)
 
 
 def neighbours_first(runs: Iterable[T], keys: Mapping[T, Sequence[StageKeys]]) -> list[T]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from methods.fits import Module, batches, fit, weights
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers import BertConfig, BertForSequenceClassification
 
 from lr_dist import LayerwiseLR
 from lr_dist.errors import ConfigurationError, InvalidRateError, ResumeMismatchError
@@ -17,57 +15,12 @@ from lr_dist.methods import L2SP
 ALPHA, BETA = 0.5, 0.25
 
 
-class Module(L.LightningModule):
-    """A tiny BERT; `penalty` is added to the loss in `training_step`, for comparison."""
-
-    def __init__(self, optimizer=torch.optim.SGD, lr: float = 0.1, penalty: bool = False, **options) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.model = BertForSequenceClassification(
-            BertConfig(
-                **{"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2},
-                **{"intermediate_size": 32, "max_position_embeddings": 16},
-                **{"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
-            )
-        )
-        self.start = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.make = lambda: optimizer(self.parameters(), lr=lr, **options)
-        self.penalty = penalty
-        self.losses: list[float] = []
-
-    def training_step(self, batch, batch_idx):
-        loss = self.model(**batch).loss
-        self.losses.append(loss.item())
-        if self.penalty:
-            for name, p in self.model.named_parameters():
-                head = name.startswith(("classifier", "bert.pooler"))
-                loss = loss + 0.5 * (BETA * (p**2).sum() if head else ALPHA * ((p - self.start[name]) ** 2).sum())
-        return loss
-
-    def configure_optimizers(self):
-        return self.make()
-
-
-def batches(count: int = 8) -> DataLoader:
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(1, 20, (4 * count, 6), generator=generator)
-    labels = torch.randint(0, 2, (4 * count,), generator=generator)
-    return DataLoader([{"input_ids": i, "labels": y} for i, y in zip(ids, labels, strict=True)], batch_size=4)
-
-
-def fit(module: Module, *callbacks: L.Callback, data: DataLoader | None = None, ckpt_path=None, **options) -> L.Trainer:
-    trainer = L.Trainer(
-        **{"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False},
-        **{"enable_progress_bar": False, "enable_model_summary": False},
-        **options,
-        callbacks=list(callbacks),
-    )
-    trainer.fit(module, data or batches(), ckpt_path=ckpt_path)
-    return trainer
-
-
-def weights(module: Module) -> torch.Tensor:
-    return torch.cat([p.detach().flatten() for p in module.model.parameters()])
+def _penalty(module: Module) -> torch.Tensor:
+    terms = []
+    for name, p in module.model.named_parameters():
+        head = name.startswith(("classifier", "bert.pooler"))
+        terms.append(BETA * (p**2).sum() if head else ALPHA * ((p - module.start[name]) ** 2).sum())
+    return 0.5 * torch.stack(terms).sum()
 
 
 def test_one_step_by_hand():
@@ -102,7 +55,7 @@ def test_one_step_by_hand():
     ids=["plain", "accumulated", "clipped", "decayed", "fused", "bf16"],
 )
 def test_the_fit_is_the_one_with_the_penalty_in_the_loss(module, trainer):
-    pulled, written, plain = Module(**module), Module(**module, penalty=True), Module(**module)
+    pulled, written, plain = Module(**module), Module(**module, penalty=_penalty), Module(**module)
     fit(pulled, L2SP(ALPHA, BETA), **trainer)
     fit(written, **trainer)
     fit(plain, **trainer)
@@ -116,7 +69,7 @@ def test_the_fit_is_the_one_with_the_penalty_in_the_loss(module, trainer):
 def test_a_gradient_scaler_does_not_scale_the_pull(fused):
     """Fused Adam divides by the scaler's factor itself, so the pull needs it; others are given plain gradients."""
     options = {"optimizer": torch.optim.AdamW, "lr": 1e-3, "eps": 1e-4, "fused": fused}
-    pulled, written = Module(**options), Module(**options, penalty=True)
+    pulled, written = Module(**options), Module(**options, penalty=_penalty)
     for module, callbacks in ((pulled, [L2SP(ALPHA, BETA)]), (written, [])):
         scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         fit(module, *callbacks, plugins=[MixedPrecision("16-mixed", "cpu", scaler)])
@@ -192,7 +145,7 @@ def test_nothing_of_the_model_is_kept_alive():
     assert method._names == {}
 
 
-@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), "a", True])
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), 1e31, "a", True])
 def test_a_strength_that_is_not_valid_is_refused(value):
     with pytest.raises(InvalidRateError, match="alpha"):
         L2SP(value)

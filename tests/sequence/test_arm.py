@@ -52,7 +52,7 @@ def test_a_plan_of_something_else_is_refused(empty):
         (["flat:lr=1e-4", "flat:lr=0.0001"], "same distribution as flat:lr=1e-4"),
         (["flat:lr=1e-4 + l2-sp", "flat:lr=1e-4 + l2-sp:alpha=0.01"], "same arm as"),
         (["flat:lr=1e-4 + l2-sp + l2-sp:alpha=1"], "has the method l2-sp twice"),
-        (["flat:lr=1e-4 + ewc"], "no method 'ewc'"),
+        (["flat:lr=1e-4 + nonsense"], "no method 'nonsense'"),
         (["flat:lr=1e-4 |"], "empty stage"),
         ([{"rates": "flat:lr=1", "method": "l2-sp"}], "keys label, rates, methods"),
         ([{"rates": "flat:lr=1", "methods": "l2-sp"}], "methods is a list"),

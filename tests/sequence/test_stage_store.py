@@ -114,6 +114,27 @@ def test_every_arm_has_the_results_that_it_has_alone_and_trains_only_what_no_oth
             assert shared[0].taken_over == tuple(sorted({0, 1, 2} - set(stages)))
 
 
+ANCHORED = {
+    FLAT: [0, 1, 2],
+    f"{FLAT} + ewc:strength=1e6,examples=20": [1, 2],
+    f"{FLAT} + ewc:strength=1e6,examples=20 + halfway:alpha=0.7": [2],
+    f"{FLAT} + mas:strength=100 + lwf": [1, 2],
+    f"{FLAT} + si:strength=100": [0, 1, 2],
+    f"{FLAT} + si:strength=100 + halfway:alpha=0.7": [2],
+    f"{FLAT} + rec-adam:t0=3": [0, 1, 2],
+    f"{FLAT} + rec-adam:t0=3 + halfway:alpha=0.7": [2],
+}
+
+
+def test_anchored_arms_have_the_results_that_they_have_alone(bench, tmp_path):
+    """Importances are learned from stages that were taken over, and SI's path is kept with the stage."""
+    store = StageStore(tmp_path / "stages")
+    for text, stages in ANCHORED.items():
+        shared = learn(bench, text, 0, store)
+        assert_same(shared, learn(bench, text, 0))
+        assert shared[1].stages == stages, text
+
+
 def test_a_second_time_every_stage_is_taken_over_and_methods_learn_at_the_borders(bench, tmp_path):
     store = StageStore(tmp_path)
     for text in list(ARMS)[3::3]:

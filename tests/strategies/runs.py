@@ -373,6 +373,8 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
         enable_checkpointing=case.save_at_step is not None,
         **dict(case.options),
     )
+    # What the methods have learned, whole; every process has to ask.
+    kept.outcome["learned"] = {method.name: _own(method.state()) for method in methods}
 
 
 def _monitor(**options: Any) -> ForgettingMonitor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from strategies import checks
 from strategies.checks import Run
 from strategies.runs import Case
@@ -59,6 +60,51 @@ def test_a_rehearsing_run_resumes_exactly(strategy: str, method: str, together: 
 def test_a_method_of_whole_gradients_is_refused_under_fsdp2(together: Run) -> None:
     for outcome in together(Case("refused", "fsdp2", distribution=None, methods=REHEARSAL[2:])):
         assert outcome["error"]["type"] == "UnsupportedStrategyError"
+        assert outcome["steps"] == 0
+
+
+ANCHORED = ("ewc:strength=300,labels=true", "mas:strength=3", "lwf:strength=3", "rec-adam:gamma=50,k=0.5,t0=6")
+PATH = "si:xi=1e-2"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method"),
+    [*(("ddp", method) for method in (*ANCHORED, PATH)), ("fsdp2", ANCHORED[3]), ("fsdp2", PATH)],
+)
+def test_anchored_weights_and_what_was_learned_are_those_of_one_process(
+    strategy: str, method: str, together: Run
+) -> None:
+    """The examples of all processes make the importances; SI's path is that of whole gradients."""
+    case = Case("anchored", strategy, methods=(method,), learned_before=True, options=ACCUMULATED, optimizer="sgd")
+    outcomes = together(case)
+    assert checks.weights(case, outcomes) == []
+    (single,) = checks.alone(replace(case, strategy="single"))
+    if method != PATH:
+        assert checks.weights(replace(case, methods=()), [single]) != []
+    name = method.partition(":")[0]
+    for outcome in outcomes:
+        for part in ("importance", "anchor"):
+            expected = single["learned"][name].get("pull", {}).get(part, {})
+            largest = max((float(each.abs().max()) for each in expected.values()), default=0.0)
+            assert largest > 0 or method in ANCHORED[2:]
+            for key, each in expected.items():
+                torch.testing.assert_close(
+                    outcome["learned"][name]["pull"][part][key], each, rtol=2e-3, atol=1e-4 * largest
+                )
+
+
+@pytest.mark.parametrize(
+    ("strategy", "method"), [("ddp", ANCHORED[0]), ("ddp", ANCHORED[2]), ("fsdp2", ANCHORED[3]), ("fsdp2", PATH)]
+)
+def test_an_anchored_run_resumes_exactly(strategy: str, method: str, together: Run, tmp_path: Path) -> None:
+    case = Case("anchored", strategy, methods=(method,), learned_before=True)
+    assert checks.resumes(case, together, tmp_path, within_window=strategy == "fsdp2") == []
+
+
+def test_gradients_of_single_examples_are_refused_under_fsdp2(together: Run) -> None:
+    for outcome in together(Case("refused", "fsdp2", distribution=None, methods=ANCHORED[:1])):
+        assert outcome["error"]["type"] == "UnsupportedStrategyError"
+        assert "gives each process a part of them" in outcome["error"]["message"]
         assert outcome["steps"] == 0
 
 
