@@ -10,9 +10,11 @@ from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
 from lr_dist.methods.buffer import RehearsalBuffer
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.der import DER
+from lr_dist.methods.freeze import Freeze
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
 from lr_dist.methods.l2_sp import L2SP
+from lr_dist.methods.lora import LoRA
 from lr_dist.methods.replay import Replay
 from lr_dist.methods.task_functions import TaskFunctions
 from lr_dist.methods.text import parse_method
@@ -22,8 +24,10 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         AGEM,
         DER,
+        Freeze,
         Interpolate,
         L2SP,
+        LoRA,
         Replay,
         #
     )
@@ -43,8 +47,10 @@ __all__ = [
     "AGEM",
     "DER",
     "METHODS",
+    "Freeze",
     "Interpolate",
     "L2SP",
+    "LoRA",
     "Method",
     "MethodInfo",
     "Needs",
