@@ -10,6 +10,7 @@ from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
 from lr_dist.methods.buffer import RehearsalBuffer
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.der import DER
+from lr_dist.methods.ema import EMA
 from lr_dist.methods.freeze import Freeze
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
@@ -24,6 +25,7 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         AGEM,
         DER,
+        EMA,
         Freeze,
         Interpolate,
         L2SP,
@@ -46,6 +48,7 @@ def build_method(text: str) -> Method:
 __all__ = [
     "AGEM",
     "DER",
+    "EMA",
     "METHODS",
     "Freeze",
     "Interpolate",

@@ -72,8 +72,9 @@ def test_weights_that_change_at_the_end_are_those_of_one_process(strategy: str, 
     assert checks.weights(Case("border"), checks.alone(case)) != []
 
 
-def test_adapters_are_merged_alike_in_all_processes(together: Run) -> None:
-    case = Case("adapters", "ddp", methods=("lora:rank=2", "interpolate:alpha=0.5"), optimizer="sgd")
+@pytest.mark.parametrize("methods", [("lora:rank=2", "interpolate:alpha=0.5"), ("ema:decay=0.8",)])
+def test_adapters_and_averages_are_those_of_one_process(methods: tuple[str, ...], together: Run) -> None:
+    case = Case("adapters", "ddp", methods=methods, optimizer="sgd")
     outcomes = together(case)
     assert [outcome["error"] for outcome in outcomes] == [None, None]
     alone = checks.alone(Case("adapters", methods=case.methods, optimizer="sgd"))[0]["whole"]
