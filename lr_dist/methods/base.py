@@ -156,6 +156,10 @@ class Method(Callback):
             loader: the stage's training data, as it was given to the Trainer (mostly a DataLoader).
         """
 
+    def outcome(self) -> dict[str, Any]:
+        """What it chose or measured in the last stage, as plain data for a result file; empty if there is nothing."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold: tensors and plain data, for `torch.load(weights_only=True)`."""
         return {}

@@ -133,6 +133,7 @@ class Interpolate(Method):
             self._anchor = Anchor()  # a fit that failed may have left one
         self._restored = False
         self._alphas = {}
+        self.choice = None
         if self._context is not None and self._context.index == 0:
             return
         if has_adapters(module, other=True):
@@ -165,12 +166,16 @@ class Interpolate(Method):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Interpolate, and log what `auto` has chosen."""
-        self.choice = None
         super().on_train_end(trainer, pl_module)
         if self.choice is not None:
             values = {f"interpolate/alpha/{group}": alpha for group, alpha in self.choice.alphas.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
+
+    @override
+    def outcome(self) -> dict[str, Any]:
+        """What `auto` has chosen."""
+        return {} if self.choice is None else self.choice.to_dict()
 
     @override
     def state(self) -> dict[str, Any]:
