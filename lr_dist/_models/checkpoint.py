@@ -41,7 +41,7 @@ def load_weights(model: nn.Module, name: str) -> None:
         missing = [prefix + key for key in wanted if prefix + key not in weights]
         raise ModelLoadError(
             f"{shown(name, PATH)} does not hold a {type(model).__name__} of this size: it lacks "
-            f"{', '.join(missing[:3])} and {max(0, len(missing) - 3)} more. --model must name the architecture "
+            f"{', '.join(missing[:3])} and {max(0, len(missing) - 3)} more. The architecture must be the one "
             "that was trained."
         )
     prefix = min(complete, key=len)
@@ -49,8 +49,8 @@ def load_weights(model: nn.Module, name: str) -> None:
         model.load_state_dict({key: weights[prefix + key] for key in wanted})
     except RuntimeError as error:
         raise ModelLoadError(
-            f"The weights of {shown(name, PATH)} have other shapes than a {type(model).__name__} of --model for this "
-            f"task: {' '.join(str(error).split())[:300]}"
+            f"The weights of {shown(name, PATH)} have other shapes than a {type(model).__name__} of this architecture "
+            f"and task: {' '.join(str(error).split())[:300]}"
         ) from error
 
 

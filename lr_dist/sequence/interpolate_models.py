@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lr_dist._models.checkpoint import is_checkpoint
 from lr_dist.checks import check_whole
-from lr_dist.errors import ConfigurationError, ModelMismatchError, shown
+from lr_dist.errors import ConfigurationError, ModelLoadError, ModelMismatchError, shown
 from lr_dist.layers import assign_layers
 from lr_dist.methods.alpha_search import GRID, AlphaChoice, Alphas, AlphaScore, choose_alphas
 from lr_dist.methods.interpolation import alpha_profile, between, interpolate_weights
@@ -194,7 +194,10 @@ def _load(path: str, model: str | None, task: Task) -> nn.Module:
             f"{shown(path)} is a checkpoint file, which holds no configuration. Name the model that was "
             "fine-tuned, a folder or a hub name: --model NAME."
         )
-    return load_classifier_checkpoint(path, model, task.num_outputs)
+    try:
+        return load_classifier_checkpoint(path, model, task.num_outputs)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{error} Its architecture comes from --model {model}.") from None
 
 
 def _check_head(path: str, model: Any, task: Task) -> None:
