@@ -11,7 +11,7 @@ from lr_dist._distribution.edits import Edit, apply_edits
 from lr_dist._lightning import L
 from lr_dist.errors import ConfigurationError, InvalidDistributionError, LayerCountError, shown
 from lr_dist.layers import Overrides, assign_layers
-from lr_dist.methods.base import MethodInfo, Setting
+from lr_dist.methods.base import MethodInfo, Order, Setting
 from lr_dist.methods.model_change import ModelChange
 
 _END = re.compile(r"-?\d+|\d*\.\d+|embeddings|layers\.-?\d+")
@@ -44,6 +44,8 @@ class Freeze(ModelChange):
     info: ClassVar[MethodInfo] = MethodInfo(
         "does not train the lower layers after the first task", "Lee et al. 2019, arXiv 1911.03090"
     )
+    # It does nothing to the weights at the end, so it may stand before those that do.
+    order: ClassVar[Order] = Order.FINISH
 
     def __init__(self, layers: str = "..0.5", stages: str = "later", *, overrides: Overrides | None = None) -> None:
         super().__init__(stages)

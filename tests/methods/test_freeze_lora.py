@@ -200,6 +200,28 @@ def test_layers_have_their_rates_and_what_is_frozen_has_no_trained_adapter() -> 
     assert not torch.equal(tiny.weights(module)[QUERY.format(2)], before[QUERY.format(2)])
 
 
+def test_what_the_user_has_frozen_has_no_trained_adapter_and_stays_frozen() -> None:
+    module, seen = tiny.Classifier(adamw), Adapters()
+    before = tiny.weights(module)
+    module.model.bert.encoder.layer[1].requires_grad_(False)
+    module.model.bert.pooler.requires_grad_(False)
+    tiny.fit(module, seen, LoRA(rank=2))
+    assert {depth(name) for name in seen.trained} == {"layers.0", "layers.2", "head"}
+    after = tiny.weights(module)
+    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    assert {depth(name) for name in frozen if "pooler" not in name} == {"layers.1"}
+    assert all(torch.equal(after[name], before[name]) for name in frozen)
+    assert not torch.equal(after[QUERY.format(2)], before[QUERY.format(2)])
+
+
+def test_freezing_holds_for_adapters_too_in_either_order() -> None:
+    for methods in ((LoRA(rank=2), Freeze("..0")), (Freeze("..0"), LoRA(rank=2))):
+        module, seen = tiny.Classifier(adamw), Adapters()
+        tiny.fit(module, seen, *methods, Interpolate(0.5))
+        assert {depth(name) for name in seen.trained} == {"layers.1", "layers.2", "head"}
+        assert all(parameter.requires_grad for parameter in module.parameters())
+
+
 def test_a_stopped_fit_with_adapters_resumes_bit_for_bit(tmp_path) -> None:
     class SaveAt(tiny.L.Callback):
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
