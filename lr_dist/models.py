@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from lr_dist._models.checkpoint import load_weights
 from lr_dist._models.files import check_folder, check_memory, check_sizes
 from lr_dist._models.loaded import check_loaded
 from lr_dist.checks import is_number
@@ -107,6 +108,33 @@ def load_classifier(name: str, *, trust_remote_code: bool = False) -> nn.Module:
             )
         check_loaded(name, model, report)
     return model.eval()
+
+
+def load_classifier_checkpoint(path: str, model: str, outputs: int, *, trust_remote_code: bool = False) -> nn.Module:
+    """A fine-tuned sequence classifier from a checkpoint file, float32, in evaluation mode.
+
+    Args:
+        path: of Lightning, torch or safetensors; the module that held the classifier may have any name.
+        model: its architecture: a folder or hub name with a config.json.
+        outputs: number of outputs of its head.
+        trust_remote_code: run the Python code that comes with the model.
+
+    Raises:
+        ModelLoadError: as `load_backbone`, or weights that are not of this architecture.
+    """
+    transformers = _transformers()
+    folder = resolve_model(model)
+    with _quiet(transformers), _load_errors(model):
+        skeleton = _skeleton(transformers, folder, trust_remote_code)
+        check_memory(folder, sum(p.numel() for p in skeleton.parameters()))
+        config = transformers.AutoConfig.from_pretrained(
+            folder, num_labels=outputs, trust_remote_code=trust_remote_code
+        )
+        classifier = transformers.AutoModelForSequenceClassification.from_config(
+            config, trust_remote_code=trust_remote_code, dtype=torch.float32
+        )
+    load_weights(classifier, path)
+    return classifier.eval()
 
 
 def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:

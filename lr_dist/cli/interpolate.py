@@ -17,9 +17,10 @@ def parser() -> ArgumentParser:
         description="Interpolate between a classifier and the same one after it learned a new task: print the scores "
         "on both tasks along alpha, and write the chosen weights."
     )
-    p.add_argument("before", type=str, help="Folder of the fine-tuned classifier of the old task, with its head.")
-    p.add_argument("after", type=str, help="Folder of the same model after it learned the new task, with its head.")
+    p.add_argument("before", type=str, help="Fine-tuned classifier of the old task: a folder, or a checkpoint file.")
+    p.add_argument("after", type=str, help="The same model after it learned the new task, with the new head.")
     p.add_argument("--tasks", type=str, nargs="+", help="Old task and new task: GLUE names, demo-*, NAME=FOLDER.")
+    p.add_argument("--model", type=str | None, help="For checkpoint files: folder or name of the model in them.")
     p.add_argument(
         "--alpha",
         type=str,
@@ -75,6 +76,7 @@ def run(settings: Namespace) -> int:
             settings.tasks,
             examples=settings.examples,
             max_length=settings.max_length,
+            model=settings.model,
             data_dir=settings.data_dir,
         )
         result = pair.interpolate(settings.alpha, weight=settings.weight, evaluations=settings.evaluations)

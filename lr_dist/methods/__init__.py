@@ -10,10 +10,13 @@ from lr_dist.methods.base import Method, MethodInfo, Needs, Order, Setting
 from lr_dist.methods.buffer import RehearsalBuffer
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.der import DER
+from lr_dist.methods.ema import EMA
 from lr_dist.methods.ewc import EWC
+from lr_dist.methods.freeze import Freeze
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
 from lr_dist.methods.l2_sp import L2SP
+from lr_dist.methods.lora import LoRA
 from lr_dist.methods.lwf import LwF
 from lr_dist.methods.mas import MAS
 from lr_dist.methods.online_ewc import OnlineEWC
@@ -28,9 +31,12 @@ METHODS: dict[str, type[Method]] = {
     for method in (
         AGEM,
         DER,
+        EMA,
         EWC,
+        Freeze,
         Interpolate,
         L2SP,
+        LoRA,
         LwF,
         MAS,
         OnlineEWC,
@@ -54,10 +60,13 @@ def build_method(text: str) -> Method:
 __all__ = [
     "AGEM",
     "DER",
+    "EMA",
     "EWC",
     "METHODS",
+    "Freeze",
     "Interpolate",
     "L2SP",
+    "LoRA",
     "LwF",
     "MAS",
     "Method",

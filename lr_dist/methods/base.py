@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from lr_dist._callback.finder import resumes_a_fit
 from lr_dist._lightning import Callback, DeepSpeedStrategy, FSDPStrategy, L, ModelParallelStrategy, isolate_rng
-from lr_dist.errors import ResumeMismatchError, UnsupportedStrategyError
+from lr_dist.errors import ConfigurationError, ResumeMismatchError, UnsupportedStrategyError
 from lr_dist.methods.context import StageContext
 
 if TYPE_CHECKING:
@@ -156,6 +156,10 @@ class Method(Callback):
             loader: the stage's training data, as it was given to the Trainer (mostly a DataLoader).
         """
 
+    def outcome(self) -> dict[str, Any]:
+        """What it chose or measured in the last stage, as plain data for a result file; empty if there is nothing."""
+        return {}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint has to hold: tensors and plain data, for `torch.load(weights_only=True)`."""
         return {}
@@ -192,9 +196,11 @@ class Method(Callback):
 
         Raises:
             UnsupportedStrategyError: FSDP1 or DeepSpeed; FSDP2 for a method that does not work with shards.
+            ConfigurationError: methods that are not listed in the order in which they have to act at the end.
         """
         if stage != "fit":
             return
+        _check_order(trainer)
         strategy = type(trainer.strategy).__name__
         if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
             better = "ModelParallelStrategy (FSDP2) or DDPStrategy" if self.info.fsdp2 else "DDPStrategy"
@@ -251,6 +257,19 @@ class Method(Callback):
         # Checkpoints of version 0.1 did not count stages.
         self._stages = state_dict.get("stages", 0)
         self.load_state(state_dict)
+
+
+def _check_order(trainer: L.Trainer) -> None:
+    # Lightning's type of the list is not that of a twin's callbacks.
+    callbacks: list[Any] = list(trainer.callbacks)  # type: ignore[attr-defined]
+    methods = [callback for callback in callbacks if isinstance(callback, Method)]
+    ordered = sorted(methods, key=lambda method: method.order)
+    if methods != ordered:
+        raise ConfigurationError(
+            f"At the end of the fit the methods act in the order in which they are listed: "
+            f"{', '.join(method.name for method in methods)}. List them so: "
+            f"callbacks=[..., {', '.join(type(method).__name__ for method in ordered)}]."
+        )
 
 
 def _text(value: Setting) -> str:

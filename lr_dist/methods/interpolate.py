@@ -12,7 +12,7 @@ from typing_extensions import override
 
 from lr_dist._lightning import L
 from lr_dist.checks import check_whole
-from lr_dist.errors import ConfigurationError, shown
+from lr_dist.errors import ConfigurationError, UnsupportedWeightsError, shown
 from lr_dist.layers import Overrides, assign_layers
 from lr_dist.methods.alpha_search import AlphaChoice, Alphas, AlphaScore, check_score, choose_alphas
 from lr_dist.methods.anchor import Anchor
@@ -28,6 +28,7 @@ from lr_dist.methods.interpolation import (
     layer_alphas,
     plain_name,
 )
+from lr_dist.methods.lora import has_adapters
 
 AUTO = "auto"
 HeldOut = Callable[[L.LightningModule], float]
@@ -132,8 +133,14 @@ class Interpolate(Method):
             self._anchor = Anchor()  # a fit that failed may have left one
         self._restored = False
         self._alphas = {}
+        self.choice = None
         if self._context is not None and self._context.index == 0:
             return
+        if has_adapters(module, other=True):
+            raise UnsupportedWeightsError(
+                f"{type(module).__name__} has adapters that stay after the fit; to interpolate their factors is "
+                "not to interpolate the weights. Merge them before the fit, or let the method lora put them in."
+            )
         if self.alpha is None:
             self._check_held_out()
             # Any value below 1, so that these weights are held.
@@ -143,7 +150,8 @@ class Interpolate(Method):
             alphas = layer_alphas(module, self.alpha, head=self.head, overrides=self.overrides)
         self._alphas = {plain_name(name): alpha for name, alpha in alphas.items()}
         parameters = ((plain_name(name), parameter) for name, parameter in module.named_parameters())
-        self._anchor.hold((name, p) for name, p in parameters if self._alphas.get(name, 1.0) != 1)
+        held = ((name, p) for name, p in parameters if ".lora_" not in name)
+        self._anchor.hold((name, p) for name, p in held if self._alphas.get(name, 1.0) != 1)
 
     @override
     @torch.no_grad()
@@ -158,12 +166,16 @@ class Interpolate(Method):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Interpolate, and log what `auto` has chosen."""
-        self.choice = None
         super().on_train_end(trainer, pl_module)
         if self.choice is not None:
             values = {f"interpolate/alpha/{group}": alpha for group, alpha in self.choice.alphas.items()}
             for logger in trainer.loggers:
                 logger.log_metrics(values, step=trainer.global_step)
+
+    @override
+    def outcome(self) -> dict[str, Any]:
+        """What `auto` has chosen."""
+        return {} if self.choice is None else self.choice.to_dict()
 
     @override
     def state(self) -> dict[str, Any]:

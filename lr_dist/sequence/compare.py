@@ -176,6 +176,7 @@ class Comparison:
             "status": "done",
             "matrix": outcome.matrix,
             "scores": outcome.scores,
+            "methods": outcome.methods,
             "metrics": sequence_metrics(outcome.full_matrix()),
             "metrics_above_baseline": sequence_metrics(above_baseline(outcome.full_matrix(), self.bench.baseline)),
             "seconds": round(outcome.seconds, 3),

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lr_dist._models.checkpoint import is_checkpoint
 from lr_dist.checks import check_whole
-from lr_dist.errors import ConfigurationError, ModelMismatchError, shown
+from lr_dist.errors import ConfigurationError, ModelLoadError, ModelMismatchError, shown
 from lr_dist.layers import assign_layers
 from lr_dist.methods.alpha_search import GRID, AlphaChoice, Alphas, AlphaScore, choose_alphas
 from lr_dist.methods.interpolation import alpha_profile, between, interpolate_weights
-from lr_dist.models import load_classifier, load_tokenizer
+from lr_dist.models import load_classifier, load_classifier_checkpoint, load_tokenizer
 from lr_dist.runs.machine import training_device
 from lr_dist.tasks import Scorer, Task, TokenSplit, eval_loader, load_tasks, tokenize_task
 
@@ -61,11 +62,12 @@ class ClassifierPair:
     """A classifier before and after it learned a new task; each keeps its own head, the body lies between the two.
 
     Args:
-        before: a folder with a fine-tuned classifier of the old task.
-        after: one with the classifier that then learned the new task.
+        before: a folder with a fine-tuned classifier of the old task, or a checkpoint file.
+        after: the same for the classifier that then learned the new task.
         tasks: the old and the new task's name, see `lr_dist.tasks.load_task`.
         examples: the most rows of validation and of dev that are scored, a task.
         max_length: the most tokens of a text.
+        model: for checkpoint files, a folder or hub name with the architecture's config and the tokenizer.
         data_dir: folder with the GLUE files.
 
     Raises:
@@ -82,6 +84,7 @@ class ClassifierPair:
         *,
         examples: int = 1000,
         max_length: int = 128,
+        model: str | None = None,
         data_dir: str | None = None,
     ) -> None:
         check_whole("examples", examples, 2, error=ConfigurationError)
@@ -93,10 +96,11 @@ class ClassifierPair:
             )
         self.tasks = loaded[0], loaded[1]
         device = training_device()
-        self.models = tuple(load_classifier(path).to(device) for path in (before, after))
-        for path, model, task in zip((before, after), self.models, self.tasks, strict=True):
-            _check_head(path, model, task)
-        self.tokenizer = load_tokenizer(after)
+        pairs = zip((before, after), self.tasks, strict=True)
+        self.models = tuple(_load(path, model, task).to(device) for path, task in pairs)
+        for path, classifier, task in zip((before, after), self.models, self.tasks, strict=True):
+            _check_head(path, classifier, task)
+        self.tokenizer = load_tokenizer(model or after)
         self.layers = assign_layers(self.models[1])
         length = min(max_length, self.tokenizer.model_max_length)
         tokens = [tokenize_task(task, self.tokenizer, length) for task in self.tasks]
@@ -180,6 +184,20 @@ def _first(split: TokenSplit, most: int) -> TokenSplit:
     if len(split) <= most:
         return split
     return split.rows_at([index * len(split) // most for index in range(most)])
+
+
+def _load(path: str, model: str | None, task: Task) -> nn.Module:
+    if not is_checkpoint(path):
+        return load_classifier(path)
+    if model is None:
+        raise ConfigurationError(
+            f"{shown(path)} is a checkpoint file, which holds no configuration. Name the model that was "
+            "fine-tuned, a folder or a hub name: --model NAME."
+        )
+    try:
+        return load_classifier_checkpoint(path, model, task.num_outputs)
+    except ModelLoadError as error:
+        raise ModelLoadError(f"{error} Its architecture comes from --model {model}.") from None
 
 
 def _check_head(path: str, model: Any, task: Task) -> None:

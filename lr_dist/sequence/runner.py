@@ -8,7 +8,8 @@ import gc
 import operator
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from lr_dist.methods import Needs
 from lr_dist.sequence.arm import Arm
@@ -38,6 +39,7 @@ class SequenceRun:
         taken_over: numbers of these stages.
         train_steps: number of training steps, of all stages.
         tokens: tokens trained on, padding not counted.
+        methods: for each stage, name -> what the method chose or measured.
     """
 
     matrix: list[list[float | None]]
@@ -48,6 +50,7 @@ class SequenceRun:
     tokens: int
     taken_over_seconds: float = 0.0
     taken_over: tuple[int, ...] = ()
+    methods: list[dict[str, Any]] = field(default_factory=list)
 
     def full_matrix(self) -> list[list[float]]:
         """`matrix` of a run that tested every task after every stage.
@@ -125,10 +128,12 @@ def run_sequence(
     for observer in watching:
         observer.sequence_started(run)
     learned: list[Learned] = []
+    outcomes: list[dict[str, Any]] = []
     for stage in stages:
         for observer in watching:
             observer.stage_started(run, stage)
         learned.append(learn_stage(run, stage, methods, watching, store, keys[stage.index] if keys else None))
+        outcomes.append({method.name: outcome for method in methods if (outcome := method.outcome())})
         for observer in watching:
             observer.stage_ended(run, stage)
     return SequenceRun(
@@ -137,6 +142,7 @@ def run_sequence(
             for row in matrix.rows
         ],
         scores=matrix.rows,
+        methods=outcomes,
         seconds=time.perf_counter() - start,
         train_seconds=sum(each.seconds for each in learned),
         taken_over_seconds=sum(each.taken_over for each in learned),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lr_dist.cli import main
@@ -114,6 +114,33 @@ def test_at_the_ends_the_body_is_that_of_a_model(tasks, folders, tmp_path, capsy
     name = "bert.encoder.layer.1.output.dense.weight"
     end = load_file(folders[int(at)] / "model.safetensors")[name]
     assert torch.equal(load_file(output / "model.safetensors")[name], end)
+
+
+def test_checkpoint_files_give_what_their_folders_give(tasks, folders, tiny_model, tmp_path, capsys) -> None:
+    options = ["--tasks", *tasks, "--examples", "50", "--alpha", "0.3"]
+    assert main(["interpolate", *map(str, folders), *options, "--output", str(tmp_path / "folders")]) == 0
+    weights = [load_file(folder / "model.safetensors") for folder in folders]
+    first, second = tmp_path / "first.ckpt", tmp_path / "second.safetensors"
+    # As a LightningModule saves it, beside other things; and as `model.state_dict()`.
+    torch.save({"epoch": 2, "state_dict": {f"net.{n}": w for n, w in weights[0].items()} | {"w": torch.ones(1)}}, first)
+    save_file(weights[1], second)
+    files = ["interpolate", str(first), str(second), *options]
+    assert main([*files, "--model", tiny_model, "--output", str(tmp_path / "files")]) == 0
+    results = [json.loads((tmp_path / name / "interpolation.json").read_text()) for name in ("folders", "files")]
+    assert results[0]["curve"] == results[1]["curve"]
+    written = [load_file(tmp_path / name / "model.safetensors") for name in ("folders", "files")]
+    assert all(torch.equal(weight, written[1][name]) for name, weight in written[0].items())
+    del weights[1]["bert.encoder.layer.0.output.dense.weight"]
+    save_file(weights[1], second)
+    (tmp_path / "damaged.ckpt").write_bytes(b"no checkpoint")
+    capsys.readouterr()
+    for arguments, says in [
+        (files, "--model NAME"),
+        ([*files, "--model", tiny_model], "lacks bert.encoder.layer.0.output.dense.weight"),
+        ([*files[:2], str(tmp_path / "damaged.ckpt"), *options, "--model", tiny_model], "Cannot read the checkpoint"),
+    ]:
+        assert main([*arguments, "--output", str(tmp_path / "none")]) == 2
+        assert says in capsys.readouterr().err
 
 
 def test_wrong_input_is_named_before_anything_is_written(tasks, folders, tiny_model, tmp_path, capsys) -> None:

@@ -232,6 +232,8 @@ def test_a_sequence_chooses_on_halves_of_dev_and_is_otherwise_the_same(bench: Be
         bench, Arm.parse("flat:lr=2e-3 + interpolate:alpha=auto,evaluations=6"), 0, TestAfterStages()
     )
     assert repeated.matrix == outcome.matrix
+    assert outcome.methods == [{}, {"interpolate": choice.to_dict()}] == repeated.methods
+    assert learned.methods == [{}, {}]
 
 
 def test_the_halves_of_dev_are_other_rows_and_together_all(bench: Bench) -> None:

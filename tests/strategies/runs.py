@@ -341,7 +341,7 @@ def perform(case: Case, processes: int = 1) -> dict[str, Any]:
 
 
 def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.Recorder) -> None:
-    callbacks: list[L.Callback] = [kept, rates]
+    callbacks: list[L.Callback] = [rates]
     if case.distribution is not None:
         distribution = case.distribution.replace("RANK", os.environ.get("LOCAL_RANK", "0"))
         allowed = (Halving,) if case.allow_own_schedule else ()
@@ -362,6 +362,8 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
     if case.save_at_step is not None:
         folder, _, name = str(case.checkpoint).rpartition("/")
         callbacks.append(ModelCheckpoint(folder, name, every_n_train_steps=case.save_at_step, save_top_k=-1))
+    # After the methods, some of which change the weights at the end.
+    callbacks.append(kept)
     tiny.fit(
         module,
         *callbacks,

@@ -108,6 +108,31 @@ def test_gradients_of_single_examples_are_refused_under_fsdp2(together: Run) -> 
         assert outcome["steps"] == 0
 
 
+BORDER = ("interpolate:alpha=(linear:first=0.2,last=0.9)",)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_weights_that_change_at_the_end_are_those_of_one_process(strategy: str, together: Run) -> None:
+    case = Case("border", strategy, methods=BORDER)
+    assert checks.weights(case, together(case)) == []
+    assert checks.weights(Case("border"), checks.alone(case)) != []
+
+
+@pytest.mark.parametrize("methods", [("lora:rank=2", "interpolate:alpha=0.5"), ("ema:decay=0.8",)])
+def test_adapters_and_averages_are_those_of_one_process(methods: tuple[str, ...], together: Run) -> None:
+    case = Case("adapters", "ddp", methods=methods, optimizer="sgd")
+    outcomes = together(case)
+    assert [outcome["error"] for outcome in outcomes] == [None, None]
+    alone = checks.alone(Case("adapters", methods=case.methods, optimizer="sgd"))[0]["whole"]
+    for outcome in outcomes:
+        assert max((outcome["whole"][name] - weight).abs().max().item() for name, weight in alone.items()) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_a_run_whose_weights_change_at_the_end_resumes_exactly(strategy: str, together: Run, tmp_path: Path) -> None:
+    assert checks.resumes(Case("border", strategy, methods=BORDER), together, tmp_path) == []
+
+
 @pytest.mark.parametrize("strategy", ["fsdp1", "deepspeed"])
 def test_a_strategy_that_keeps_no_names_is_refused_before_a_step(strategy: str, together: Run) -> None:
     for outcome in together(Case("refused", strategy, distribution=None, methods=METHODS)):
