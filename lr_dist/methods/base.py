@@ -180,6 +180,10 @@ class Method(Callback):
         self._context = None
         self._ended = True
 
+    def held(self) -> tuple[int, int]:
+        """What is kept from stage to stage now: number of bytes, and number of examples."""
+        return _bytes_in(self.state()), 0
+
     @property
     @override
     def state_key(self) -> str:
@@ -251,6 +255,15 @@ class Method(Callback):
         # Checkpoints of version 0.1 did not count stages.
         self._stages = state_dict.get("stages", 0)
         self.load_state(state_dict)
+
+
+def _bytes_in(value: Any) -> int:
+    """Bytes of all tensors in nested plain data."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes_in, value.values()))
+    return sum(map(_bytes_in, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def _text(value: Setting) -> str:
