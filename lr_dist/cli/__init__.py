@@ -27,6 +27,7 @@ COMMANDS = {
     "evidence": "lr_dist.cli.evidence",
     "interpolate": "lr_dist.cli.interpolate",
     "layers": "lr_dist.cli.layers",
+    "methods": "lr_dist.cli.methods",
     "plan": "lr_dist.cli.plan",
     "presets": "lr_dist.cli.presets",
     "report": "lr_dist.cli.report",

@@ -112,7 +112,7 @@ class _View:
 
         assert self._all is not None
         assert self._one is not None
-        doing = "learning" if progress.phase == "train" else "testing"
+        doing = {"train": "learning", "take over": "taking over"}.get(progress.phase, "testing")
         text = f"{self._label}: {doing} {escape(progress.task)}"
         self._bars.update(self._one, description=text, advance=progress.steps)
         self._bars.advance(self._all, progress.steps)

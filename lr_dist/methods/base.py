@@ -184,6 +184,10 @@ class Method(Callback):
         self._context = None
         self._ended = True
 
+    def held(self) -> tuple[int, int]:
+        """What is kept from stage to stage now: number of bytes, and number of examples."""
+        return _bytes_in(self.state()), 0
+
     @property
     @override
     def state_key(self) -> str:
@@ -270,6 +274,15 @@ def _check_order(trainer: L.Trainer) -> None:
             f"{', '.join(method.name for method in methods)}. List them so: "
             f"callbacks=[..., {', '.join(type(method).__name__ for method in ordered)}]."
         )
+
+
+def _bytes_in(value: Any) -> int:
+    """Bytes of all tensors in nested plain data."""
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(_bytes_in, value.values()))
+    return sum(map(_bytes_in, value)) if isinstance(value, (list, tuple)) else 0
 
 
 def _text(value: Setting) -> str:

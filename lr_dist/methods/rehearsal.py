@@ -104,6 +104,10 @@ class Rehearsal(Method):
         self._restored = True
 
     @override
+    def held(self) -> tuple[int, int]:
+        return self.buffer.nbytes, len(self.buffer)
+
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse data that could not be kept at the end of the stage.
 

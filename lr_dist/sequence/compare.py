@@ -183,6 +183,8 @@ class Comparison:
             "train_seconds": round(outcome.train_seconds, 3),
             "taken_over": list(outcome.taken_over),
             "taken_over_seconds": round(outcome.taken_over_seconds, 3),
+            "held_bytes": outcome.held_bytes,
+            "held_examples": outcome.held_examples,
             "train_steps": outcome.train_steps,
             "tokens": outcome.tokens,
             "process_peak_memory_mb": peak_memory_mb(),

@@ -177,14 +177,15 @@ def _take_over(
     layers = assign_layers(module)
     freeze_layers(module, layers, layers.rates(highest(stage.rates).rates))
     module.train()
+    # As when a fit resumes: first the state, then the start with the earlier weights.
+    for method in others:
+        if method in training:
+            method.load_state(kept.states[method.name])
     began = time.perf_counter()
     for method in others:
         method.stage_started(module)
     seconds = time.perf_counter() - began
     module.load_state_dict(kept.weights)
-    for method in others:
-        if method in training:
-            method.load_state(kept.states[method.name])
     for method in finishing:
         method.take_over_stage(kept.states[method.name])
     if keys is not None:

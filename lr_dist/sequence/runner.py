@@ -37,6 +37,8 @@ class SequenceRun:
         train_seconds: time in training and in methods, as if every stage had been trained for this run.
         taken_over_seconds: the part of it that other runs have spent, on stages that were taken over from them.
         taken_over: numbers of these stages.
+        held_bytes: what methods kept from one stage to the next, at most.
+        held_examples: examples of earlier tasks among it.
         train_steps: number of training steps, of all stages.
         tokens: tokens trained on, padding not counted.
         methods: for each stage, name -> what the method chose or measured.
@@ -51,6 +53,8 @@ class SequenceRun:
     taken_over_seconds: float = 0.0
     taken_over: tuple[int, ...] = ()
     methods: list[dict[str, Any]] = field(default_factory=list)
+    held_bytes: int = 0
+    held_examples: int = 0
 
     def full_matrix(self) -> list[list[float]]:
         """`matrix` of a run that tested every task after every stage.
@@ -129,11 +133,15 @@ def run_sequence(
         observer.sequence_started(run)
     learned: list[Learned] = []
     outcomes: list[dict[str, Any]] = []
+    held: list[tuple[int, int]] = []
     for stage in stages:
         for observer in watching:
             observer.stage_started(run, stage)
         learned.append(learn_stage(run, stage, methods, watching, store, keys[stage.index] if keys else None))
         outcomes.append({method.name: outcome for method in methods if (outcome := method.outcome())})
+        if stage.index < len(stages) - 1:
+            each = [method.held() for method in methods]
+            held.append((sum(size for size, _ in each), sum(count for _, count in each)))
         for observer in watching:
             observer.stage_ended(run, stage)
     return SequenceRun(
@@ -145,6 +153,8 @@ def run_sequence(
         methods=outcomes,
         seconds=time.perf_counter() - start,
         train_seconds=sum(each.seconds for each in learned),
+        held_bytes=max((size for size, _ in held), default=0),
+        held_examples=max((count for _, count in held), default=0),
         taken_over_seconds=sum(each.taken_over for each in learned),
         taken_over=tuple(index for index, each in enumerate(learned) if each.taken_over),
         train_steps=count_steps(bench.tokens, bench.settings),
