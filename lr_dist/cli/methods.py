@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def parser() -> ArgumentParser:
     """The command's options."""
     p = ArgumentParser(
-        description="List the methods against forgetting that arms, searches and your own Trainer can use; with a NAME, "
-        "show one with its formula, settings and source."
+        description="List the methods against forgetting that arms, searches and your own Trainer can use. With a "
+        "NAME, show one with its formula, settings and source."
     )
     p.add_argument("name", type=str, nargs="?", help="a method's name, e.g. l2-sp")
     return p

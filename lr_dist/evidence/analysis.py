@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from lr_dist.errors import InvalidResultError
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.evidence.protocol import sequence_name
 from lr_dist.evidence.tuning import Choice
+from lr_dist.sequence.equal_ps import on_curve
 from lr_dist.sequence.result import ComparisonResult
 
 RESAMPLES = 2_000
@@ -162,21 +162,6 @@ def _finding(
         runs=len(runs),
         diverged=sum(run["status"] == "diverged" for run in runs),
     )
-
-
-def on_curve(points: Sequence[tuple[float, float]], p_s: float) -> float | None:
-    """The highest p_o at a given p_s on the line through points (p_s, p_o), in the order of their strength.
-
-    Where the line passes the same p_s twice (a rate that is too high learns less again), the better crossing counts.
-
-    Returns:
-        None if the line does not reach this p_s; nothing is extrapolated.
-    """
-    crossings = [y for x, y in points if x == p_s]
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if min(x0, x1) < p_s < max(x0, x1):
-            crossings.append(y0 + (y1 - y0) * (p_s - x0) / (x1 - x0))
-    return max(crossings, default=None)
 
 
 def bootstrap(
