@@ -34,7 +34,7 @@ def run(settings: Namespace) -> int:
     if settings.against is not None:
         require_libraries("report", "scipy")
     elif not settings.markdown:
-        require_libraries("report", "jinja2", "matplotlib")
+        require_libraries("report", "jinja2", "matplotlib", "scipy")
     from lr_dist.cli.terminal import clean, terminal
     from lr_dist.errors import ConfigurationError
     from lr_dist.reading import expanded

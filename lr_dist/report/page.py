@@ -7,6 +7,7 @@ from pathlib import Path
 from lr_dist.extras import require_libraries
 from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
 from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.report.standing import paragraph, standings
 from lr_dist.runs.atomic import write_text
 from lr_dist.sequence.result import ComparisonResult
 
@@ -15,7 +16,7 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
     """Write the page of a comparison and return its path.
 
     Raises:
-        MissingExtraError: jinja2 or matplotlib is not installed (extra `report`).
+        MissingExtraError: jinja2, matplotlib or scipy is not installed (extra `report`).
         UnwritableFileError: the page cannot be written; an existing file is kept.
     """
     return write_text(path, render_report(result), instead="Give another --output.")
@@ -23,21 +24,26 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
 
 def render_report(result: ComparisonResult) -> str:
     """The page's HTML; all text from the result is escaped."""
-    require_libraries("report", "jinja2", "matplotlib")
+    require_libraries("report", "jinja2", "matplotlib", "scipy")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    standing = standings(result)
+    tradeoff, legend = tradeoff_figure(result, standing)
     has_runs = any(summary["runs"] for summary in result.summary)
     return environment.get_template("compare.html").render(
         result=result,
         names=[task["name"] for task in result.tasks],
         task_lines=[task_line(task) for task in result.tasks],
         columns=[(name, NAMES[name]) for name in columns(result)],
-        rows=table_rows(result),
+        rows=table_rows(result, standing),
+        standing=standing,
+        verdict=paragraph(result, standing) if has_runs else "",
         rates_svg=rates_figure(result),
-        tradeoff_svg=tradeoff_figure(result) if has_runs else "",
+        tradeoff_svg=tradeoff if has_runs else "",
+        legend=legend,
         matrices=matrix_figures(result),
         diverged=[run for run in result.runs if run["status"] == "diverged"],
     )

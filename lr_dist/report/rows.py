@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from lr_dist.report.standing import Standings
 from lr_dist.runs.numbers import number
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics, was_learned
 from lr_dist.sequence.result import ComparisonResult
@@ -29,17 +31,32 @@ class ArmRow:
         runs: "3", or "2 (1 diverged)".
         cells: metric -> mean and spread of the score, and the same rescaled to 0 = majority class and 1 = perfect.
         not_learned: tasks whose score right after learning is not clearly above the majority class.
+        at_equal: p_o minus that of the flat rates at equal p_s; empty without such a comparison.
+        kind: see `lr_dist.report.standing.Standing`.
+        seconds: mean training time of a run, as if no stage had been taken over from another arm.
+        kept: what methods keep from stage to stage.
+        numbers: column -> the number to sort by.
     """
 
     label: str
     runs: str
     cells: dict[str, tuple[str, str]]
     not_learned: tuple[str, ...]
+    at_equal: str = ""
+    kind: str = ""
+    seconds: str = ""
+    kept: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
 
 
-def table_rows(result: ComparisonResult) -> list[ArmRow]:
-    """One row per arm, in the given order, then one for always predicting the majority class."""
-    rows = [_row(result, summary) for summary in result.summary]
+def table_rows(result: ComparisonResult, standing: Standings | None = None) -> list[ArmRow]:
+    """One row per arm, in the given order, then one for always predicting the majority class.
+
+    Args:
+        result: the comparison.
+        standing: of the arms against the flat rates, for `at_equal`.
+    """
+    rows = [_row(result, summary, standing) for summary in result.summary]
     baseline = [task["baseline"] for task in result.tasks]
     constant = sequence_metrics([baseline] * (len(baseline) + 1))
     relative = sequence_metrics(above_baseline([baseline] * (len(baseline) + 1), baseline))
@@ -74,7 +91,7 @@ def spread(cell: Mapping[str, float]) -> str:
     return f"{number(cell['mean'])} ± {number(cell['sd'])}" if cell["n"] > 1 else number(cell["mean"])
 
 
-def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> ArmRow:
+def _row(result: ComparisonResult, summary: Mapping[str, Any], standing: Standings | None) -> ArmRow:
     runs = f"{summary['runs']}" + (f" ({summary['diverged']} diverged)" if summary["diverged"] else "")
     if not summary["runs"]:
         return ArmRow(summary["arm"], runs, dict.fromkeys(NAMES, ("-", "-")), ())
@@ -86,4 +103,26 @@ def _row(result: ComparisonResult, summary: Mapping[str, Any]) -> ArmRow:
         if not was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
     )
     cells = {name: (spread(metrics[name]), spread(relative[name])) for name in NAMES}
-    return ArmRow(summary["arm"], runs, cells, missed)
+    own = standing.of.get(summary["arm"]) if standing is not None else None
+    finished = [run for run in result.runs if run["arm"] == summary["arm"] and run["status"] == "done"]
+    seconds = statistics.fmean(run["train_seconds"] for run in finished)
+    size = max(run.get("held_bytes", 0) for run in finished)
+    numbers = {name: metrics[name]["mean"] for name in NAMES} | {"seconds": seconds, "kept": size}
+    if own is not None and own.value is not None:
+        numbers["at_equal"] = own.value.difference.mean
+    return ArmRow(
+        summary["arm"],
+        runs,
+        cells,
+        missed,
+        at_equal=own.text if own is not None else "",
+        kind=own.kind if own is not None else "",
+        seconds=f"{seconds:,.0f} s" if seconds >= 10 else f"{seconds:.1f} s",
+        kept=_size(size, max(run.get("held_examples", 0) for run in finished)),
+        numbers=numbers,
+    )
+
+
+def _size(size: int, examples: int) -> str:
+    text = f"{size / 2**20:,.0f} MiB" if size >= 10 * 2**20 else f"{size / 2**20:.1f} MiB" if size else "-"
+    return f"{text}, {examples:,} examples" if examples else text

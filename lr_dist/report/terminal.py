@@ -8,7 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.report.standing import BETTER, WORSE, paragraph, standings
 from lr_dist.sequence.result import ComparisonResult
+
+_STYLES = {BETTER: "[bold green]{}[/bold green]", WORSE: "[red]{}[/red]"}
 
 
 def print_comparison(result: ComparisonResult, console: Console) -> None:
@@ -21,22 +24,34 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
     title = escape(f"{' > '.join(task['name'] for task in result.tasks)} with {result.model['name']}")
     table = Table(title=title, caption=_caption(result), box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("arm", overflow="fold")
-    rows = table_rows(result)
+    standing = standings(result)
+    rows = table_rows(result, standing)
     # Only if the numbers of runs differ: in 80 columns, the arms' labels need the space.
     differing_runs = any(row.runs != str(len(result.config["seeds"])) for row in rows[:-1])
     if differing_runs:
         table.add_column("runs", justify="right")
-    for name in columns(result, wide=wide):
+    names = columns(result, wide=wide)
+    if standing.line is not None and not wide:
+        names.remove("average_accuracy")
+    for name in names:
         table.add_column(NAMES[name], justify="right")
+    if standing.line is not None:
+        table.add_column("p_o at\nequal p_s", justify="right")
+    if wide:
+        table.add_column("training", justify="right")
+        table.add_column("kept", justify="right")
     for row in rows:
         missed = [f"[red]{escape(name)} not learned[/red]" for name in row.not_learned]
         table.add_row(
             "\n".join([escape(row.label), *missed]),
             *([row.runs] if differing_runs else []),
-            *(f"{row.cells[name][0]}\n[dim]{row.cells[name][1]}[/dim]" for name in columns(result, wide=wide)),
+            *(f"{row.cells[name][0]}\n[dim]{row.cells[name][1]}[/dim]" for name in names),
+            *([_STYLES.get(row.kind, "{}").format(row.at_equal)] if standing.line is not None else []),
+            *([row.seconds, row.kept] if wide else []),
             end_section=row is rows[-2],
         )
-    return Group(*(f"[dim]{escape(task_line(task))}[/dim]" for task in result.tasks), table)
+    said = [escape(paragraph(result, standing))] if any(summary["runs"] for summary in result.summary) else []
+    return Group(*(f"[dim]{escape(task_line(task))}[/dim]" for task in result.tasks), table, *said)
 
 
 def _caption(result: ComparisonResult) -> str:

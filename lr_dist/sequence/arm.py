@@ -97,6 +97,8 @@ class Arm:
             "fingerprint": self.plan.fingerprint,
             "stages": [_stage_to_dict(stage, lr, num_layers) for stage in self.plan.stages],
             "methods": list(self.methods),
+            # With every setting, whether it was given or has its default.
+            "settings": [str(method) for method in self.build_methods()],
         }
 
 
