@@ -355,10 +355,6 @@ def test_arms_that_share_stages_follow_each_other(bench):
     assert neighbours_first(runs, keys) == [(text, seed) for seed in (3, 4) for text in order]
 
 
-# Settings of those that keep more by default than the tasks here have.
-SMALL = {"replay": ":size=16", "der": ":size=16", "a-gem": ":size=16,examples=8"}
-
-
 @pytest.mark.parametrize("method", list(METHODS.values()), ids=lambda method: method.name)
 def test_every_method_tells_the_truth_about_what_it_changes(bench, method, monkeypatch):
     """In a stage that it says it does not train in, or whose weights it says it does not change, nothing differs."""
