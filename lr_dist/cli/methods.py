@@ -19,7 +19,7 @@ def parser() -> ArgumentParser:
         description="List the methods against forgetting that arms, searches and your own Trainer can use. With a "
         "NAME, show one with its formula, settings and source."
     )
-    p.add_argument("name", type=str, nargs="?", help="a method's name, e.g. l2-sp")
+    p.add_argument("name", type=str, nargs="?", help="A method's name, e.g. l2-sp.")
     return p
 
 

@@ -10,8 +10,9 @@ from lr_dist._distribution.plot import plot_rates
 from lr_dist.report.families import Family, families
 from lr_dist.report.rows import spread
 from lr_dist.report.standing import Standings
+from lr_dist.report.theme import PALETTE, css_colour, themed
 from lr_dist.runs.numbers import number
-from lr_dist.runs.svg import PALETTE, new_figure, short, to_svg
+from lr_dist.runs.svg import new_figure, short, to_svg
 from lr_dist.sequence.result import ComparisonResult
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def rates_figure(result: ComparisonResult) -> str:
             name = entry["label"] if len(entry["stages"]) == 1 else f"stage {stage + 1} of {entry['label']}"
             plot_rates(each["rates"], axes, short(name), relative=False)
     figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return to_svg(figure)
+    return themed(to_svg(figure))
 
 
 def tradeoff_figure(result: ComparisonResult, standing: Standings) -> tuple[str, list[LegendEntry]]:
@@ -63,11 +64,11 @@ def tradeoff_figure(result: ComparisonResult, standing: Standings) -> tuple[str,
         axes.plot(xs, ys, color=colour, lw=2.5 if is_line else 1.2, zorder=2, alpha=1.0 if fresh else 0.6)
         colour_of.update(dict.fromkeys(fresh, colour))
         if fresh:
-            legend.append(LegendEntry(family.name, legend_colour(colour), is_line))
+            legend.append(LegendEntry(family.name, css_colour(colour), is_line))
     for label in means:
         if label not in colour_of:
             colour_of[label] = PALETTE[len(legend) % len(PALETTE)]
-            legend.append(LegendEntry(label, legend_colour(colour_of[label]), False))
+            legend.append(LegendEntry(label, css_colour(colour_of[label]), False))
     hover = {}
     for number_, (label, (x, y)) in enumerate(means.items()):
         metrics = done[label]["metrics"]
@@ -85,7 +86,7 @@ def tradeoff_figure(result: ComparisonResult, standing: Standings) -> tuple[str,
     axes.set_ylabel("p_o: score on the earlier tasks")
     axes.grid(alpha=0.3)
     described = "; ".join(hover.values())
-    return to_svg(figure, "p_o against p_s", described, hover=hover), legend
+    return themed(to_svg(figure, "p_o against p_s", described, hover=hover)), legend
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,6 @@ class LegendEntry:
     name: str
     colour: str
     is_line: bool
-
-
-def legend_colour(colour: str) -> str:
-    """A colour of `PALETTE` as the page's variable."""
-    return f"var(--c{PALETTE.index(colour)}, {colour})"
 
 
 def _label_strengths(axes: Axes, curves: Sequence[Family], means: Mapping[str, tuple[float, float]]) -> None:

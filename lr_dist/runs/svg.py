@@ -27,18 +27,10 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-# matplotlib's colours C0 to C9; a page may set others for a dark background.
-PALETTE = (
-    *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd"),
-    *("#8c564b", "#e377c2", "#7f7f7f", "#bcbd22", "#17becf"),
-)
-
-
 def to_svg(figure: Figure, title: str = "", description: str = "", *, hover: Mapping[str, str] | None = None) -> str:
     """The figure as an <svg> element; no date and fixed ids, so that equal results give equal pages.
 
-    It has no background, its black is the page's text colour, and the colours C0 to C9 are the page's CSS variables
-    `--c0` to `--c9` if it sets them, so that a page can be dark.
+    It has no background, and its black is the page's text colour, so that a page can be dark.
 
     Args:
         figure: from `new_figure`.
@@ -51,14 +43,13 @@ def to_svg(figure: Figure, title: str = "", description: str = "", *, hover: Map
     with matplotlib.rc_context({"svg.hashsalt": "lr-dist", "svg.fonttype": "none"}), warnings.catch_warnings():
         # Texts stay texts, so the browser's fonts are used and not matplotlib's.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for part in (figure, *figure.axes):
-            part.patch.set_alpha(0)
+        figure.patch.set_alpha(0)
+        for axes in figure.axes:
+            axes.patch.set_alpha(0)
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = svg.replace("#000000", "currentColor").replace("<svg ", '<svg fill="currentColor" ', 1)
-    for number, colour in enumerate(PALETTE):
-        svg = svg.replace(f" {colour}", f" var(--c{number}, {colour})")
     for gid, text in (hover or {}).items():
         svg = svg.replace(f'<g id="{gid}">', f'<g id="{gid}"><title>{escape(text)}</title>', 1)
     if not title:

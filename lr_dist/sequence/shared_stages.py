@@ -45,7 +45,8 @@ class SharedStages:
         }
         self.order = neighbours_first(left, self._keys)
         self._left = list(self.order)
-        self._bytes = stage_bytes(bench.view(self.store.needs).backbone.state_dict()) if left else 0
+        sizes = [stage_bytes(bench.view(own).backbone.state_dict()) for own in shared]
+        self._bytes = max(sizes, default=0)
 
     def begin(self, run: Run) -> None:
         """A run begins: keep what it or a later one can use, and delete the rest."""

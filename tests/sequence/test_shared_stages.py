@@ -67,6 +67,17 @@ def test_arms_share_stages_with_the_same_numbers_and_less_training(tiny_model, t
     assert [run["taken_over"] for run in alone.runs] == [[]] * 5
 
 
+def test_an_arm_that_chooses_on_held_out_examples_shares_the_stages_of_those_that_do_not(tiny_model, tmp_path):
+    # Scored on validation, the words of dev are left out unless an arm needs them.
+    settings = SequenceSettings(epochs=1, batch_size=16, precision="32-true", evaluate_on="validation")
+    auto = f"{FLAT} + interpolate:alpha=auto,evaluations=2"
+    config = config_of(tiny_model, arms=(FLAT, auto), settings=settings, dev_size=100)
+    shared = compare(config, tmp_path / "shared", listener=Listener(), command="test")
+    assert [run["taken_over"] for run in shared.runs] == [[], [0, 1]]
+    alone = compare(replace(config, keep_stages=False), tmp_path / "alone", listener=Listener(), command="test")
+    assert numbers(shared) == numbers(alone)
+
+
 def test_only_what_a_later_run_can_use_is_kept_at_any_time(tiny_model, tmp_path):
     class Files(Listener):
         most = 0
