@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from stage_methods import Halfway, Mean, Recall
 
 from lr_dist.errors import KeptStageWarning
-from lr_dist.methods import METHODS, Needs
+from lr_dist.methods import METHODS, Method, Needs
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.keep_stages import KeepStages
@@ -355,12 +355,33 @@ def test_arms_that_share_stages_follow_each_other(bench):
     assert neighbours_first(runs, keys) == [(text, seed) for seed in (3, 4) for text in order]
 
 
+def text_of(method: type[Method]) -> str:
+    """An arm with a method, which keeps no more examples than the first task has."""
+    few = [f"{name}=16" for name in ("size", "examples") if name in inspect.signature(method.__init__).parameters]
+    return f"{FLAT} + {method.name}{':' if few else ''}{','.join(few)}"
+
+
+@pytest.mark.parametrize("method", list(METHODS.values()), ids=lambda method: method.name)
+def test_every_method_goes_on_from_taken_over_stages_as_from_its_own(bench, tmp_path, method):
+    """The first two of three stages are taken over, the last is trained: what the method learned has to be the same."""
+    needs = needs_of(Arm.parse(text_of(method)))
+    alone = learn(bench, text_of(method))
+    store = StageStore(tmp_path, needs=needs)
+    learn(bench, text_of(method), store=store)
+    last = stage_keys(bench_key(bench, needs), bench, Arm.parse(text_of(method)), 0)[2].trained
+    (tmp_path / f"{last}.safetensors").unlink()
+    shared = learn(bench, text_of(method), store=store)
+    assert shared[1].stages == [2]
+    assert_same(shared, alone)
+    again = learn(bench, text_of(method), store=store)
+    assert again[1].stages == []
+    assert_same(again, alone)
+
+
 @pytest.mark.parametrize("method", list(METHODS.values()), ids=lambda method: method.name)
 def test_every_method_tells_the_truth_about_what_it_changes(bench, method, monkeypatch):
     """In a stage that it says it does not train in, or whose weights it says it does not change, nothing differs."""
-    # Not more examples than the first task has.
-    few = [f"{name}=16" for name in ("size", "examples") if name in inspect.signature(method.__init__).parameters]
-    text = f"{FLAT} + {method.name}{':' if few else ''}{','.join(few)}"
+    text = text_of(method)
     pair = bench.only([0, 1])
     keys, plain_keys = (stage_keys("", pair, Arm.parse(each), 0) for each in (text, FLAT))
     if keys[0] != plain_keys[0]:
