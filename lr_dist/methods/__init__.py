@@ -15,6 +15,7 @@ from lr_dist.methods.ewc import EWC
 from lr_dist.methods.freeze import Freeze
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
+from lr_dist.methods.joint import Joint
 from lr_dist.methods.l2_sp import L2SP
 from lr_dist.methods.lora import LoRA
 from lr_dist.methods.lwf import LwF
@@ -35,6 +36,7 @@ METHODS: dict[str, type[Method]] = {
         EWC,
         Freeze,
         Interpolate,
+        Joint,
         L2SP,
         LoRA,
         LwF,
@@ -65,6 +67,7 @@ __all__ = [
     "METHODS",
     "Freeze",
     "Interpolate",
+    "Joint",
     "L2SP",
     "LoRA",
     "LwF",

@@ -91,6 +91,8 @@ class Method(Callback):
         needs: parts of the model that the method needs when `lr_dist.sequence` trains.
         trains_earlier_heads: whether the heads of earlier tasks are trained, too, because the method has examples of
             these tasks.
+        learns_jointly: whether a stage learns all tasks so far, from the weights before the first; only
+            `lr_dist.sequence` can do this.
     """
 
     name: ClassVar[str]
@@ -98,6 +100,7 @@ class Method(Callback):
     order: ClassVar[Order] = Order.LEARN
     needs: Needs = Needs()
     trains_earlier_heads: ClassVar[bool] = False
+    learns_jointly: ClassVar[bool] = False
 
     _context: StageContext | None = None
     _stages = 0

@@ -40,6 +40,11 @@ class Arm:
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ConfigurationError(f"The arm {shown(self.label)} has the method {twice} twice; name it once.")
+        if "joint" in names and len(names) > 1:
+            raise ConfigurationError(
+                f"The arm {shown(self.label)} has joint beside other methods. Joint training learns all tasks at once, "
+                "so nothing is left for them to do: leave them out."
+            )
 
     @classmethod
     def of(cls, distribution: LRDistribution, methods: Sequence[str] = ()) -> Arm:

@@ -15,6 +15,7 @@ from lr_dist._lightning import L
 from lr_dist.errors import ConfigurationError, DivergedError
 from lr_dist.runs.fused import has_fused_adamw
 from lr_dist.sequence.fast.packing import first_states
+from lr_dist.sequence.joint_loader import HEAD
 from lr_dist.sequence.settings import SequenceSettings
 
 
@@ -59,7 +60,7 @@ class SequenceClassifier(L.LightningModule):
         # Weights that were frozen before (by the user, or next to adapters) stay frozen for every task.
         self._trainable = {name for name, weight in backbone.named_parameters() if weight.requires_grad}
         self._active = next(iter(self.heads))
-        self._regression = False
+        self._regressions: set[str] = set()
         self._total_steps = 1
 
     def start_task(self, head: str, *, regression: bool, total_steps: int, trained_too: Collection[str] = ()) -> None:
@@ -74,7 +75,7 @@ class SequenceClassifier(L.LightningModule):
             trained_too: heads of earlier tasks that are trained, too.
         """
         self._active = key_of(head)
-        self._regression = regression
+        (self._regressions.add if regression else self._regressions.discard)(self._active)
         self._total_steps = total_steps
         for weight_name, weight in self.backbone.named_parameters():
             weight.requires_grad_(weight_name in self._trainable)
@@ -117,15 +118,17 @@ class SequenceClassifier(L.LightningModule):
         return hidden[torch.arange(len(hidden), device=hidden.device), last]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        outputs = self(batch)
-        if self._regression:
+        # In joint training, each batch has the head of its task.
+        head = key_of(str(batch.get(HEAD, self._active)))
+        outputs = self({key: value for key, value in batch.items() if key != HEAD}, head)
+        if head in self._regressions:
             loss = nn.functional.mse_loss(outputs.squeeze(-1), batch["labels"].float())
         else:
             loss = nn.functional.cross_entropy(outputs, batch["labels"])
         if not math.isfinite(loss.item()):
             raise DivergedError(
                 f"The loss became {loss.item()} at step {self.global_step} of {self._total_steps} of the task with "
-                f"head {self._active!r}: the rates are too high. Lower them, or lengthen the warm-up."
+                f"head {head!r}: the rates are too high. Lower them, or lengthen the warm-up."
             )
         return loss
 

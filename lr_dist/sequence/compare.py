@@ -27,7 +27,7 @@ from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.observers import Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked
 from lr_dist.sequence.result import ComparisonResult, read_json, upgraded_run
-from lr_dist.sequence.runner import count_steps, run_sequence
+from lr_dist.sequence.runner import count_steps, learns_jointly, run_sequence
 from lr_dist.sequence.schema import check_run
 from lr_dist.sequence.settings import RUN_VERSION
 from lr_dist.sequence.shared_stages import SharedStages
@@ -140,14 +140,17 @@ class Comparison:
         stages = SharedStages(output / "stages", self.bench, self.arms, left if self.config.keep_stages else ())
         if line := stages.describe():
             listener.note(line)
-        steps = count_steps(self.bench.tokens, self.config.settings)
-        listener.started(len(plan), len(plan) - len(left), steps * len(left))
+        steps = {
+            label: count_steps(self.bench.tokens, self.config.settings, jointly=learns_jointly(arm))
+            for label, arm in self.arms.items()
+        }
+        listener.started(len(plan), len(plan) - len(left), sum(steps[label] for label, _ in left))
         result = self._result(done, command, len(plan))
         result.save(output / "result.json")
         for label, seed in stages.order if self.config.keep_stages else left:
             if self.config.keep_stages:
                 stages.begin((label, seed))
-            listener.run_started(label, seed, steps)
+            listener.run_started(label, seed, steps[label])
             run = self._run_one(label, seed, listener, stages.store if self.config.keep_stages else None)
             write_json(runs_folder / self._file_name(label, seed), run)
             done[label, seed] = run

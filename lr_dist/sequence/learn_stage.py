@@ -27,6 +27,7 @@ from lr_dist.rate_plan import highest
 from lr_dist.runs.machine import training_device
 from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.evaluate import evaluate
+from lr_dist.sequence.joint_loader import JointLoader
 from lr_dist.sequence.observers import Observer, SequenceState
 from lr_dist.sequence.seeds import derive_seed, set_seed
 from lr_dist.sequence.stage import Stage
@@ -68,8 +69,10 @@ def learn_stage(
     """
     settings = run.bench.settings
     set_seed(run.seed, "task", stage.index)
-    order = derive_seed(run.seed, "order", stage.index)
-    loader = train_loader(stage.tokens.train, settings.batch_size, order, run.view.pad_token_id)
+    jointly = stage.index > 0 and run.initial is not None
+    loader: Any = _joint_loader(run, stage) if jointly else _loader(run, stage)
+    if jointly:
+        run.module.load_state_dict(run.initial or {})
     context = stage_context(run, stage, held_out=any(method.needs.held_out for method in methods))
     training = [method for method in methods if method.trains_in(context)]
     run.module.start_task(
@@ -115,6 +118,18 @@ def stage_context(run: SequenceState, stage: Stage, *, held_out: bool) -> StageC
     return context_of(run.bench, run.seed, stage.index, scores)
 
 
+def _loader(run: SequenceState, stage: Stage) -> DataLoader[Any]:
+    order = derive_seed(run.seed, "order", stage.index)
+    return train_loader(stage.tokens.train, run.bench.settings.batch_size, order, run.view.pad_token_id)
+
+
+def _joint_loader(run: SequenceState, stage: Stage) -> JointLoader:
+    """All tasks so far."""
+    stages = run.stages[: stage.index + 1]
+    loaders, heads = [_loader(run, each) for each in stages], [each.task.head for each in stages]
+    return JointLoader(loaders, heads, derive_seed(run.seed, "joint", stage.index))
+
+
 def _held_out(run: SequenceState, stage: Stage, module: L.LightningModule, *, part: int | None = None) -> float:
     dev = stage.tokens.dev
     split = dev if part is None else dev.rows_at(range(part, len(dev), 2))
@@ -127,7 +142,7 @@ def _train(
     callbacks: Sequence[Callback],
     keep: _Keep | None,
     observers: Sequence[Observer],
-    loader: DataLoader[Any],
+    loader: Any,
 ) -> Learned:
     settings = run.bench.settings
     relay = _Relay(run, stage, observers)
@@ -168,7 +183,7 @@ def _take_over(
     others: Sequence[Method],
     training: Sequence[Method],
     observers: Sequence[Observer],
-    loader: DataLoader[Any],
+    loader: Any,
     keys: StageKeys | None,
 ) -> Learned:
     """What a fit does, in its order, with the trained weights in place of the training."""
@@ -194,7 +209,7 @@ def _take_over(
         observer.stage_taken_over(run, stage, run.bench.settings.epochs * len(loader))
     run.known.weights = None
     # As after the last epoch: a method that reads the loader gets the next one.
-    loader.batch_sampler.set_epoch(run.bench.settings.epochs)  # type: ignore[union-attr]
+    loader.batch_sampler.set_epoch(run.bench.settings.epochs)
     began = time.perf_counter()
     for method in others:
         method.end_stage(module, loader)
@@ -252,7 +267,7 @@ class _Relay(Callback):
         self.seconds += time.perf_counter() - began
 
 
-def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: DataLoader[Any]) -> None:
+def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: Any) -> None:
     """Fit; on Ctrl-C raise KeyboardInterrupt, where Lightning calls sys.exit(1) and leaves the signal ignored."""
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGINT)

@@ -8,8 +8,10 @@ accuracy matrix: `TestAfterStages` (all tasks before the first stage and after e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from lr_dist._lightning import isolate_rng
 from lr_dist.methods import Needs
@@ -58,6 +60,7 @@ class SequenceState:
         seed: seed of the run.
         stages: all stages, in order.
         known: scores of weights that other runs have reached, too.
+        initial: the weights before the first stage, for joint training; None if no method needs them.
     """
 
     bench: Bench
@@ -66,6 +69,7 @@ class SequenceState:
     seed: int
     stages: tuple[Stage, ...]
     known: KnownScores = field(default_factory=KnownScores, repr=False)
+    initial: Mapping[str, Tensor] | None = field(default=None, repr=False)
 
     def test(self, index: int) -> Scores:
         """Every metric of task `index` with the current weights; draws no random numbers of the run."""

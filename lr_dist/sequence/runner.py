@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import gc
+import itertools
 import operator
 import time
 from collections.abc import Sequence
@@ -68,9 +69,15 @@ class SequenceRun:
         return full
 
 
-def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings) -> int:
-    """Number of training steps in one run."""
-    return sum(settings.epochs * -(-len(task.train) // settings.batch_size) for task in tasks)
+def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings, *, jointly: bool = False) -> int:
+    """Number of training steps in one run; in joint training, each stage learns all tasks so far."""
+    each = [settings.epochs * -(-len(task.train) // settings.batch_size) for task in tasks]
+    return sum(itertools.accumulate(each)) if jointly else sum(each)
+
+
+def learns_jointly(arm: Arm) -> bool:
+    """Whether the arm's later stages learn all tasks so far."""
+    return any(method.learns_jointly for method in arm.build_methods())
 
 
 def needs_of(arm: Arm, observers: Sequence[Observer] = ()) -> Needs:
@@ -127,7 +134,9 @@ def run_sequence(
     pairs = enumerate(zip(bench.tasks, view.tokens, strict=True))
     stages = tuple(Stage(index, task, tokens, arm.plan.stage(index)) for index, (task, tokens) in pairs)
     known = KnownScores(store.scores if store is not None else None)
-    run = SequenceState(bench, view, module, seed, stages, known)
+    jointly = learns_jointly(arm)
+    initial = copy.deepcopy(module.state_dict()) if jointly else None
+    run = SequenceState(bench, view, module, seed, stages, known, initial)
     known.weights = None if keys is None else keys[0].start
     for observer in watching:
         observer.sequence_started(run)
@@ -144,6 +153,7 @@ def run_sequence(
             held.append((sum(size for size, _ in each), sum(count for _, count in each)))
         for observer in watching:
             observer.stage_ended(run, stage)
+    lengths = [int(split.train.lengths.sum()) for split in bench.tokens]
     return SequenceRun(
         matrix=[
             [entry[task.primary] if entry else None for entry, task in zip(row, bench.tasks, strict=True)]
@@ -157,8 +167,8 @@ def run_sequence(
         held_examples=max((count for _, count in held), default=0),
         taken_over_seconds=sum(each.taken_over for each in learned),
         taken_over=tuple(index for index, each in enumerate(learned) if each.taken_over),
-        train_steps=count_steps(bench.tokens, bench.settings),
-        tokens=bench.settings.epochs * sum(int(split.train.lengths.sum()) for split in bench.tokens),
+        train_steps=count_steps(bench.tokens, bench.settings, jointly=jointly),
+        tokens=bench.settings.epochs * sum(itertools.accumulate(lengths) if jointly else lengths),
     )
 
 
