@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from lr_dist.runs.atomic import write_json
 from lr_dist.sequence.compare import Listener, compare
 from lr_dist.sequence.result import ComparisonResult, read_json
 
+_WAIT = 15.0  # seconds
 TUNING, HELD_OUT, CHOSEN = "tuning", "held-out", "chosen.json"
 
 
@@ -129,7 +131,7 @@ class Evidence:
 
     def _run_steps(self, steps: Sequence[Step], listener_of: Callable[..., Listener], command: str) -> None:
         waiting = list(enumerate(steps, 1))
-        refused: set[int] = set()
+        busy = 0
         while waiting:
             number, step = waiting.pop(0)
             config = self.config.comparison(
@@ -140,11 +142,14 @@ class Evidence:
                     config, step.folder(self.output), listener=listener_of(step, number, len(steps)), command=command
                 )
             except OutputInUseError:
-                # Another process works on this sequence; come back once.
-                if number in refused:
-                    raise
-                refused.add(number)
+                # Another process works on this sequence; come back, and wait when all that is left is theirs.
                 waiting.append((number, step))
+                busy += 1
+                if busy >= len(waiting):
+                    time.sleep(_WAIT)
+                    busy = 0
+            else:
+                busy = 0
 
 
 def sequence_name(tasks: Sequence[TaskSpec]) -> str:
