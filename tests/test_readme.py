@@ -40,13 +40,16 @@ def trained(folder: Path) -> dict[str, Any]:
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path):
     found = blocks("README.md", "python")
-    assert len(found) == 4
+    assert len(found) == 5
     names = trained(tmp_path)
     before = names["model"].bert.encoder.layer[0].attention.self.query.weight.detach().clone()
+    trainers = []
     for block in found:
         exec(compile(block, "README.md", "exec"), names)
+        trainers.append(names["trainer"])
     assert names["d"].rates(12)["layers.0"] == pytest.approx(5.5e-6, rel=0.01)
-    assert names["trainer"].state.global_step == 3
+    assert [t.state.global_step for t in trainers if isinstance(t, transformers.Trainer)][-1] == 3
+    assert [type(callback).__name__ for callback in trainers[-1].callbacks][:2] == ["LayerwiseLR", "Interpolate"]
     assert [group["name"] for group in names["optimizer"].param_groups][-1] == "head/no_decay"
     assert not torch.equal(before, names["model"].bert.encoder.layer[0].attention.self.query.weight)
 
