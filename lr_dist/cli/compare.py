@@ -127,7 +127,8 @@ class _View:
         self._bars.remove_task(self._one)
         if run["status"] == "done":
             metrics = run["metrics"]
-            outcome = f"p_o {number(metrics['p_o'])}, p_s {number(metrics['p_s'])}, {run['seconds']:.0f} s"
+            retained = "" if metrics["p_o"] is None else f"p_o {number(metrics['p_o'])}, "
+            outcome = f"{retained}p_s {number(metrics['p_s'])}, {run['seconds']:.0f} s"
         else:
             outcome = f"[red]{escape(str(run['status']))}[/red]"
         self._console.print(f"{self._done}/{self._total} {self._label}: {outcome}", soft_wrap=True)

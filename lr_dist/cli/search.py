@@ -205,8 +205,9 @@ def _best(trial: FrozenTrial) -> Mapping[str, str]:
     if "distribution" in trial.user_attrs:
         rows["distribution"] = str(distribution_of(trial))
     for sequence in trial.user_attrs.get("sequences", ()):
-        scores = f"p_o {sequence['p_o']:.3f}, p_s {sequence['p_s']:.3f} (majority class {sequence['baseline'][-1]:.3f})"
-        rows[" > ".join(sequence["tasks"])] = scores
+        scores = f"p_s {sequence['p_s']:.3f} (majority class {sequence['baseline'][-1]:.3f})"
+        retained = "" if sequence["p_o"] is None else f"p_o {sequence['p_o']:.3f}, "
+        rows[" > ".join(sequence["tasks"])] = retained + scores
     missing = not_learned(trial)
     if missing:
         rows["warning"] = (

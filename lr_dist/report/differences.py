@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lr_dist.report.rows import NAMES
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import ABSENT, number
 from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
 
 
@@ -25,7 +25,7 @@ def differences_view(rows: Sequence[Difference], control: str, level: float) -> 
         for name in DIFFERENCES:
             table.add_column(NAMES[name], justify="right", no_wrap=True)
         for row in arm_rows:
-            cells = (_cell(row.metrics[name], "[bold]{}[/bold]") for name in DIFFERENCES)
+            cells = (_cell(row.metrics.get(name), "[bold]{}[/bold]") for name in DIFFERENCES)
             table.add_row(escape(_name(row)), *cells)
         tables.append(table)
     return Group(*tables, f"[dim]{caption(rows, level)}[/dim]")
@@ -36,7 +36,7 @@ def differences_markdown(rows: Sequence[Difference], control: str, level: float)
     names = " | ".join(NAMES[name] for name in DIFFERENCES)
     lines = [f"| sequence | arm, minus `{control}` | {names} |", "|---|---|" + "---|" * len(DIFFERENCES)]
     for row in rows:
-        cells = (_cell(row.metrics[name], "**{}**") for name in DIFFERENCES)
+        cells = (_cell(row.metrics.get(name), "**{}**") for name in DIFFERENCES)
         lines.append(f"| {_name(row)} | `{row.arm}` | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", caption(rows, level)])
 
@@ -52,11 +52,14 @@ def caption(rows: Sequence[Difference], level: float) -> str:
 
 
 def _name(row: Difference) -> str:
-    count = row.metrics[DIFFERENCES[0]].n
+    # Every sequence has a p_s.
+    count = row.metrics["p_s"].n
     return f"{row.sequence} ({count} seed{'s' * (count > 1)})" if row.sequence else f"all {count} sequences"
 
 
-def _cell(interval: Interval, clear: str) -> str:
+def _cell(interval: Interval | None, clear: str) -> str:
+    if interval is None:
+        return ABSENT
     mean = f"{'+' if interval.mean >= 0 else '-'}{number(abs(interval.mean))}"
     if interval.half is None:
         return mean

@@ -43,7 +43,8 @@ def tradeoff_figure(result: ComparisonResult, standing: Standings) -> tuple[str,
     """p_o against p_s, and its legend.
 
     A point for each arm, with bars of one standard deviation over the seeds; arms that differ in one number are joined
-    by a line, the flat rates, which are to be beaten, by a thick one; dotted lines at the majority class.
+    by a line, the flat rates, which are to be beaten, by a thick one; dotted lines at the majority class. For sequences
+    of two tasks or more.
     """
     figure = new_figure(8.0, 4.8)
     axes = figure.subplots()

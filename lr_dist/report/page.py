@@ -31,7 +31,8 @@ def render_report(result: ComparisonResult) -> str:
         loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     standing = standings(result)
-    tradeoff, legend = tradeoff_figure(result, standing)
+    # A single task has no p_o to draw.
+    tradeoff, legend = tradeoff_figure(result, standing) if len(result.tasks) > 1 else ("", [])
     has_runs = any(summary["runs"] for summary in result.summary)
     return environment.get_template("compare.html").render(
         result=result,

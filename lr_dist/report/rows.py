@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lr_dist.report.standing import Standings
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import ABSENT, number
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics, was_learned
 from lr_dist.sequence.result import ComparisonResult
 
@@ -65,11 +65,13 @@ def table_rows(result: ComparisonResult, standing: Standings | None = None) -> l
 
 
 def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
-    """The metrics to show; only the main ones in a narrow table.
+    """The metrics to show; only the main ones in a narrow table, and of a single task only its score.
 
     With two tasks, backward transfer is left out, because it equals minus the forgetting. Forward transfer says little
     if each task has its own head.
     """
+    if len(result.tasks) == 1:
+        return ["p_s"]
     main = ["p_o", "p_s", "average_accuracy", "forgetting"]
     rest = ["forward_transfer"] if len(result.tasks) == 2 else ["backward_transfer", "forward_transfer"]
     return main + rest if wide else main
@@ -86,8 +88,10 @@ def task_line(task: Mapping[str, Any]) -> str:
     return f"{text}; {task['note']}" if task["note"] else text
 
 
-def spread(cell: Mapping[str, float]) -> str:
-    """Mean and sample standard deviation; a single run has no spread."""
+def spread(cell: Mapping[str, float] | None) -> str:
+    """Mean and sample standard deviation; a single run has no spread, and an undefined metric has neither."""
+    if cell is None:
+        return ABSENT
     return f"{number(cell['mean'])} ± {number(cell['sd'])}" if cell["n"] > 1 else number(cell["mean"])
 
 
@@ -107,7 +111,8 @@ def _row(result: ComparisonResult, summary: Mapping[str, Any], standing: Standin
     finished = [run for run in result.runs if run["arm"] == summary["arm"] and run["status"] == "done"]
     seconds = statistics.fmean(run["train_seconds"] for run in finished)
     size = max(run.get("held_bytes", 0) for run in finished)
-    numbers = {name: metrics[name]["mean"] for name in NAMES} | {"seconds": seconds, "kept": size}
+    means = {name: metrics[name]["mean"] for name in NAMES if metrics[name] is not None}
+    numbers = means | {"seconds": seconds, "kept": size}
     if own is not None and own.value is not None:
         numbers["at_equal"] = own.value.difference.mean
     return ArmRow(

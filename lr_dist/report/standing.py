@@ -42,7 +42,7 @@ class Standings:
     """All arms against the line.
 
     Attributes:
-        line: the flat rates; None if there are not two or more.
+        line: the flat rates; None if there are not two or more, or only one task, which has no p_o.
         of: label -> standing; empty without a line.
         level: of the intervals.
     """
@@ -59,9 +59,11 @@ def standings(result: ComparisonResult, level: float = 0.95) -> Standings:
         MissingExtraError: scipy is not installed (extra `report`).
     """
     require_libraries("report", "scipy")
-    line = flat_family(result.arms)
+    line = flat_family(result.arms) if len(result.tasks) > 1 else None
+    if line is None:
+        return Standings(None, {}, level)
     points = {entry["label"]: _points(result, entry["label"]) for entry in result.arms}
-    if line is None or sum(bool(points[label]) for label in line.labels) < 2:
+    if sum(bool(points[label]) for label in line.labels) < 2:
         return Standings(None, {}, level)
     curve = [points[label] for label in line.labels if points[label]]
     found = {}
@@ -75,7 +77,9 @@ def standings(result: ComparisonResult, level: float = 0.95) -> Standings:
 
 
 def paragraph(result: ComparisonResult, standing: Standings) -> str:
-    """What won and what is noise, in words."""
+    """What won and what is noise, in words; empty for a single task."""
+    if len(result.tasks) == 1:
+        return ""
     old = result.tasks[0]["name"] if len(result.tasks) == 2 else "the earlier tasks"
     if standing.line is None:
         return (

@@ -50,7 +50,8 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
             *([row.seconds, row.kept] if wide else []),
             end_section=row is rows[-2],
         )
-    said = [escape(paragraph(result, standing))] if any(summary["runs"] for summary in result.summary) else []
+    verdict = paragraph(result, standing) if any(summary["runs"] for summary in result.summary) else ""
+    said = [escape(verdict)] if verdict else []
     return Group(*(f"[dim]{escape(task_line(task))}[/dim]" for task in result.tasks), table, *said)
 
 
@@ -58,7 +59,8 @@ def _caption(result: ComparisonResult) -> str:
     first, last = result.tasks[0]["name"], result.tasks[-1]["name"]
     old = first if len(result.tasks) == 2 else "the earlier tasks"
     seeds = len(result.config["seeds"])
+    retained = f"p_o: score on {escape(old)} after learning {escape(last)}; " if len(result.tasks) > 1 else ""
     return (
-        f"p_o: score on {escape(old)} after learning {escape(last)}; p_s: score on {escape(last)}. "
+        f"{retained}p_s: score on {escape(last)}. "
         f"Second line: 0 = majority class, 1 = perfect. Mean ± standard deviation over {seeds} seed(s)."
     )

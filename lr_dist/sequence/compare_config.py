@@ -16,7 +16,7 @@ class CompareConfig(SequenceConfig):
     """The settings of a comparison.
 
     Raises:
-        ConfigurationError: fewer than two tasks, nothing to compare, or a value out of range.
+        ConfigurationError: no task, nothing to compare, or a value out of range.
     """
 
     tasks: tuple[str | Mapping[str, Any], ...] = ()
@@ -39,10 +39,8 @@ class CompareConfig(SequenceConfig):
     results are the same without (true or false)."""
 
     def __post_init__(self) -> None:
-        if len(self.tasks) < 2 and not any("@" in str(task) for task in self.tasks):
-            raise ConfigurationError(
-                f"A sequence needs two tasks or more, or a shift such as sst2@length; got {self.tasks}."
-            )
+        if not self.tasks:
+            raise ConfigurationError("Nothing to learn: give --tasks, e.g. --tasks sst2 qqp.")
         if not self.distributions and not self.arms:
             raise ConfigurationError("Nothing to compare: give distributions or arms, e.g. flat:lr=2e-5 kenneweg2022.")
         valid = all(is_whole(seed, 0) for seed in self.seeds)

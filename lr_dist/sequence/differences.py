@@ -51,8 +51,9 @@ class Difference:
     Attributes:
         sequence: `sst2>qqp`; None for all sequences together.
         arm: its label.
-        metrics: p_o, p_s, average_accuracy and forgetting -> the difference. For one sequence, `n` counts seeds. For
-            all together, it counts sequences, each with the mean of its seeds: seeds say nothing about other tasks.
+        metrics: p_o, p_s, average_accuracy and forgetting -> the difference; without those that a single task does not
+            have. For one sequence, `n` counts seeds. For all together, it counts sequences, each with the mean of its
+            seeds: seeds say nothing about other tasks.
         left_out: seeds for which one of the two diverged.
     """
 
@@ -90,8 +91,8 @@ def differences(results: Sequence[ComparisonResult], control: str, level: float 
         own = [_of_sequence(result, label, control, level) for result in results if _has(result, label)]
         rows += own
         if len(own) > 1:
-            means = {name: [row.metrics[name].mean for row in own] for name in DIFFERENCES}
-            together = {name: Interval.of(values, level) for name, values in means.items()}
+            means = {name: [row.metrics[name].mean for row in own if name in row.metrics] for name in DIFFERENCES}
+            together = {name: Interval.of(values, level) for name, values in means.items() if values}
             rows.append(Difference(None, label, together, sum(row.left_out for row in own)))
     return rows
 
@@ -106,7 +107,9 @@ def _of_sequence(result: ComparisonResult, label: str, control: str, level: floa
             "`lr-dist compare` finish."
         )
     values = {
-        name: [ours[seed]["metrics"][name] - theirs[seed]["metrics"][name] for seed in done] for name in DIFFERENCES
+        name: [ours[seed]["metrics"][name] - theirs[seed]["metrics"][name] for seed in done]
+        for name in DIFFERENCES
+        if ours[done[0]]["metrics"][name] is not None
     }
     metrics = {name: Interval.of(each, level) for name, each in values.items()}
     return Difference(_sequence(result), label, metrics, len(both) - len(done))

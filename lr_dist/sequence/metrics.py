@@ -15,8 +15,14 @@ Matrix = Sequence[Sequence[float]]
 METRICS = ("average_accuracy", "backward_transfer", "forgetting", "forward_transfer", "p_o", "p_s")
 
 
-def sequence_metrics(matrix: Matrix) -> dict[str, float]:
-    """All metrics of one run.
+# What a single task has; the others compare it with an earlier or a later one.
+OF_ONE_TASK = ("average_accuracy", "p_s")
+
+
+def sequence_metrics(matrix: Matrix, *, from_start: bool = False) -> dict[str, float | None]:
+    """All metrics of one run; None for those that are not defined.
+
+    A single task has no earlier one: its p_s is its score, and p_o, forgetting and the transfers are None.
 
     With T = N tasks, R as above and 1-based task numbers:
         average_accuracy = mean_j R[T][j]                                (Lopez-Paz & Ranzato 2017)
@@ -25,19 +31,27 @@ def sequence_metrics(matrix: Matrix) -> dict[str, float]:
         forward_transfer = mean_{j>1} R[j-1][j] - R[0][j]                (Lopez-Paz & Ranzato 2017)
         p_o = mean_{j<T} R[T][j], p_s = R[T][T]                          (arXiv 2404.01317, there for T = 2)
 
+    Args:
+        matrix: R.
+        from_start: whether the first task was learned before the run, so that R[0] is not the pre-trained model. The
+            forward transfer is then None.
+
     Raises:
-        ValueError: fewer than two tasks, or not N + 1 rows of N scores.
+        ValueError: no task, or not N + 1 rows of N scores.
     """
     tasks = len(matrix) - 1
-    if tasks < 2 or any(len(row) != tasks for row in matrix):
-        raise ValueError(f"An accuracy matrix has N + 1 rows of N >= 2 scores, not {[len(r) for r in matrix]}.")
+    if tasks < 1 or any(len(row) != tasks for row in matrix):
+        raise ValueError(f"An accuracy matrix has N + 1 rows of N >= 1 scores, not {[len(r) for r in matrix]}.")
     last = matrix[tasks]
+    if tasks == 1:
+        return {**dict.fromkeys(METRICS), **dict.fromkeys(OF_ONE_TASK, last[0])}
     old = range(tasks - 1)
+    forward = statistics.fmean(matrix[j][j] - matrix[0][j] for j in range(1, tasks))
     return {
         "average_accuracy": statistics.fmean(last),
         "backward_transfer": statistics.fmean(last[j] - matrix[j + 1][j] for j in old),
         "forgetting": statistics.fmean(max(matrix[i][j] for i in range(1, tasks)) - last[j] for j in old),
-        "forward_transfer": statistics.fmean(matrix[j][j] - matrix[0][j] for j in range(1, tasks)),
+        "forward_transfer": None if from_start else forward,
         "p_o": statistics.fmean(last[:-1]),
         "p_s": last[-1],
     }

@@ -8,7 +8,7 @@ from typing import Any
 
 from lr_dist.checks import is_number, is_whole
 from lr_dist.errors import InvalidResultError, shown
-from lr_dist.sequence.metrics import METRICS
+from lr_dist.sequence.metrics import METRICS, OF_ONE_TASK
 
 # Far more than a real comparison has; a figure with more could not be drawn in reasonable time.
 MAX_TASKS, MAX_LAYERS, MAX_NAME = 200, 10_000, 2_000
@@ -42,8 +42,8 @@ def check_result(data: Mapping[str, Any], source: str | Path) -> None:
     for i, task in enumerate(tasks):
         names.append(check.task(task, f"tasks[{i}]"))
         baselines.append(task["baseline"])
-    if len(names) < 2:
-        check.refuse("tasks", f"{len(names)} entries, and a sequence has two or more")
+    if not names:
+        check.refuse("tasks", "empty, and a sequence has one or more")
     labels = []
     for i, entry in enumerate(check.listed(data["arms"], "arms")):
         labels.append(check.arm(entry, f"arms[{i}]"))
@@ -78,9 +78,16 @@ def check_run(run: Any, tasks: int, source: str | Path, where: str = "run") -> N
     for name in ("metrics", "metrics_above_baseline"):
         metrics = check.mapping(check.key(run, name, where), f"{where}.{name}")
         for metric in METRICS:
-            check.number(check.key(metrics, metric, f"{where}.{name}"), f"{where}.{name}.{metric}")
+            value = check.key(metrics, metric, f"{where}.{name}")
+            if value is not None or not _may_be_absent(metric, tasks):
+                check.number(value, f"{where}.{name}.{metric}")
     for name in ("seconds", "train_seconds"):
         check.number(check.key(run, name, where), f"{where}.{name}", least=0)
+
+
+def _may_be_absent(metric: str, tasks: int) -> bool:
+    """Whether the metric can be undefined: of a single task, and the forward transfer of a start."""
+    return metric == "forward_transfer" or (tasks == 1 and metric not in OF_ONE_TASK)
 
 
 class _Check:
@@ -176,7 +183,10 @@ class _Check:
             metrics = self.mapping(self.key(summary, name, where), f"{where}.{name}")
             for metric in METRICS:
                 place = f"{where}.{name}.{metric}"
-                cell = self.mapping(self.key(metrics, metric, f"{where}.{name}"), place)
+                value = self.key(metrics, metric, f"{where}.{name}")
+                if value is None and _may_be_absent(metric, tasks):
+                    continue
+                cell = self.mapping(value, place)
                 self.number(self.key(cell, "mean", place), f"{place}.mean")
                 self.number(self.key(cell, "sd", place), f"{place}.sd", least=0)
                 self.count(self.key(cell, "n", place), f"{place}.n")

@@ -63,9 +63,10 @@ def majority_figure(findings: Findings, sequence: int) -> str:
 
 
 def front_figure(findings: Findings, sequence: int) -> str:
-    """p_o against p_s on one sequence: every complete trial, and the Pareto front."""
+    """p_o against p_s on one sequence of two tasks or more: every complete trial, and the Pareto front."""
     rows = {trial.number: TrialRecord.of(trial).scores[sequence] for trial in findings.complete}
-    points = [(rows[trial.number].p_s, rows[trial.number].p_o) for trial in findings.complete]
+    retained = {number: row.p_o for number, row in rows.items() if row.p_o is not None}
+    points = [(rows[trial.number].p_s, retained[trial.number]) for trial in findings.complete]
     front = [findings.complete[i] for i in front_of(points)]
     figure = new_figure(WIDTH, 4.8)
     axes = figure.subplots()
@@ -75,17 +76,17 @@ def front_figure(findings: Findings, sequence: int) -> str:
         _dots(
             axes,
             [rows[t.number].p_s for t in selected],
-            [rows[t.number].p_o for t in selected],
+            [retained[t.number] for t in selected],
             [all(rows[t.number].learned) for t in selected],
             marker=marker,
             color="0.35" if queued else COLOUR,
             label="queued (flat rates, presets)" if queued else "trial",
         )
-    xs, ys = [rows[t.number].p_s for t in front], [rows[t.number].p_o for t in front]
+    xs, ys = [rows[t.number].p_s for t in front], [retained[t.number] for t in front]
     axes.plot(xs, ys, "-o", color=GOLD, ms=6, lw=1.2, mfc="none", mew=1.6, label="Pareto front", zorder=4)
     if findings.best is not None:
-        best = rows[findings.best.number]
-        axes.plot(best.p_s, best.p_o, "*", color="k", ms=13, label="best value", zorder=5)
+        best = findings.best.number
+        axes.plot(rows[best].p_s, retained[best], "*", color="k", ms=13, label="best value", zorder=5)
     axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: a task not learned")
     first = rows[findings.complete[0].number]
     axes.axvline(first.baseline[-1], color="0.5", ls=":", lw=1)

@@ -19,6 +19,7 @@ from lr_dist.search.page import figures
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.page.importance import importances
 from lr_dist.search.page.tables import environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.trials.record import TrialRecord
 from lr_dist.search.trials.summary import distribution_of, not_learned
 
 if TYPE_CHECKING:
@@ -104,7 +105,12 @@ def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
         "panels": len(panels),
         "history_svg": figures.history_figure(findings) if findings.complete else "",
         "majority_svgs": [figures.majority_figure(findings, i) for i in panels],
-        "front_svgs": [figures.front_figure(findings, i) for i in panels],
+        # Of a single task there is no p_o to draw.
+        "front_svgs": [
+            (findings.titles[i], figures.front_figure(findings, i))
+            for i in panels
+            if TrialRecord.of(findings.complete[0]).scores[i].p_o is not None
+        ],
         "parameters_svgs": [
             figures.parameters_figure(findings, i) for i in range((2 if several else 1) if findings.complete else 0)
         ],

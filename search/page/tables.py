@@ -138,8 +138,8 @@ def _rounded(trial: FrozenTrial, space: Space) -> str:
     return str(space.distribution({name: float(f"{rate:.3g}") for name, rate in trial.params.items()}))
 
 
-def _with_sd(value: float, sd: float | None, digits: int = 3) -> str:
-    text = number(value) if digits == 3 else f"{value:.{digits}f}"
+def _with_sd(value: float | None, sd: float | None, digits: int = 3) -> str:
+    text = number(value) if digits == 3 or value is None else f"{value:.{digits}f}"
     return text if sd is None else f"{text} ± {number(sd) if digits == 3 else f'{sd:.{digits}f}'}"
 
 

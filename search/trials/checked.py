@@ -160,7 +160,8 @@ def _is_sequence(value: Any) -> bool:
         return False
     tasks = len(value["tasks"])
     return (
-        all(_is_number(value.get(name)) for name in ("p_o", "p_s"))
+        _is_number(value.get("p_s"))
+        and (_is_number(value.get("p_o")) if tasks > 1 else value.get("p_o") is None)
         and all(name in value and _is_spread(value[name]) for name in ("p_o_sd", "p_s_sd"))
         and all(_is_list(value.get(name), _is_number, tasks) for name in ("final", "baseline"))
         and _is_list(value.get("learned"), lambda v: isinstance(v, bool), tasks)

@@ -12,6 +12,8 @@ from lr_dist.sequence.base_config import SequenceConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 MODES = ("relative", "sum", "constrained", "pareto")
+# Those with a p_o, which a single task does not have.
+TWO_TASKS = ("constrained", "pareto")
 TaskSpec = str | Mapping[str, Any]
 # The smallest allowed flat reference rate; the largest is 1.
 LEAST_RATE = 1e-9
@@ -22,11 +24,14 @@ class Goal:
     """The objective of a study, computed from the scores after the whole sequence was learned.
 
     - `relative`: the sum of the tasks' scores, each rescaled so that 0 is the majority class (or chance) and 1 is the
-      score of that task learned alone at its best flat rate.
+      score of that task learned alone at its best flat rate. In a search on a single task, which needs no common
+      scale: its score minus the majority class's.
     - `sum`: p_o + p_s, the objective of arXiv 2404.01317, for comparison with the paper. It rewards not learning the
       second task if its majority class is large.
     - `constrained`: p_o, with p_s at most `tolerance` below that of the tuned flat rate.
     - `pareto`: p_o and p_s as two objectives; nothing is pruned.
+
+    A single task has no p_o: `sum` is then its score, and `constrained` and `pareto` need two tasks.
 
     Raises:
         ConfigurationError: an unknown mode, a negative tolerance, or invalid reference rates.
@@ -73,7 +78,7 @@ class SearchConfig(SequenceConfig):
     """The configuration of a search.
 
     Raises:
-        ConfigurationError: no tasks, or a number out of range.
+        ConfigurationError: no tasks, an objective that needs two tasks for a single one, or a number out of range.
     """
 
     sequences: tuple[tuple[TaskSpec, ...], ...] = ()
@@ -103,9 +108,11 @@ class SearchConfig(SequenceConfig):
         if not self.sequences or not all(self.sequences):
             raise ConfigurationError("Nothing to learn: give --tasks, e.g. --tasks sst2 qqp.")
         for sequence in self.sequences:
-            if len(sequence) < 2 and not _is_shift(sequence[0]):
+            if self.goal.mode in TWO_TASKS and len(sequence) < 2 and not _is_shift(sequence[0]):
                 raise ConfigurationError(
-                    f"A sequence needs two tasks or more, or a shift such as sst2@length; got {list(sequence)}."
+                    f"The objective {self.goal.mode} weighs an earlier task against a later one, and {list(sequence)} "
+                    "is a single task. Use --objective relative or sum, or give two tasks or a shift such as "
+                    "sst2@length."
                 )
         if not _is_whole(self.trials) or self.trials < 1:
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")

@@ -15,7 +15,8 @@ class Reference:
 
     Attributes:
         baseline: for each task, the primary score of always predicting the majority class of train (or of chance).
-        alone: for each task, its score when learned alone at its best flat rate; for `relative`.
+        alone: for each task, its score when learned alone at its best flat rate; for `relative`, and None in a search
+            on a single task.
         flat_p_s: the last task's score when the sequence is learned at its best flat rate; for `constrained`.
     """
 
@@ -25,7 +26,8 @@ class Reference:
 
     def rescaled(self, task: int, score: float) -> float:
         """0 for the majority class, 1 for the task learned alone; a plain difference if no flat rate learned it."""
-        assert self.alone is not None
+        if self.alone is None:
+            return score - self.baseline[task]
         gain = self.alone[task] - self.baseline[task]
         # If no flat rate learned the task, dividing by its tiny gain would make it dominate the other tasks.
         return (score - self.baseline[task]) / gain if gain > LEAST_GAIN else score - self.baseline[task]
@@ -37,7 +39,7 @@ LEAST_GAIN = 0.02
 def value(goal: Goal, reference: Reference, final: Sequence[float]) -> tuple[float, ...]:
     """The objective values, from the scores after the last stage: one number, or p_o and p_s for `pareto`."""
     if goal.mode == "pareto":
-        return p_o(final), p_s(final)
+        return _retained(final), p_s(final)
     return (partial(goal, reference, final),)
 
 
@@ -46,8 +48,8 @@ def partial(goal: Goal, reference: Reference, scores: Sequence[float]) -> float:
     if goal.mode == "relative":
         return sum(reference.rescaled(task, score) for task, score in enumerate(scores))
     if goal.mode == "constrained":
-        return p_o(scores) if len(scores) == len(reference.baseline) else statistics.fmean(scores)
-    return p_o(scores) + p_s(scores) if len(scores) > 1 else scores[0]
+        return _retained(scores) if len(scores) == len(reference.baseline) else statistics.fmean(scores)
+    return _retained(scores) + p_s(scores) if len(scores) > 1 else scores[0]
 
 
 def violation(goal: Goal, reference: Reference, final: Sequence[float]) -> float | None:
@@ -58,8 +60,12 @@ def violation(goal: Goal, reference: Reference, final: Sequence[float]) -> float
     return reference.flat_p_s - goal.tolerance - p_s(final)
 
 
-def p_o(scores: Sequence[float]) -> float:
-    """Mean score on the tasks learned before the last one."""
+def p_o(scores: Sequence[float]) -> float | None:
+    """Mean score on the tasks learned before the last one; None for a single task."""
+    return _retained(scores) if len(scores) > 1 else None
+
+
+def _retained(scores: Sequence[float]) -> float:
     return statistics.fmean(scores[:-1])
 
 

@@ -18,7 +18,7 @@ class SequenceScores:
 
     Attributes:
         tasks: task names, in the order in which they are learned.
-        p_o: mean score on the earlier tasks after the last one was learned.
+        p_o: mean score on the earlier tasks after the last one was learned; None for a single task.
         p_s: score on the last task.
         p_o_sd, p_s_sd: standard deviations over the seeds; None for one seed.
         final: score on each task after the last stage.
@@ -27,7 +27,7 @@ class SequenceScores:
     """
 
     tasks: list[str]
-    p_o: float
+    p_o: float | None
     p_s: float
     p_o_sd: float | None
     p_s_sd: float | None

@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 PREFIX = "reference/"
 
 
-def reference_benches(goal: Goal, bench: Bench) -> list[Bench]:
-    """The tasks or sequences to learn at flat rates before the trials on this sequence can be scored."""
+def reference_benches(goal: Goal, bench: Bench, *, sequences: int = 1) -> list[Bench]:
+    """The tasks or sequences to learn at flat rates before the trials on this sequence can be scored.
+
+    Args:
+        goal: of the search.
+        bench: the sequence.
+        sequences: how many sequences the search has. A single task alone needs no common scale, so no reference.
+    """
+    if sequences == 1 and len(bench.tasks) == 1:
+        return []
     if goal.mode == "relative":
         return [bench.only([index]) for index in range(len(bench.tasks))]
     return [bench] if goal.mode == "constrained" else []
@@ -55,7 +63,7 @@ def run_references(
     references = []
     for bench in benches:
         best = []
-        for part in reference_benches(config.goal, bench):
+        for part in reference_benches(config.goal, bench, sequences=len(benches)):
             study = open_reference(storage, part, config)
             objective = ReferenceObjective(part, config.seeds, config.methods)
             drain(study, objective, reference_plan(config.goal), stopped=stopped)
@@ -93,7 +101,7 @@ def _best(study: Study, bench: Bench) -> list[float]:
 
 def _reference(goal: Goal, bench: Bench, best: Sequence[Sequence[float]]) -> Reference:
     baseline = tuple(bench.baseline)
-    if goal.mode == "relative":
+    if goal.mode == "relative" and best:
         return Reference(baseline, alone=tuple(final[0] for final in best))
     if goal.mode == "constrained":
         return Reference(baseline, flat_p_s=p_s(best[0]))

@@ -116,7 +116,7 @@ class SequenceObjective:
             tasks=[task.name for task in bench.tasks],
             p_o=p_o(mean),
             p_s=p_s(mean),
-            p_o_sd=_sd([p_o(final) for final in finals]),
+            p_o_sd=_sd([value for final in finals if (value := p_o(final)) is not None]),
             p_s_sd=_sd([p_s(final) for final in finals]),
             final=mean,
             baseline=list(bench.baseline),

@@ -161,7 +161,7 @@ def test_a_share_of_the_training_examples_may_be_set_aside() -> None:
 
 def test_a_list_may_be_empty_where_the_dataclass_has_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "--tasks"]) == 2
-    assert "ConfigurationError: A sequence needs two tasks" in capsys.readouterr().err
+    assert "ConfigurationError: Nothing to learn: give --tasks" in capsys.readouterr().err
     assert read_options(SearchConfig, search.parser().parse_args(["--sequences", "[[a, b]]", "--queued"])).queued == ()
 
 

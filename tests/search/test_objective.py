@@ -116,8 +116,11 @@ def test_a_goal_that_cannot_work_is_refused(settings, message):
     ("changes", "message"),
     [
         ({"sequences": ()}, "Nothing to learn"),
-        ({"sequences": (("sst2",),)}, "two tasks or more"),
-        ({"sequences": (({"name": "my", "path": "/data/a@b"},),)}, "two tasks or more"),
+        ({"sequences": (("sst2",),), "goal": Goal("pareto")}, "give two tasks or a shift"),
+        (
+            {"sequences": (({"name": "my", "path": "/data/a@b"},),), "goal": Goal("constrained")},
+            "give two tasks or a shift",
+        ),
         ({"trials": 0}, "whole number from 1, not 0"),
         ({"trials": 1.5}, "not 1.5"),
         ({"seeds": ()}, "one or more"),

@@ -243,7 +243,10 @@ def test_the_live_view_shows_trials_the_best_and_the_time_left(output):
         (["--study", "reference/x"], "ConfigurationError: 'reference/x' is not a valid study name"),
         (["--storage", "nosuch://x"], "StorageError: 'nosuch://x' is not a storage URL"),
         (["--storage", "journal:/proc/x"], "StorageError: "),
-        (["--tasks", "demo-sentiment"], "ConfigurationError: A sequence needs two tasks"),
+        (
+            ["--tasks", "demo-sentiment", "--objective", "constrained"],
+            "ConfigurationError: The objective constrained weighs an earlier task against a later one",
+        ),
         (["--tasks", "demo-sentiment", "sst3"], "UnknownTaskError"),
         (["--sequences", "[[a, b]]"], "ConfigurationError: Give --tasks for one sequence or --sequences"),
     ],

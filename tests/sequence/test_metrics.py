@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lr_dist.sequence.metrics import above_baseline, sequence_metrics, was_learned
+from lr_dist.sequence.metrics import METRICS, above_baseline, sequence_metrics, was_learned
 from lr_dist.sequence.summary import summarise
 
 TWO = [[0.50, 0.40], [0.90, 0.45], [0.70, 0.80]]
@@ -52,7 +52,19 @@ def test_a_score_at_the_majority_class_is_not_learned():
     assert was_learned(0.10, 0.0, 1043)
 
 
-@pytest.mark.parametrize("matrix", [[[0.5]], [[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [0.5], [0.5, 0.5]]])
+def test_a_single_task_has_a_score_and_nothing_that_needs_an_earlier_task():
+    metrics = sequence_metrics([[0.50], [0.90]])
+    assert metrics == {**dict.fromkeys(METRICS), "p_s": 0.90, "average_accuracy": 0.90}
+
+
+def test_from_a_start_forgetting_counts_from_its_score_and_there_is_no_forward_transfer():
+    start = [[0.90, 0.45], [0.90, 0.45], [0.70, 0.80]]
+    metrics = sequence_metrics(start, from_start=True)
+    assert metrics["forgetting"] == pytest.approx(0.90 - 0.70)
+    assert metrics["forward_transfer"] is None
+
+
+@pytest.mark.parametrize("matrix", [[[0.5]], [], [[0.5, 0.5], [0.5, 0.5]], [[0.5, 0.5], [0.5], [0.5, 0.5]]])
 def test_a_matrix_of_the_wrong_shape_is_refused(matrix):
     with pytest.raises(ValueError, match="N \\+ 1 rows"):
         sequence_metrics(matrix)
@@ -62,3 +74,4 @@ def test_summary_gives_the_sample_standard_deviation():
     summary = summarise([{"p_o": 0.6}, {"p_o": 0.8}])
     assert summary["p_o"] == {"mean": pytest.approx(0.7), "sd": pytest.approx(0.02**0.5), "n": 2}
     assert summarise([{"p_o": 0.6}])["p_o"]["sd"] == 0.0
+    assert summarise([{"p_o": None}, {"p_o": None}]) == {"p_o": None}
