@@ -180,6 +180,10 @@ class InvalidAlphaError(LRDistError, ValueError):
     """A coefficient of an interpolation between weights that is not from 0 to 1."""
 
 
+class StartMismatchError(LRDistError, ValueError):
+    """A start (`--start`) whose head, labels or tokenizer do not fit the first task or the model."""
+
+
 class ModelMismatchError(LRDistError, ValueError):
     """Two sets of weights that are not of the same architecture."""
 

@@ -93,6 +93,8 @@ class Method(Callback):
             these tasks.
         learns_jointly: whether a stage learns all tasks so far, from the weights before the first; only
             `lr_dist.sequence` can do this.
+        records_training: whether what it knows of a task is recorded while the task is trained, so that it cannot
+            protect what a model has learned before.
     """
 
     name: ClassVar[str]
@@ -101,6 +103,7 @@ class Method(Callback):
     needs: Needs = Needs()
     trains_earlier_heads: ClassVar[bool] = False
     learns_jointly: ClassVar[bool] = False
+    records_training: ClassVar[bool] = False
 
     _context: StageContext | None = None
     _stages = 0

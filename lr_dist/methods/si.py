@@ -59,6 +59,7 @@ class SI(QuadraticMethod):
         "Zenke et al. 2017, arXiv 1703.04200",
         stores="two copies of the weights",
     )
+    records_training: ClassVar[bool] = True
 
     def __init__(self, strength: float = 1.0, xi: float = 1e-3, *, exclude: str | None = None) -> None:
         self.strength = check_strength("strength", strength, error=InvalidRateError)

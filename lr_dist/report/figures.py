@@ -141,6 +141,9 @@ def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:
             text = number(value) + (f"\n± {number(sd[i][j])}" if summary["runs"] > 1 else "")
             axes.text(j, i, text, ha="center", va="center", fontsize=8, color="white" if value < 0.6 else _BLACK)
     axes.set_xticks(range(len(names)), names, fontsize=8)
-    axes.set_yticks(range(len(mean)), ["untrained", *(f"after {name}" for name in names)], fontsize=8)
+    rows = ["untrained", *(f"after {name}" for name in names)]
+    if "start" in result.model:
+        rows[:2] = ["start", "start"]
+    axes.set_yticks(range(len(mean)), rows, fontsize=8)
     axes.xaxis.tick_top()
     return to_svg(figure)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.sequence.result import ComparisonResult
 
 
@@ -16,4 +16,4 @@ def markdown_table(result: ComparisonResult) -> str:
         label += "".join(f"; **{name} not learned**" for name in row.not_learned)
         cells = (f"{row.cells[name][0]} ({row.cells[name][1]})" for name in names)
         lines.append("| " + " | ".join([label, row.runs, *cells]) + " |")
-    return "\n".join([*(f"- {task_line(task)}" for task in result.tasks), "", *lines])
+    return "\n".join([*(f"- {line}" for line in task_lines(result)), "", *lines])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lr_dist.extras import require_libraries
 from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
-from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.report.standing import paragraph, standings
 from lr_dist.runs.atomic import write_text
 from lr_dist.sequence.result import ComparisonResult
@@ -37,7 +37,7 @@ def render_report(result: ComparisonResult) -> str:
     return environment.get_template("compare.html").render(
         result=result,
         names=[task["name"] for task in result.tasks],
-        task_lines=[task_line(task) for task in result.tasks],
+        task_lines=task_lines(result),
         columns=[(name, NAMES[name]) for name in columns(result)],
         rows=table_rows(result, standing),
         standing=standing,

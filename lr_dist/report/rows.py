@@ -58,8 +58,9 @@ def table_rows(result: ComparisonResult, standing: Standings | None = None) -> l
     """
     rows = [_row(result, summary, standing) for summary in result.summary]
     baseline = [task["baseline"] for task in result.tasks]
-    constant = sequence_metrics([baseline] * (len(baseline) + 1))
-    relative = sequence_metrics(above_baseline([baseline] * (len(baseline) + 1), baseline))
+    matrix, from_start = [baseline] * (len(baseline) + 1), "start" in result.model
+    constant = sequence_metrics(matrix, from_start=from_start)
+    relative = sequence_metrics(above_baseline(matrix, baseline), from_start=from_start)
     cells = {name: (number(constant[name]), number(relative[name])) for name in NAMES}
     return [*rows, ArmRow("majority class", "", cells, ())]
 
@@ -68,22 +69,29 @@ def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
     """The metrics to show; only the main ones in a narrow table, and of a single task only its score.
 
     With two tasks, backward transfer is left out, because it equals minus the forgetting. Forward transfer says little
-    if each task has its own head.
+    if each task has its own head, and a start has none.
     """
     if len(result.tasks) == 1:
         return ["p_s"]
     main = ["p_o", "p_s", "average_accuracy", "forgetting"]
-    rest = ["forward_transfer"] if len(result.tasks) == 2 else ["backward_transfer", "forward_transfer"]
+    rest = [] if len(result.tasks) == 2 else ["backward_transfer"]
+    rest += [] if "start" in result.model else ["forward_transfer"]
     return main + rest if wide else main
 
 
-def task_line(task: Mapping[str, Any]) -> str:
-    """A task in one line: metric, number of examples, and score of the majority class."""
+def task_lines(result: ComparisonResult) -> list[str]:
+    """A line for each task: metric, number of examples, and score of the majority class."""
+    learned = ["start" in result.model, *[False] * (len(result.tasks) - 1)]
+    return [_task_line(task, before) for task, before in zip(result.tasks, learned, strict=True)]
+
+
+def _task_line(task: Mapping[str, Any], learned_before: bool) -> str:
     examples = task["examples"]
     scored = task["scored_on"]
+    learn = "learned before the start" if learned_before else f"{examples['train']:,} to learn from"
     text = (
         f"{task['name']}: {task['metric']} on {examples[scored]:,} {scored} examples, "
-        f"{examples['train']:,} to learn from; majority class {number(task['baseline'])}"
+        f"{learn}; majority class {number(task['baseline'])}"
     )
     return f"{text}; {task['note']}" if task["note"] else text
 

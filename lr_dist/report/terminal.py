@@ -7,7 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from lr_dist.report.rows import NAMES, columns, table_rows, task_line
+from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.report.standing import BETTER, WORSE, paragraph, standings
 from lr_dist.sequence.result import ComparisonResult
 
@@ -52,7 +52,7 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
         )
     verdict = paragraph(result, standing) if any(summary["runs"] for summary in result.summary) else ""
     said = [escape(verdict)] if verdict else []
-    return Group(*(f"[dim]{escape(task_line(task))}[/dim]" for task in result.tasks), table, *said)
+    return Group(*(f"[dim]{escape(line)}[/dim]" for line in task_lines(result)), table, *said)
 
 
 def _caption(result: ComparisonResult) -> str:

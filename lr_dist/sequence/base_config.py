@@ -14,6 +14,10 @@ class SequenceConfig:
     model: str = "minilm"
     """Pre-trained model: minilm (packaged, works offline), a name on the Hugging Face hub, or a path."""
 
+    start: str | None = field(default=None, kw_only=True)
+    """Folder of a fine-tuned classifier with its head, in place of --model: it has learned the first task, and only the
+    later ones are learned."""
+
     limit: int | None = field(default=None, kw_only=True)
     """Number of training examples per task, drawn at random; all by default."""
 

@@ -15,8 +15,10 @@ from lr_dist.models import load_backbone, load_tokenizer, weights_fingerprint
 from lr_dist.runs.fused import has_fused_adamw
 from lr_dist.runs.machine import training_device
 from lr_dist.runs.precision import PrecisionChoice, choose_precision
+from lr_dist.sequence.base_config import SequenceConfig
 from lr_dist.sequence.fast.view import View, view_of
 from lr_dist.sequence.settings import SequenceSettings
+from lr_dist.sequence.start import Start, check_start_tokenizer, load_start
 from lr_dist.tasks import Task, TokenizedTask, baseline_scores, cls_encoder, load_tasks, tokenize_task
 
 
@@ -32,6 +34,7 @@ class Bench:
         model_info: name, class, weights' fingerprint, number of layers, number of parameters.
         tasks, tokens: in the order of learning; tokens have the tokenizer's ids.
         baseline: for each task, the primary score of always predicting train's majority class.
+        start: what has learned the first task; None if the backbone is only pre-trained.
     """
 
     settings: SequenceSettings
@@ -42,6 +45,7 @@ class Bench:
     tasks: list[Task]
     tokens: list[TokenizedTask]
     baseline: list[float]
+    start: Start | None = None
     _views: dict[Needs, View] = field(default_factory=dict, repr=False, compare=False)
     # The bench that this one was made from, and which of its tasks it has.
     _part_of: tuple[Bench, tuple[int, ...]] | None = field(default=None, repr=False, compare=False)
@@ -57,14 +61,30 @@ class Bench:
         dev_size: int | float | None = None,
         data_dir: str | None = None,
         data_seed: int = 0,
+        start: str | None = None,
     ) -> Bench:
         """Load and check the model and the tasks.
 
+        Args:
+            model: name or folder of the pre-trained model.
+            tasks: in the order of learning.
+            settings: of training and scoring.
+            limit: training examples a task; None for all.
+            dev_size: see `lr_dist.tasks.load_task`.
+            data_dir: folder with the GLUE files.
+            data_seed: seed of the draw.
+            start: folder of a fine-tuned classifier that has learned the first task; it takes the place of `model`.
+
         Raises:
+            StartMismatchError: a start whose head, labels or tokenizer do not fit.
             LRDistError: an invalid model, task or setting, each with its named error.
         """
+        named = None if model in (start, SequenceConfig.model) else model
+        model = start or model
         tokenizer = load_tokenizer(model)
         backbone = load_backbone(model)
+        if start is not None:
+            check_start_tokenizer(start, tokenizer, backbone, named)
         layers = assign_layers(backbone)
         length = min(settings.max_length, tokenizer.model_max_length)
         loaded = load_tasks(
@@ -77,12 +97,21 @@ class Bench:
         )
         if tokenizer.pad_token_id is None:
             raise ConfigurationError(f"The tokenizer of {model} has no padding token, so texts cannot be batched.")
+        if start is not None and len(loaded) < 2:
+            raise ConfigurationError(
+                f"{start} has learned {loaded[0].name} already, so there is nothing left to learn. Name the tasks that "
+                f"it shall learn then: --tasks {loaded[0].name} TASK."
+            )
+        tokens = [tokenize_task(task, tokenizer, length) for task in loaded]
+        reads_first_token = tokenizer.cls_token_id is not None
+        learned = start and load_start(start, tokens[0], backbone, reads_first_token=reads_first_token)
         info = {
             "name": model,
             "class": type(backbone).__name__,
             "fingerprint": weights_fingerprint(backbone),
             "num_layers": layers.num_layers,
             "parameters": sum(p.numel() for p in backbone.parameters()),
+            **({"start": learned.to_dict()} if learned else {}),
         }
         precision = choose_precision(settings.precision)
         return cls(
@@ -92,9 +121,20 @@ class Bench:
             tokenizer=tokenizer,
             model_info=info,
             tasks=loaded,
-            tokens=[tokenize_task(task, tokenizer, length) for task in loaded],
+            tokens=tokens,
             baseline=[baseline_scores(task, settings.evaluate_on)[task.primary] for task in loaded],
+            start=learned or None,
         )
+
+    @property
+    def first_trained(self) -> int:
+        """Number of the first stage that is trained: 1 with a start, otherwise 0."""
+        return 0 if self.start is None else 1
+
+    @property
+    def trained_tokens(self) -> list[TokenizedTask]:
+        """The tasks that are trained, without the one that a start has learned."""
+        return self.tokens[self.first_trained :]
 
     def view(self, needs: Needs = Needs()) -> View:  # noqa: B008  (frozen)
         """The model and tokens that runs with these needs compute with; made once for each set of needs."""
@@ -127,12 +167,16 @@ class Bench:
         return replace(self, settings=replace(self.settings, precision=precision.chosen), precision=precision)
 
     def only(self, indices: Sequence[int]) -> Bench:
-        """The same bench with only some of the tasks; it shares the weights."""
+        """The same bench with only some of the tasks; it shares the weights.
+
+        With a start, its head stays where its task is the first; the backbone is the start's in any case.
+        """
         return replace(
             self,
             tasks=[self.tasks[i] for i in indices],
             tokens=[self.tokens[i] for i in indices],
             baseline=[self.baseline[i] for i in indices],
+            start=self.start if indices[0] == 0 else None,
             _views={},
             _part_of=(self, tuple(indices)),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class SequenceClassifier(L.LightningModule):
         reads_first_token: whether the first token gives the text's vector, see above.
         first_position: for batches without padding on a CPU, see `lr_dist.sequence.fast.packing`; None pads them.
         settings: optimizer, schedule.
+        given_heads: name -> a head that a start has learned, with dropout of its own, in place of a new one.
 
     Raises:
         ConfigurationError: an encoder-decoder, which has no single vector for a text.
@@ -44,6 +46,7 @@ class SequenceClassifier(L.LightningModule):
         reads_first_token: bool,
         settings: SequenceSettings,
         first_position: int | None = None,
+        given_heads: Mapping[str, nn.Module] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         config: Any = backbone.config
@@ -53,6 +56,9 @@ class SequenceClassifier(L.LightningModule):
             )
         self.backbone = backbone
         self.heads = nn.ModuleDict({key_of(name): _new_head(config.hidden_size, n) for name, n in heads.items()})
+        # After the new ones are made, so that those of the other tasks do not depend on what is given.
+        self._given = {key_of(name) for name in given_heads}
+        self.heads.update({key_of(name): head for name, head in given_heads.items()})
         self.dropout = nn.Dropout(0.1)
         self.reads_first_token = reads_first_token
         self.first_position = first_position
@@ -85,8 +91,8 @@ class SequenceClassifier(L.LightningModule):
     def forward(self, batch: Mapping[str, Tensor], head: str | None = None) -> Tensor:
         """Outputs [batch, number of outputs] of one head (default: the active one), float32."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        module = self.heads[self._active if head is None else key_of(head)]
-        return module(self.dropout(self._vectors(inputs))).float()
+        vectors = self._vectors(inputs)
+        return self._outputs(head, vectors, self.dropout(vectors))
 
     def task_outputs(self, batch: Mapping[str, Tensor], head: str | None) -> Tensor:
         """As `forward`: what methods call for the batches of other tasks."""
@@ -95,8 +101,13 @@ class SequenceClassifier(L.LightningModule):
     def heads_outputs(self, batch: Mapping[str, Tensor], heads: Sequence[str | None]) -> list[Tensor]:
         """`task_outputs` of several heads, from one pass through the backbone."""
         inputs = {key: value for key, value in batch.items() if key != "labels"}
-        vectors = self.dropout(self._vectors(inputs))
-        return [self.heads[self._active if head is None else key_of(head)](vectors).float() for head in heads]
+        vectors = self._vectors(inputs)
+        dropped = self.dropout(vectors)
+        return [self._outputs(head, vectors, dropped) for head in heads]
+
+    def _outputs(self, head: str | None, vectors: Tensor, dropped: Tensor) -> Tensor:
+        name = self._active if head is None else key_of(head)
+        return self.heads[name](vectors if name in self._given else dropped).float()
 
     @contextmanager
     def padded_batches(self) -> Iterator[None]:

@@ -27,7 +27,7 @@ from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.observers import Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked
 from lr_dist.sequence.result import ComparisonResult, read_json, upgraded_run
-from lr_dist.sequence.runner import count_steps, learns_jointly, run_sequence
+from lr_dist.sequence.runner import check_methods_of_start, count_steps, learns_jointly, run_sequence
 from lr_dist.sequence.schema import check_run
 from lr_dist.sequence.settings import RUN_VERSION
 from lr_dist.sequence.shared_stages import SharedStages
@@ -79,9 +79,12 @@ class Comparison:
             dev_size=config.dev_size,
             data_dir=config.data_dir,
             data_seed=config.data_seed,
+            start=config.start,
         )
         for arm in arms.values():
-            for method in arm.build_methods():
+            methods = arm.build_methods()
+            check_methods_of_start(bench, methods)
+            for method in methods:
                 method.check_tasks(bench.tokens)
             for distribution in arm.plan.distributions:
                 warn_of_rates(distribution, bench.model_info["num_layers"], bench.settings.lr, "AdamW")
@@ -140,8 +143,9 @@ class Comparison:
         stages = SharedStages(output / "stages", self.bench, self.arms, left if self.config.keep_stages else ())
         if line := stages.describe():
             listener.note(line)
+        given = self.bench.first_trained
         steps = {
-            label: count_steps(self.bench.tokens, self.config.settings, jointly=learns_jointly(arm))
+            label: count_steps(self.bench.tokens, self.config.settings, jointly=learns_jointly(arm), given=given)
             for label, arm in self.arms.items()
         }
         listener.started(len(plan), len(plan) - len(left), sum(steps[label] for label, _ in left))
@@ -169,19 +173,21 @@ class Comparison:
             "environment": describe_environment(self.bench.choices()),
         }
         try:
-            matrix = TestAfterStages(listener.progressed)
+            test = TestAfterStages(listener.progressed)
             observers = [ReportProgress(listener.progressed)]
-            outcome = run_sequence(self.bench, self.arms[label], seed, matrix, observers, store=store)
+            outcome = run_sequence(self.bench, self.arms[label], seed, test, observers, store=store)
         except DivergedError as error:
             return {**run, "status": "diverged", "reason": str(error)}
+        matrix, from_start = outcome.full_matrix(), self.bench.start is not None
+        relative = above_baseline(matrix, self.bench.baseline)
         return {
             **run,
             "status": "done",
             "matrix": outcome.matrix,
             "scores": outcome.scores,
             "methods": outcome.methods,
-            "metrics": sequence_metrics(outcome.full_matrix()),
-            "metrics_above_baseline": sequence_metrics(above_baseline(outcome.full_matrix(), self.bench.baseline)),
+            "metrics": sequence_metrics(matrix, from_start=from_start),
+            "metrics_above_baseline": sequence_metrics(relative, from_start=from_start),
             "seconds": round(outcome.seconds, 3),
             "train_seconds": round(outcome.train_seconds, 3),
             "taken_over": list(outcome.taken_over),
@@ -202,6 +208,7 @@ class Comparison:
             "settings": self.config.settings.identity(self.arms[label].methods),
             "distribution": self.arms[label].plan.fingerprint,
             "seed": seed,
+            **({} if self.bench.start is None else {"start": self.bench.start.fingerprint}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -228,10 +235,10 @@ class Comparison:
         if not path.exists():
             return
         old = ComparisonResult.load(path)
-        before = _fixed(old.config, old.model["fingerprint"], [task["fingerprint"] for task in old.tasks])
+        before = _fixed(old.config, old.model, [task["fingerprint"] for task in old.tasks])
         # As read back from a file, with lists instead of tuples.
         config = json.loads(json.dumps(self.config.to_dict()))
-        now = _fixed(config, self.bench.model_info["fingerprint"], [task.fingerprint for task in self.bench.tasks])
+        now = _fixed(config, self.bench.model_info, [task.fingerprint for task in self.bench.tasks])
         changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
         if changed:
             detail = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed)
@@ -295,10 +302,12 @@ def compare(config: CompareConfig, output: str | Path, *, listener: Listener, co
     return Comparison.prepare(config).run(folder, command=command, listener=listener)
 
 
-def _fixed(config: Mapping[str, Any], weights: str, data: Sequence[str]) -> dict[str, Any]:
-    """The settings that must not change between two starts in one folder; arms and seeds may be added."""
-    kept = {key: value for key, value in config.items() if key not in ("arms", "seeds")}
-    return {**kept, "weights": weights, "data": list(data)}
+def _fixed(config: Mapping[str, Any], model: Mapping[str, Any], data: Sequence[str]) -> dict[str, Any]:
+    """The settings that must not change between two calls in one folder; arms and seeds may be added."""
+    kept = {key: value for key, value in config.items() if key not in ("arms", "seeds", "start")}
+    # A start's folder may have moved.
+    head = model["start"]["head"] if "start" in model else None
+    return {**kept, "weights": model["fingerprint"], "head of the start": head, "data": list(data)}
 
 
 def _now() -> str:

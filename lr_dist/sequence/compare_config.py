@@ -64,6 +64,7 @@ class CompareConfig(SequenceConfig):
     def to_dict(self) -> dict[str, Any]:
         return {
             "model": self.model,
+            **({} if self.start is None else {"start": self.start}),
             "tasks": list(self.tasks),
             "arms": list(self.all_arms),
             "seeds": list(self.seeds),

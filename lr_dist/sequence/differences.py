@@ -135,8 +135,14 @@ def _check(results: Sequence[ComparisonResult], control: str) -> None:
 
 def _settings(result: ComparisonResult) -> dict[str, Any]:
     own = {key: value for key, value in result.config.items() if key not in OWN}
-    meant = {f"arm {entry['label']}": " + ".join([entry["fingerprint"], *entry["methods"]]) for entry in result.arms}
-    return {**own, "model": result.model["fingerprint"], **meant}
+    if "start" in result.model:  # it has learned the first task, so each sequence has another one
+        own = {key: value for key, value in own.items() if key not in ("model", "start")}
+        return {**own, **_meant(result), "started": True}
+    return {**own, "model": result.model["fingerprint"], **_meant(result), "started": False}
+
+
+def _meant(result: ComparisonResult) -> dict[str, str]:
+    return {f"arm {entry['label']}": " + ".join([entry["fingerprint"], *entry["methods"]]) for entry in result.arms}
 
 
 def _has(result: ComparisonResult, label: str) -> bool:

@@ -1,4 +1,4 @@
-"""Learn one stage of a run: by training, or by taking over the weights that another run has trained."""
+"""Learn one stage of a run: by training, or by taking over the weights that a start or another run has trained."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def learn_stage(
     store: StageStore | None = None,
     keys: StageKeys | None = None,
 ) -> Learned:
-    """Learn one task with a new optimizer and schedule.
+    """Learn one task with a new optimizer and schedule; one that a start has learned is only shown to the methods.
 
     Args:
         run: the run; its module is changed.
@@ -87,16 +87,19 @@ def learn_stage(
     finishing = [method for method in training if method.order is Order.FINISH]
     others = [method for method in methods if method not in finishing]
     changing = any(method.changes_weights_in(context) for method in others)
-    kept = None if store is None or keys is None else store.load(keys.trained, run.module.state_dict())
+    given = stage.index < run.bench.first_trained
+    kept = None if store is None or keys is None or given else store.load(keys.trained, run.module.state_dict())
     run.known.weights = None
-    if kept is None:
+    if given:
+        learned = _take_as_given(run, stage, finishing, others, loader)
+    elif kept is None:
         keep = None
         if store is not None and keys is not None and store.wants(keys.trained):
             keep = _Keep(store, keys.trained, training)
         learned = _train(run, stage, [*finishing, *([keep] if keep else []), *others], keep, observers, loader)
     else:
         learned = _take_over(run, stage, kept, finishing, others, training, observers, loader, keys)
-    if changing or (finishing and kept is None):
+    if changing or (finishing and kept is None and not given):
         for observer in observers:
             observer.weights_changed(run, stage)
     if keys is not None:
@@ -175,6 +178,42 @@ def _train(
     return Learned(time.perf_counter() - began - relay.seconds - (keep.seconds if keep is not None else 0.0))
 
 
+def _take_as_given(
+    run: SequenceState,
+    stage: Stage,
+    finishing: Sequence[Method],
+    others: Sequence[Method],
+    loader: DataLoader[Any],
+) -> Learned:
+    """What a fit does before its first step and after its last one: the weights are there already."""
+    module = run.module
+    _prepare(run, stage)
+    began = time.perf_counter()
+    for method in others:
+        method.stage_started(module)
+    for method in finishing:
+        method.take_over_stage(method.state())
+    _end_stage(run, others, loader)
+    return Learned(time.perf_counter() - began)
+
+
+def _prepare(run: SequenceState, stage: Stage) -> None:
+    """Device, frozen layers and mode as in a fit."""
+    module = run.module
+    module.to(training_device())
+    layers = assign_layers(module)
+    freeze_layers(module, layers, layers.rates(highest(stage.rates).rates))
+    module.train()
+
+
+def _end_stage(run: SequenceState, methods: Sequence[Method], loader: DataLoader[Any]) -> None:
+    # As after the last epoch: a method that reads the loader gets the next one.
+    loader.batch_sampler.set_epoch(run.bench.settings.epochs)  # type: ignore[union-attr]
+    for method in methods:
+        method.end_stage(run.module, loader)
+    run.module.train()
+
+
 def _take_over(
     run: SequenceState,
     stage: Stage,
@@ -188,10 +227,7 @@ def _take_over(
 ) -> Learned:
     """What a fit does, in its order, with the trained weights in place of the training."""
     module = run.module
-    module.to(training_device())
-    layers = assign_layers(module)
-    freeze_layers(module, layers, layers.rates(highest(stage.rates).rates))
-    module.train()
+    _prepare(run, stage)
     # As when a fit resumes: first the state, then the start with the earlier weights.
     for method in others:
         if method in training:
@@ -208,12 +244,8 @@ def _take_over(
     for observer in observers:
         observer.stage_taken_over(run, stage, run.bench.settings.epochs * len(loader))
     run.known.weights = None
-    # As after the last epoch: a method that reads the loader gets the next one.
-    loader.batch_sampler.set_epoch(run.bench.settings.epochs)
     began = time.perf_counter()
-    for method in others:
-        method.end_stage(module, loader)
-    module.train()
+    _end_stage(run, others, loader)
     return Learned(kept.seconds + seconds + time.perf_counter() - began, kept.seconds)
 
 

@@ -178,15 +178,25 @@ class AccuracyMatrix(Observer):
 
 
 class TestAfterStages(AccuracyMatrix):
-    """Tests all tasks before the first stage and after each."""
+    """Tests all tasks before the first stage and after each; a start's first stage has the scores before it."""
 
     __test__ = False  # no test of pytest's
+
+    def __init__(self, report: Callable[[Progress], None] = lambda progress: None) -> None:
+        super().__init__(report)
+        self._changed = True
 
     def sequence_started(self, run: SequenceState) -> None:
         self.rows = [self.test(run, len(run.stages))]
 
+    def stage_started(self, run: SequenceState, stage: Stage) -> None:
+        self._changed = stage.index >= run.bench.first_trained
+
+    def weights_changed(self, run: SequenceState, stage: Stage) -> None:
+        self._changed = True
+
     def stage_ended(self, run: SequenceState, stage: Stage) -> None:
-        self.rows.append(self.test(run, len(run.stages)))
+        self.rows.append(self.test(run, len(run.stages)) if self._changed else list(self.rows[-1]))
 
 
 @dataclass(frozen=True)

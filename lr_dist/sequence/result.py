@@ -26,7 +26,9 @@ class ComparisonResult:
         command: the command line that wrote it.
         config: the comparison's settings, see `lr_dist.sequence.compare_config.CompareConfig`.
         environment: versions and machine, see `lr_dist.sequence.environment`.
-        model: name, weights' fingerprint, number of layers, number of parameters.
+        model: name, weights' fingerprint, number of layers, number of parameters; with a start, `start`: its folder,
+            the fingerprint of its head, and the names of its outputs. The first task was then learned before: rows 0
+            and 1 of a matrix are the start's scores, and the first stage has no steps.
         tasks: a mapping for each task: name, kind, primary metric, sizes, data fingerprint, note, and `baseline`, the
             primary score of always predicting train's majority class.
         arms: a mapping for each arm: label, fingerprint of its plan, methods, and `stages`, each with its distribution

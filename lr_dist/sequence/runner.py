@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lr_dist.methods import Needs
+from lr_dist.errors import ConfigurationError
+from lr_dist.methods import Method, Needs
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
@@ -40,7 +41,7 @@ class SequenceRun:
         taken_over: numbers of these stages.
         held_bytes: what methods kept from one stage to the next, at most.
         held_examples: examples of earlier tasks among it.
-        train_steps: number of training steps, of all stages.
+        train_steps: number of training steps, of all stages; a start has none.
         tokens: tokens trained on, padding not counted.
         methods: for each stage, name -> what the method chose or measured.
     """
@@ -69,15 +70,44 @@ class SequenceRun:
         return full
 
 
-def count_steps(tasks: Sequence[TokenizedTask], settings: SequenceSettings, *, jointly: bool = False) -> int:
-    """Number of training steps in one run; in joint training, each stage learns all tasks so far."""
+def count_steps(
+    tasks: Sequence[TokenizedTask], settings: SequenceSettings, *, jointly: bool = False, given: int = 0
+) -> int:
+    """Number of training steps in one run; in joint training, each stage learns all tasks so far.
+
+    Args:
+        tasks: of the sequence.
+        settings: of the run.
+        jointly: whether it trains jointly.
+        given: how many of the first stages are not trained, because a start has learned their tasks.
+    """
     each = [settings.epochs * -(-len(task.train) // settings.batch_size) for task in tasks]
-    return sum(itertools.accumulate(each)) if jointly else sum(each)
+    return _summed(each, jointly=jointly, given=given)
+
+
+def _summed(each: Sequence[int], *, jointly: bool, given: int) -> int:
+    """The sum over the stages that are trained, of what each task takes."""
+    return sum((list(itertools.accumulate(each)) if jointly else each)[given:])
 
 
 def learns_jointly(arm: Arm) -> bool:
     """Whether the arm's later stages learn all tasks so far."""
     return any(method.learns_jointly for method in arm.build_methods())
+
+
+def check_methods_of_start(bench: Bench, methods: Sequence[Method]) -> None:
+    """Check that the methods can learn what a start knows.
+
+    Raises:
+        ConfigurationError: a method learns of a task only while it is trained, which a start has behind it.
+    """
+    for method in methods:
+        if bench.start is not None and method.records_training:
+            raise ConfigurationError(
+                f"{method} measures what counts for a task while it is trained, and {bench.tasks[0].name} was learned "
+                "before: it would not be protected. Use a method that learns at the end of a task, such as ewc or mas, "
+                "or learn all tasks in one sequence, without a start."
+            )
 
 
 def needs_of(arm: Arm, observers: Sequence[Observer] = ()) -> Needs:
@@ -111,12 +141,13 @@ def run_sequence(
 
     Raises:
         DivergedError: a loss became NaN or infinite.
-        ConfigurationError: an encoder-decoder, or an invalid method.
+        ConfigurationError: an encoder-decoder, an invalid method, or one that cannot go on from a start.
     """
     start = time.perf_counter()
     _collect_earlier_runs()
     watching: tuple[Observer, ...] = (matrix, *observers)
     methods = arm.build_methods()
+    check_methods_of_start(bench, methods)
     if store is not None and any(observer.needs_training for observer in watching):
         store = None
     needs = needs_of(arm, watching) | (store.needs if store is not None else Needs())
@@ -130,6 +161,7 @@ def run_sequence(
         reads_first_token=view.reads_first_token,
         first_position=view.first_position,
         settings=bench.settings,
+        given_heads={} if bench.start is None else {bench.tasks[0].head: copy.deepcopy(bench.start.head)},
     )
     pairs = enumerate(zip(bench.tasks, view.tokens, strict=True))
     stages = tuple(Stage(index, task, tokens, arm.plan.stage(index)) for index, (task, tokens) in pairs)
@@ -167,8 +199,8 @@ def run_sequence(
         held_examples=max((count for _, count in held), default=0),
         taken_over_seconds=sum(each.taken_over for each in learned),
         taken_over=tuple(index for index, each in enumerate(learned) if each.taken_over),
-        train_steps=count_steps(bench.tokens, bench.settings, jointly=jointly),
-        tokens=bench.settings.epochs * sum(itertools.accumulate(lengths) if jointly else lengths),
+        train_steps=count_steps(bench.tokens, bench.settings, jointly=jointly, given=bench.first_trained),
+        tokens=bench.settings.epochs * _summed(lengths, jointly=jointly, given=bench.first_trained),
     )
 
 

@@ -37,6 +37,10 @@ def check_result(data: Mapping[str, Any], source: str | Path) -> None:
     model = check.mapping(data["model"], "model")
     for key in ("name", "fingerprint"):
         check.text(check.key(model, key, "model"), f"model.{key}")
+    if "start" in model:
+        start = check.mapping(model["start"], "model.start")
+        for key in ("folder", "head"):
+            check.text(check.key(start, key, "model.start"), f"model.start.{key}")
     names, baselines = [], []
     tasks = check.listed(data["tasks"], "tasks", most=MAX_TASKS)
     for i, task in enumerate(tasks):

@@ -40,7 +40,9 @@ class SharedStages:
         self.store = StageStore(folder, needs=Needs(held_out=needs.held_out))
         shared = {own: bench_key(bench, own) for own in {needs_of(arms[label]) | self.store.needs for label, _ in left}}
         self._keys: dict[Run, tuple[StageKeys, ...]] = {
-            (label, seed): stage_keys(shared[needs_of(arms[label]) | self.store.needs], bench, arms[label], seed)
+            (label, seed): stage_keys(shared[needs_of(arms[label]) | self.store.needs], bench, arms[label], seed)[
+                bench.first_trained :
+            ]
             for label, seed in left
         }
         self.order = neighbours_first(left, self._keys)

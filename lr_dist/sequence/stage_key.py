@@ -54,6 +54,7 @@ def bench_key(bench: Bench, needs: Needs) -> str:
             "tasks": [task.fingerprint for task in bench.tasks],
             # These compute otherwise; the other needs only keep what does not change the numbers.
             "modules": [needs.all_tokens, needs.plain_modules],
+            **({} if bench.start is None else {"start": bench.start.fingerprint}),
             # The heads of all tasks are made before the first stage.
             "heads": [(task.head, task.num_outputs, task.kind) for task in bench.tasks],
             "settings": bench.settings.identity(),
@@ -83,7 +84,10 @@ def stage_keys(shared: str, bench: Bench, arm: Arm, seed: int) -> tuple[StageKey
         context = context_of(bench, seed, index)
         rates = arm.plan.stage(index).fingerprint
         training = [str(method) for method in methods if method.trains_in(context)]
-        trained = _sha256({"start": start, "stage": index, "rates": rates, "methods": training})
+        content: dict[str, Any] = {"start": start, "stage": index, "rates": rates, "methods": training}
+        if index < bench.first_trained:  # the weights are there already, whatever the arm
+            content = {"start": start, "stage": index}
+        trained = _sha256(content)
         changing = [str(method) for method in methods if method.changes_weights_in(context)]
         end = _sha256({"trained": trained, "methods": changing}) if changing else trained
         keys.append(StageKeys(start, trained, end))

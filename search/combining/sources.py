@@ -66,7 +66,7 @@ def from_study(study: Study) -> Source:
     if not trials:
         raise InvalidTrialsError(f"{study.study_name!r} has no complete trial yet that satisfies its constraints.")
     name = " + ".join(">".join(str(task) for task in sequence) for sequence in identity["sequences"])
-    return Source(name, tuple(trials), space, identity["model"], len(identity["seeds"]))
+    return Source(name, tuple(trials), space, identity.get("start", identity["model"]), len(identity["seeds"]))
 
 
 def from_csv(path: str | Path, setting: str | None = None) -> list[Source]:

@@ -140,7 +140,7 @@ def _commands(findings: Findings, storage: str) -> dict[str, str]:
         distributions = dict.fromkeys([*([str(distribution_of(flat))] if flat else []), text])
         commands["compare"] = shlex.join(
             [
-                *("lr-dist", "compare", "--model", findings.identity["model"]),
+                *("lr-dist", "compare", *_model(findings.identity)),
                 *("--tasks", *_tasks(findings.identity["sequences"][0])),
                 *("--distributions", *distributions),
                 *("--seeds", "0", "1", "2", "3", "4"),
@@ -156,6 +156,10 @@ def _commands(findings: Findings, storage: str) -> dict[str, str]:
 
 def _tasks(sequence: Sequence[Any]) -> list[str]:
     return [task if isinstance(task, str) else json.dumps(task) for task in sequence]
+
+
+def _model(identity: dict[str, Any]) -> list[str]:
+    return ["--start", identity["start"]] if "start" in identity else ["--model", identity["model"]]
 
 
 def _training(identity: dict[str, Any]) -> list[str]:

@@ -63,6 +63,9 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
             f"{where} has data fingerprints of {len(identity['data'])} sequences, but "
             f"{len(identity['sequences'])} sequences. Restore it from a backup, or start a new study."
         )
+    for name in ("start", "head of the start"):
+        if name in identity:
+            _expect(where, name, identity[name], _is_text, "text")
     layers = identity.get("num_layers", 1)
     _expect(where, "num_layers", layers, _is_count, "a whole number from 1")
     space_of(study.study_name, identity)

@@ -114,6 +114,11 @@ class SearchConfig(SequenceConfig):
                     "is a single task. Use --objective relative or sum, or give two tasks or a shift such as "
                     "sst2@length."
                 )
+        if self.start is not None and len({str(sequence[0]) for sequence in self.sequences}) > 1:
+            raise ConfigurationError(
+                f"The start {self.start} has learned one task, and the sequences begin with different ones. Let all "
+                "begin with its task, or search from each start in a study of its own."
+            )
         if not _is_whole(self.trials) or self.trials < 1:
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
         if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):

@@ -43,9 +43,10 @@ def reference_benches(goal: Goal, bench: Bench, *, sequences: int = 1) -> list[B
     return [bench] if goal.mode == "constrained" else []
 
 
-def reference_plan(goal: Goal) -> list[dict[str, Any]]:
-    """The slots of a reference study: one flat rate each."""
-    return [{"params": {"lr": rate}, "attrs": {"label": f"flat {rate:g}"}} for rate in goal.reference_rates]
+def reference_plan(goal: Goal, bench: Bench) -> list[dict[str, Any]]:
+    """The slots of a reference study: one flat rate each. What a start has learned has one score, whatever the rate."""
+    rates = goal.reference_rates if bench.trained_tokens else goal.reference_rates[:1]
+    return [{"params": {"lr": rate}, "attrs": {"label": f"flat {rate:g}"}} for rate in rates]
 
 
 def run_references(
@@ -66,7 +67,7 @@ def run_references(
         for part in reference_benches(config.goal, bench, sequences=len(benches)):
             study = open_reference(storage, part, config)
             objective = ReferenceObjective(part, config.seeds, config.methods)
-            drain(study, objective, reference_plan(config.goal), stopped=stopped)
+            drain(study, objective, reference_plan(config.goal, part), stopped=stopped)
             if stopped():
                 return None
             best.append(_best(study, part))
@@ -83,6 +84,8 @@ def open_reference(storage: BaseStorage, bench: Bench, config: SearchConfig) -> 
         "seeds": list(config.seeds),
         "rates": list(config.goal.reference_rates),
     }
+    if bench.start is not None:
+        content["start"] = bench.start.fingerprint
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     name = f"{PREFIX}{'>'.join(task.name for task in bench.tasks)}/{digest}"
     return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)

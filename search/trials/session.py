@@ -104,7 +104,7 @@ def load_benches(config: SearchConfig) -> list[Any]:
     """
     from lr_dist.sequence.bench import Bench
 
-    return [
+    benches = [
         Bench.prepare(
             config.model,
             sequence,
@@ -113,16 +113,25 @@ def load_benches(config: SearchConfig) -> list[Any]:
             dev_size=config.dev_size,
             data_dir=config.data_dir,
             data_seed=config.data_seed,
+            start=config.start,
         )
         for sequence in config.sequences
     ]
+    from lr_dist.methods import build_method
+    from lr_dist.sequence.runner import check_methods_of_start
+
+    check_methods_of_start(benches[0], [build_method(method) for method in config.methods])
+    return benches
 
 
 def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
     """`SearchConfig.identity` plus the number of layers, so that a study can be read without loading the model."""
     data = [[task.fingerprint for task in bench.tasks] for bench in benches]
     info = benches[0].model_info
-    return {**config.identity(info["fingerprint"], data), "num_layers": info["num_layers"]}
+    known = {**config.identity(info["fingerprint"], data), "num_layers": info["num_layers"]}
+    if benches[0].start is not None:
+        known |= {"start": config.start, "head of the start": benches[0].start.fingerprint}
+    return known
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 IDENTITY = "lr_dist_identity"
 # Not compared: paths may differ between machines, and the number of layers follows from the weights.
-NOT_COMPARED = {"model", "sequences", "num_layers"}
+NOT_COMPARED = {"model", "start", "sequences", "num_layers"}
 PATIENCE_S = 5.0
 FLAT_FIRST = (1e-5, 2e-5, 1e-4)
 
@@ -36,7 +36,8 @@ def open_study(storage: BaseStorage, name: str, config: SearchConfig, identity: 
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     new = json.loads(json.dumps(identity))
-    tasks = sum(len(fingerprints) for fingerprints in new["data"])
+    # A start's first task has no epochs.
+    tasks = sum(len(fingerprints) - ("start" in new) for fingerprints in new["data"])
     parts: dict[str, Any] = {"sampler": sampler(config), "pruner": pruner(config, tasks)}
     directions = [optuna.study.StudyDirection.MAXIMIZE] * len(config.directions)
     try:
@@ -87,7 +88,7 @@ def pruner(config: SearchConfig, tasks: int) -> Any:
 
     Args:
         config: of the study.
-        tasks: number of tasks in all sequences together; the halves of a shift count as two.
+        tasks: number of tasks that are trained in all sequences together; the halves of a shift count as two.
     """
     from optuna.pruners import HyperbandPruner, NopPruner
 

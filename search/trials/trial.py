@@ -66,10 +66,12 @@ class SequenceObjective:
     def _pruning(self, trial: Trial, index: int, before: float) -> Callable[[EpochEnd], None]:
         """A function that reports the intermediate value after every epoch, and prunes the trial if Hyperband says so.
 
-        The step counts the epochs of all tasks, so trials are compared at the same point of the sequence.
+        The step counts the epochs of the tasks that are trained, so trials are compared at the same point of the
+        sequence.
         """
         goal, epochs = self.config.goal, self.config.settings.epochs
-        first = sum(len(bench.tasks) for bench in self.benches[:index]) * epochs
+        first = sum(len(bench.trained_tokens) for bench in self.benches[:index]) * epochs
+        first -= self.benches[index].first_trained * epochs
 
         def on_epoch_end(end: EpochEnd) -> None:
             if goal.mode == "pareto":
