@@ -133,6 +133,17 @@ def test_methods_learn_from_the_first_tasks_data(arm: str, start: str, tiny_mode
         assert torch.equal(plain.heads[1][name], plain.heads[0][name])
 
 
+@pytest.mark.parametrize("method", ["lora:rank=2", "ema:decay=0.9", "freeze", "joint"])
+def test_methods_that_act_in_training_leave_the_start_as_it_is(method: str, start: str, tiny_model: str) -> None:
+    bench = bench_of(tiny_model, start)
+    plain, weights = run(bench)
+    done, acted = run(bench, f"{FLAT} + {method}")
+    assert done.matrix[:2] == plain.matrix[:2]
+    assert all(torch.equal(weights.backbones[0][name], w) for name, w in acted.backbones[0].items())
+    assert any(not torch.equal(weights.backbones[1][name], w) for name, w in acted.backbones[1].items())
+    assert done.train_steps == (12 if method == "joint" else 6)
+
+
 def test_interpolation_goes_back_toward_the_start(start: str, tiny_model: str) -> None:
     _, plain = run(bench_of(tiny_model, start))
     _, half = run(bench_of(tiny_model, start), f"{FLAT} + interpolate:alpha=0.5")
