@@ -88,7 +88,7 @@ def task_lines(result: ComparisonResult) -> list[str]:
 def _task_line(task: Mapping[str, Any], learned_before: bool) -> str:
     examples = task["examples"]
     scored = task["scored_on"]
-    learn = "learned before the start" if learned_before else f"{examples['train']:,} to learn from"
+    learn = "learned by the start" if learned_before else f"{examples['train']:,} to learn from"
     text = (
         f"{task['name']}: {task['metric']} on {examples[scored]:,} {scored} examples, "
         f"{learn}; majority class {number(task['baseline'])}"

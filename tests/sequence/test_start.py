@@ -176,7 +176,7 @@ def test_a_comparison_learns_the_later_tasks_alone(start: str, tiny_model: str, 
     assert result.model["start"]["folder"] == result.config["start"] == str(tmp_path / "model")
     assert ComparisonResult.load(output / "result.json") == result
     page = render_report(result)
-    assert "learned before the start" in page
+    assert "learned by the start" in page
     assert "forward transfer" not in page
 
     (tmp_path / "model").rename(tmp_path / "moved")
