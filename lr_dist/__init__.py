@@ -16,6 +16,7 @@ from lr_dist.errors import MissingExtraError
 from lr_dist.extras import require_libraries
 
 if TYPE_CHECKING:
+    from lr_dist.advice import recommend
     from lr_dist.callback import LayerwiseLR
     from lr_dist.distribution import LRDistribution
     from lr_dist.exact_resume import ExactResume
@@ -42,6 +43,7 @@ _HOME = {
     "assign_layers": "lr_dist.layers",
     "load_preset": "lr_dist.presets",
     "param_groups": "lr_dist.groups",
+    "recommend": "lr_dist.advice",
     "register_preset": "lr_dist.presets",
 }
 
@@ -89,6 +91,7 @@ __all__ = [
     "assign_layers",
     "load_preset",
     "param_groups",
+    "recommend",
     "register_preset",
 ]
 # `from lr_dist import *` brings what can be used here.

@@ -36,7 +36,7 @@ from lr_dist._callback.other_callbacks import (
     check_trainer,
 )
 from lr_dist._callback.precision import lost_steps
-from lr_dist._callback.rate_warnings import optimizer_warnings
+from lr_dist._callback.rate_warnings import describe_left_out, optimizer_warnings
 from lr_dist._callback.resumption import before_weights, check_alone, optimization, release
 from lr_dist._callback.strategies import (
     after_configure_model,
@@ -54,6 +54,7 @@ from lr_dist.errors import (
     InvalidScheduleError,
     NothingToTrainError,
     OwnRatiosWarning,
+    PresetMethodsWarning,
     UnreadScaleWarning,
     UnsupportedOptimizerError,
 )
@@ -61,7 +62,7 @@ from lr_dist.exact_resume import ExactResume
 from lr_dist.groups import freeze_layers
 from lr_dist.layer_schedule import LayerSchedule, chosen_schedule
 from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers, clean_name
-from lr_dist.presets import resolve_stage
+from lr_dist.presets import resolve_recipe, resolve_stage
 from lr_dist.rate_plan import Phases, highest
 from lr_dist.regroup import (
     Placement,
@@ -112,8 +113,11 @@ class LayerwiseLR(Callback):
         unfreeze_every_n_steps: in place of `schedule`, its `every_n_steps`.
         layer_warmup_steps: in place of `schedule`, its `warmup_steps`.
 
+    Warns:
+        PresetMethodsWarning: the preset also has methods, which are callbacks of their own.
+
     Raises:
-        LRDistError: what `resolve_distribution` raises. Errors of the hooks name what is wrong in the model, the
+        LRDistError: what `resolve_stage` raises. Errors of the hooks name what is wrong in the model, the
             optimizers, the strategy or the checkpoint, before a step is taken.
     """
 
@@ -131,7 +135,10 @@ class LayerwiseLR(Callback):
         unfreeze_every_n_steps: int | None = None,
         layer_warmup_steps: int | Mapping[str, int] | None = None,
     ) -> None:
-        rates = resolve_stage(distribution)
+        plan, methods = resolve_recipe(distribution)
+        if methods:
+            rank_zero_warn(describe_left_out(methods), category=PresetMethodsWarning)
+        rates = resolve_stage(plan)
         self.phases = rates if isinstance(rates, Phases) else None
         self.distribution = highest(rates)
         self.schedule = chosen_schedule(

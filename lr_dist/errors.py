@@ -263,6 +263,10 @@ class LostStepsWarning(UserWarning):
     """Weights in bfloat16 or float16 that do not change, because steps at their layer's rate are rounded away."""
 
 
+class PresetMethodsWarning(UserWarning):
+    """A preset was used for its rates only, although methods against forgetting belong to it."""
+
+
 class RateRangeWarning(UserWarning):
     """Learning rates outside what the optimizer can use: above 0.1 (10 for SGD) or below 1e-8."""
 

@@ -122,6 +122,10 @@ class Phases:
             tuple(Phase(phase.distribution.absolute(base_lr), phase.share, phase.steps) for phase in self.phases)
         )
 
+    def scale(self, factor: float) -> Phases:
+        """Every rate times `factor` (> 0)."""
+        return Phases(tuple(Phase(phase.distribution.scale(factor), phase.share, phase.steps) for phase in self.phases))
+
     def starts(self, total_steps: int | None) -> tuple[int, ...]:
         """The step of the optimizer, from 0, in which each phase begins. A phase of 0 steps is left out.
 
@@ -206,6 +210,10 @@ class RatePlan:
         while len(stages) > 1 and stages[-1] == stages[-2]:
             stages = stages[:-1]
         object.__setattr__(self, "stages", tuple(stages))
+
+    def scale(self, factor: float) -> RatePlan:
+        """Every rate times `factor` (> 0)."""
+        return RatePlan(tuple(stage.scale(factor) for stage in self.stages))
 
     def stage(self, index: int) -> StageRates:
         """The rates of stage `index`, counted from 0."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 import torch
 from torch.optim import ASGD, SGD, Optimizer
@@ -18,6 +19,16 @@ _HIGHEST_OF_SGD = 10.0
 # Weights sampled from each parameter.
 _SAMPLE = 4096
 _MANY_DIGITS = (torch.float32, torch.float64)
+
+
+def describe_left_out(methods: Sequence[str]) -> str:
+    """Text of a PresetMethodsWarning."""
+    calls = ", ".join(f"build_method({text!r})" for text in methods)
+    return (
+        f"The preset also has the methods {', '.join(methods)}, and only its rates are used here. Add them to the "
+        f"Trainer's callbacks, callbacks=[LayerwiseLR(...), {calls}] (from lr_dist.methods import build_method), or "
+        "pass get_preset(NAME).plan to use the rates alone."
+    )
 
 
 def optimizer_warnings(optimizer: Optimizer, distribution: LRDistribution) -> list[UserWarning]:

@@ -30,6 +30,7 @@ COMMANDS = {
     "methods": "lr_dist.cli.methods",
     "plan": "lr_dist.cli.plan",
     "presets": "lr_dist.cli.presets",
+    "recommend": "lr_dist.cli.recommend",
     "report": "lr_dist.cli.report",
     "search": "lr_dist.cli.search",
     "combine": "lr_dist.cli.combine",

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lr_dist._distribution.families import FAMILIES
 from lr_dist.distribution import LRDistribution
-from lr_dist.errors import InvalidPlanError, shown
+from lr_dist.errors import InvalidPlanError, UnknownPresetError, shown
+from lr_dist.presets.plan_text import parse_plan
+from lr_dist.presets.registry import get_preset
 from lr_dist.presets.resolve import resolve_distribution
-from lr_dist.presets.schema import read_data
-from lr_dist.rate_plan import Phase, Phases, RatePlan, StageRates
+from lr_dist.presets.schema import NAME, Preset, read_data
+from lr_dist.rate_plan import Phases, RatePlan, StageRates
 
 Spec = str | Path | Mapping[str, Any] | LRDistribution | Phases | RatePlan
-
-_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
-_PERCENT = re.compile(rf"({_NUMBER})\s*%")
-_STEPS = re.compile(r"(\d+)\s*(?:steps?)?")
-_TIMES = re.compile(rf"(.*?)\s*\*\s*({_NUMBER})", re.DOTALL)
 
 
 def resolve_plan(spec: Spec) -> RatePlan:
@@ -33,18 +31,38 @@ def resolve_plan(spec: Spec) -> RatePlan:
         LRDistError: what `resolve_distribution` raises.
         InvalidPlanError: phases or stages that are not valid.
     """
-    if isinstance(spec, RatePlan):
-        return spec
-    if isinstance(spec, str) and "|" in spec:
-        return RatePlan(tuple(_stage(part, spec) for part in spec.split("|")))
-    if isinstance(spec, Path) or (isinstance(spec, str) and spec.strip().lower().endswith((".yaml", ".yml"))):
-        path = Path(spec.strip() if isinstance(spec, str) else spec)
+    return resolve_recipe(spec)[0]
+
+
+def resolve_recipe(spec: Spec) -> tuple[RatePlan, tuple[str, ...]]:
+    """Read a rate plan, and the methods of the presets that it names.
+
+    Args:
+        spec: as for `resolve_plan`.
+
+    Returns:
+        The plan, and the text forms of the methods, each once.
+
+    Raises:
+        LRDistError: what `resolve_plan` raises.
+    """
+    if isinstance(spec, (RatePlan, Phases)):
+        return (spec if isinstance(spec, RatePlan) else RatePlan((spec,))), ()
+    if isinstance(spec, str) and not _is_path(spec):
+        methods: dict[str, None] = {}
+        return parse_plan(spec, lambda text: _named(text, methods)), tuple(methods)
+    if _is_path(spec):
+        path = Path(spec.strip() if isinstance(spec, str) else spec)  # type: ignore[arg-type]
+        # `resolve_distribution` raises the error for a missing file.
         data = read_data(path) if path.exists() else None
-        # `resolve_distribution` reads any other content, and raises the error for a missing file.
-        return resolve_plan(data) if isinstance(data, Mapping) and "stages" in data else _single(path)
-    if isinstance(spec, Mapping) and "stages" in spec:
-        return RatePlan.from_dict(spec)
-    return RatePlan((_stage(spec, spec),))
+    else:
+        path, data = None, spec
+    if isinstance(data, Mapping) and "stages" in data:
+        return RatePlan.from_dict(data), ()
+    if _is_preset(data):
+        preset = Preset.from_dict(data, source="preset" if path is None else str(path))
+        return preset.plan, preset.methods
+    return RatePlan((resolve_distribution(spec if path is None else path),)), ()  # type: ignore[arg-type]
 
 
 def resolve_stage(spec: Spec) -> StageRates:
@@ -62,46 +80,27 @@ def resolve_stage(spec: Spec) -> StageRates:
     return plan.stages[0]
 
 
-def _single(spec: Any) -> RatePlan:
-    return RatePlan((resolve_distribution(spec),))
+def _is_path(spec: Any) -> bool:
+    return isinstance(spec, Path) or (isinstance(spec, str) and spec.strip().lower().endswith((".yaml", ".yml")))
 
 
-def _stage(spec: Any, whole: Any) -> StageRates:
-    if isinstance(spec, Phases):
-        return spec
-    if not isinstance(spec, str):
-        return resolve_distribution(spec)
-    if not spec.strip():
-        raise InvalidPlanError(f"The plan {shown(whole)} has an empty stage; write a distribution on both sides of |.")
-    parts = spec.split(">")
-    if len(parts) == 1 and "@" not in spec:
-        return _distribution(spec)
-    if len(parts) == 1:
-        raise InvalidPlanError(f"No phase follows {shown(spec.strip())}; write what comes then: A @ 20% > B.")
-    return Phases(tuple(_phase(part, spec) for part in parts))
+def _is_preset(data: Any) -> bool:
+    return isinstance(data, Mapping) and "provenance" in data and "family" not in data
 
 
-def _phase(text: str, whole: str) -> Phase:
-    rates, at, length = (part.strip() for part in text.rpartition("@")) if "@" in text else (text.strip(), "", "")
-    if not rates:
-        raise InvalidPlanError(f"The plan {shown(whole)} has an empty phase; write it as in A @ 20% > B.")
-    if not at:
-        return Phase(_distribution(rates))
-    if match := _PERCENT.fullmatch(length):
-        return Phase(_distribution(rates), share=float(match[1]) / 100)
-    if match := _STEPS.fullmatch(length):
-        return Phase(_distribution(rates), steps=int(match[1]))
-    raise InvalidPlanError(
-        f"The length {shown(length)} of the phase {shown(text.strip())} is not valid; write 20% (of the stage's steps) "
-        "or 100 steps."
-    )
+def _named(text: str, methods: dict[str, None]) -> LRDistribution | RatePlan:
+    """A distribution in any of its forms, or the plan of a preset, whose methods are added to `methods`."""
+    if _is_path(text):
+        plan, found = resolve_recipe(Path(text))
+        methods.update(dict.fromkeys(found))
+        return plan
+    if NAME.fullmatch(text) and text not in FAMILIES:
+        # `resolve_distribution` raises the error with the other ways to write a distribution.
+        with contextlib.suppress(UnknownPresetError):
+            preset = get_preset(text)
+            methods.update(dict.fromkeys(preset.methods))
+            return preset.plan
+    return resolve_distribution(text)
 
 
-def _distribution(text: str) -> LRDistribution:
-    match = _TIMES.fullmatch(text.strip())
-    if match is None:
-        return resolve_distribution(text.strip())
-    return resolve_distribution(match[1]).scale(float(match[2]))
-
-
-__all__: Sequence[str] = ["Spec", "resolve_plan", "resolve_stage"]
+__all__: Sequence[str] = ["Spec", "resolve_plan", "resolve_recipe", "resolve_stage"]

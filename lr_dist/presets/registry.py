@@ -56,6 +56,9 @@ class PresetEntry:
 def load_preset(name: str) -> LRDistribution:
     """The distribution of the preset `name`, as in `load_preset("kenneweg2022")`.
 
+    Of a plan with several stages or phases, these are the highest rates of the first stage; `get_preset(name).plan` is
+    the plan itself.
+
     Raises:
         UnknownPresetError: no source has the name; close names are suggested.
         DuplicatePresetError: two sources have it; both are named.
@@ -65,7 +68,7 @@ def load_preset(name: str) -> LRDistribution:
 
 
 def get_preset(name: str) -> Preset:
-    """The preset `name` with its purpose and provenance; raises as `load_preset` does."""
+    """The preset `name`: its plan, methods, schedule, purpose and provenance; raises as `load_preset` does."""
     candidates, problems = _scan()
     matches = [candidate for candidate in candidates if isinstance(name, str) and candidate.name == name]
     if not matches:

@@ -10,8 +10,9 @@ from lr_dist._distribution.families import FAMILIES
 from lr_dist._distribution.text import EXAMPLES, is_text_form
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidDistributionError, LRDistError, UnknownPresetError, UnreadableFileError, shown
-from lr_dist.presets.registry import load_preset
+from lr_dist.presets.registry import get_preset
 from lr_dist.presets.schema import Preset, read_data
+from lr_dist.rate_plan import RatePlan
 
 _WAYS = (
     f"A distribution is written as a preset's name (see `lr_dist.presets.list_presets()`), a path that ends in .yaml "
@@ -51,7 +52,7 @@ def resolve_distribution(spec: str | Path | Mapping[str, Any] | LRDistribution) 
     if text in FAMILIES:
         raise InvalidDistributionError(f"{text!r} is a family without its values. {_WAYS}")
     try:
-        return load_preset(text)
+        return _single(get_preset(text))
     except UnknownPresetError as error:
         raise UnknownPresetError(f"{error} {_WAYS}") from None
 
@@ -65,10 +66,21 @@ def _from_file(path: Path) -> LRDistribution:
 
 
 def _from_data(data: Any, source: str) -> LRDistribution:
-    # `distribution` is a key of presets, `family` one of distributions; no file has both.
-    if isinstance(data, Mapping) and "distribution" in data and "family" not in data:
-        return Preset.from_dict(data, source=source).distribution
+    # `distribution` and `provenance` are keys of presets, `family` one of distributions; no file has both.
+    if isinstance(data, Mapping) and ("distribution" in data or "provenance" in data) and "family" not in data:
+        return _single(Preset.from_dict(data, source=source))
     try:
         return LRDistribution.from_dict(data)
     except LRDistError as error:
         raise type(error)(f"{source}: {error}") from error
+
+
+def _single(preset: Preset) -> LRDistribution:
+    """The distribution of a preset that has only one: phases or stages must not be lost silently."""
+    if preset.plan != RatePlan((preset.distribution,)):
+        raise InvalidDistributionError(
+            f"The preset {preset.name} is the plan {shown(str(preset.plan))}, and one distribution is needed here. Its "
+            f"highest rates are load_preset({preset.name!r}); or write out one of its distributions: "
+            f"{preset.plan.distributions[-1]}."
+        )
+    return preset.distribution

@@ -9,7 +9,7 @@ from typing import Any
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.methods import Method, build_method
-from lr_dist.presets import resolve_plan
+from lr_dist.presets import resolve_recipe
 from lr_dist.rate_plan import RatePlan, StageRates
 
 SEPARATOR = " + "
@@ -20,7 +20,8 @@ KEYS = ("label", "rates", "methods")
 class Arm:
     """A rate plan and methods against forgetting, with a label.
 
-    In text: `flat:lr=1e-4`, `flat:lr=1e-4 | decay:lr=4e-4,factor=0.7`, `PRESET + l2-sp:alpha=0.01`.
+    In text: `flat:lr=1e-4`, `flat:lr=1e-4 | decay:lr=4e-4,factor=0.7`, `PRESET + l2-sp:alpha=0.01`. A preset brings its
+    methods with it; one that is named beside it takes the place of the preset's method of the same name.
 
     Attributes:
         label: its name in tables and figures.
@@ -68,10 +69,11 @@ class Arm:
             return spec
         if isinstance(spec, str):
             rates, *methods = (part.strip() for part in spec.split(SEPARATOR))
-            return cls(spec.strip(), resolve_plan(rates), tuple(methods))
+            plan, of_preset = resolve_recipe(rates)
+            return cls(spec.strip(), plan, _joined(of_preset, methods))
         if not isinstance(spec, Mapping) or "rates" not in spec:
-            plan = resolve_plan(spec)
-            return cls(str(plan), plan)
+            plan, of_preset = resolve_recipe(spec)
+            return cls(SEPARATOR.join([str(plan), *of_preset]), plan, of_preset)
         unknown = [key for key in spec if key not in KEYS]
         given = spec.get("methods", ())
         if unknown or not isinstance(given, (list, tuple)) or not all(isinstance(each, str) for each in given):
@@ -79,8 +81,9 @@ class Arm:
                 f"An arm has the keys {', '.join(KEYS)}, and methods is a list of texts such as l2-sp:alpha=0.01; got "
                 f"{shown(dict(spec))}."
             )
-        plan = resolve_plan(spec["rates"])
-        return cls(str(spec.get("label") or SEPARATOR.join([str(plan), *given])), plan, tuple(given))
+        plan, of_preset = resolve_recipe(spec["rates"])
+        joined = _joined(of_preset, given)
+        return cls(str(spec.get("label") or SEPARATOR.join([str(plan), *joined])), plan, joined)
 
     def build_methods(self) -> list[Method]:
         """New callbacks, for one run, in the order in which they act at the end of a stage."""
@@ -148,6 +151,16 @@ def with_methods(spec: str | Mapping[str, Any], methods: Sequence[str]) -> str |
     if not methods:
         return spec
     return SEPARATOR.join([spec, *methods]) if isinstance(spec, str) else {"rates": spec, "methods": list(methods)}
+
+
+def _joined(of_preset: Sequence[str], given: Sequence[str]) -> tuple[str, ...]:
+    """The methods of a preset and those named beside it, which take the place of the preset's of the same name."""
+    names = {_method_name(text) for text in given}
+    return (*(text for text in of_preset if _method_name(text) not in names), *given)
+
+
+def _method_name(text: str) -> str:
+    return text.partition(":")[0].strip()
 
 
 def _texts(arm: Arm) -> list[str]:

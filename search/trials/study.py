@@ -148,7 +148,9 @@ def _queued_first(config: SearchConfig) -> list[tuple[str, LRDistribution, bool]
     """Label, distribution, and whether the user queued it."""
     flat = [(f"flat {lr:g}", LRDistribution.flat(lr), False) for lr in FLAT_FIRST]
     shipped = [entry for entry in list_presets() if entry.source == "shipped"]
-    presets = [(entry.name, entry.preset.distribution, False) for entry in shipped if entry.preset is not None]
+    # Recipes from the literature are made for other models; those that a search found are starting points.
+    found = [entry.preset for entry in shipped if entry.preset is not None and entry.preset.provenance.trials]
+    presets = [(preset.name, preset.distribution, False) for preset in found if preset.is_plain]
     return [*flat, *presets, *((str(spec), resolve_distribution(spec), True) for spec in config.queued)]
 
 

@@ -90,3 +90,52 @@ def test_plot_refuses_another_ending_and_a_place_that_cannot_be_written(console:
     (tmp_path / "file").write_text("")
     with pytest.raises(UnwritableFileError, match="cannot be written"):
         plot_command("kenneweg2022", tmp_path / "file" / "figure.png", console=console)
+
+
+def test_show_prints_schedule_limits_and_a_table_for_every_phase(console: Console) -> None:
+    show_command("lp-ft", layers=2, console=console)
+    text = " ".join(console.export_text().split())
+    assert "schedule cosine to 0, 20 epochs" in text
+    assert "not shown for Text, transformers with Adam" in text
+    assert "phase 1 (50%): relative rates on 2 layers" in text
+    assert "phase 2 (the rest): relative rates on 2 layers" in text
+
+
+def test_show_takes_any_plan_and_any_file(console: Console, own_folder: Path) -> None:
+    show_command("flat:lr=1e-4 | flat:lr=2e-5", layers=1, console=console)
+    text = console.export_text()
+    assert "stage 1: absolute rates" in text
+    assert "stage 2 and later: absolute rates" in text
+    show_command(str(own_folder / "a-marked-up.yaml"), layers=1, console=console)
+    assert "Says [/bold] and [red]." in console.export_text()
+
+
+def test_the_list_marks_the_published_profile_for_what_it_is(console: Console) -> None:
+    list_command(console)
+    text = " ".join(console.export_text().replace("│", " ").split())
+    assert "Caution: Found on BERT base and full tasks by the paper. A small model learns nothing" in text
+    assert "relative plan" in text
+
+
+def test_plot_draws_every_phase_and_the_recorded_spread(
+    console: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    bands: list[tuple[list[float], list[float]]] = []
+    draw = Axes.fill_between
+
+    def record(axes: Axes, x: range, low: list[float], high: list[float], **options: object) -> object:
+        bands.append((low, high))
+        return draw(axes, x, low, high, **options)
+
+    monkeypatch.setattr(Axes, "fill_between", record)
+    plot_command("lp-ft", tmp_path / "phases.png", console=console)
+    assert bands == []
+    plot_command("kenneweg2022", tmp_path / "spread.png", console=console)
+    [(low, high)] = bands
+    # Embeddings: 3.29745e-6 with a factor of 3.51 between the pairs.
+    assert (low[0], high[0]) == pytest.approx((3.29745e-6 / 3.51, 3.29745e-6 * 3.51))
+    with pytest.raises(ConfigurationError, match="no name for its figure"):
+        plot_command("flat:lr=1e-4", console=console)
