@@ -11,7 +11,7 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidPlanError, shown
 from lr_dist.presets.resolve import resolve_distribution
 from lr_dist.presets.schema import read_data
-from lr_dist.rate_plan import Phase, Phases, RatePlan, StageRates
+from lr_dist.rate_plan import GRADUAL, Phase, Phases, RatePlan, StageRates
 
 Spec = str | Path | Mapping[str, Any] | LRDistribution | Phases | RatePlan
 
@@ -26,8 +26,10 @@ def resolve_plan(spec: Spec) -> RatePlan:
 
     Args:
         spec: any form that `resolve_distribution` takes, for one distribution in all stages; in text also `A | B` (B
-            from the second stage on), `A @ 20% > B` or `A @ 100 steps > B` (phases of a stage), and `A*0.5` (every
-            rate times a number); a mapping with `stages`, as of `RatePlan.to_dict`, or a YAML file that holds one.
+            from the second stage on), `A @ 20% > B` or `A @ 100 steps > B` (phases of a stage), `A @ gradual` or
+            `A @ gradual 50% > B` (a phase in which the layers start one after the other, from the head down), and
+            `A*0.5` (every rate times a number); a mapping with `stages`, as of `RatePlan.to_dict`, or a YAML file that
+            holds one.
 
     Raises:
         LRDistError: what `resolve_distribution` raises.
@@ -76,7 +78,7 @@ def _stage(spec: Any, whole: Any) -> StageRates:
     parts = spec.split(">")
     if len(parts) == 1 and "@" not in spec:
         return _distribution(spec)
-    if len(parts) == 1:
+    if len(parts) == 1 and not re.search(rf"@\s*{GRADUAL}\b", spec):
         raise InvalidPlanError(f"No phase follows {shown(spec.strip())}; write what comes then: A @ 20% > B.")
     return Phases(tuple(_phase(part, spec) for part in parts))
 
@@ -87,13 +89,18 @@ def _phase(text: str, whole: str) -> Phase:
         raise InvalidPlanError(f"The plan {shown(whole)} has an empty phase; write it as in A @ 20% > B.")
     if not at:
         return Phase(_distribution(rates))
+    first, _, rest = length.partition(" ")
+    gradual = first == GRADUAL
+    length = rest.strip() if gradual else length
+    if gradual and not length:
+        return Phase(_distribution(rates), gradual=True)
     if match := _PERCENT.fullmatch(length):
-        return Phase(_distribution(rates), share=float(match[1]) / 100)
+        return Phase(_distribution(rates), share=float(match[1]) / 100, gradual=gradual)
     if match := _STEPS.fullmatch(length):
-        return Phase(_distribution(rates), steps=int(match[1]))
+        return Phase(_distribution(rates), steps=int(match[1]), gradual=gradual)
     raise InvalidPlanError(
-        f"The length {shown(length)} of the phase {shown(text.strip())} is not valid; write 20% (of the stage's steps) "
-        "or 100 steps."
+        f"The length {shown(length)} of the phase {shown(text.strip())} is not valid; write 20% (of the stage's "
+        "steps), 100 steps, or gradual 20%."
     )
 
 
