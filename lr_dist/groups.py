@@ -16,7 +16,8 @@ from lr_dist.distribution import LRDistribution, allow_distributions_in_checkpoi
 from lr_dist.errors import InvalidGroupPrefixError, InvalidNoDecayError, InvalidRateError, NothingToTrainError, shown
 from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers, clean_name
 from lr_dist.names import NO_DECAY
-from lr_dist.presets import resolve_distribution
+from lr_dist.presets import resolve_plan
+from lr_dist.rate_plan import Phases, RatePlan, first_rates
 
 allow_distributions_in_checkpoints()
 
@@ -25,7 +26,7 @@ _FROZEN_BY_US = "_lr_dist_frozen"
 
 def param_groups(
     model: nn.Module,
-    distribution: str | Path | Mapping[str, Any] | LRDistribution,
+    distribution: str | Path | Mapping[str, Any] | LRDistribution | Phases | RatePlan,
     *,
     lr: float | None = None,
     weight_decay: float = 0.0,
@@ -43,7 +44,9 @@ def param_groups(
 
     Args:
         model: a transformer, or a module that contains one.
-        distribution: a preset's name, a YAML path, `family:key=value,...`, or a distribution.
+        distribution: a preset's name, a YAML path, `family:key=value,...`, or a distribution. Groups do not change
+            over time, so of a rate plan (`A @ 20% > B | C`) they get the first phase of the first stage (A; a gradual
+            phase with all its layers). For the second stage pass `resolve_plan(plan).stage(1)`.
         lr: the optimizer's own rate; a relative distribution multiplies it, an absolute one does not use it.
         weight_decay: weight decay of the decayed parameters. If it is above 0, each layer has a second group
             `NAME/no_decay` with weight decay 0.
@@ -67,9 +70,9 @@ def param_groups(
         InvalidGroupPrefixError: a `prefix` that is empty, has a slash, or is given together with `stacks`.
         InvalidNoDecayError: a `no_decay` regex that is malformed or matches no parameter.
         NothingToTrainError: no trainable parameter is left.
-        LRDistError: what `assign_layers` and `resolve_distribution` raise.
+        LRDistError: what `assign_layers` and `resolve_plan` raise.
     """
-    given = resolved = resolve_distribution(distribution)
+    given = resolved = first_rates(resolve_plan(distribution).stage(0))
     weight_decay = check_finite("weight_decay", weight_decay, error=InvalidRateError)
     if resolved.relative:
         if lr is None:

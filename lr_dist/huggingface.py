@@ -23,13 +23,16 @@ from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
 from lr_dist._callback.identity import identity
+from lr_dist._callback.layer_switch import is_compiled, recomputes
 from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.rate_warnings import optimizer_warnings
+from lr_dist._callback.step_phases import StepPhases
 from lr_dist._callback.table import print_table
 from lr_dist.coverage import Coverage
 from lr_dist.distribution import LRDistribution, shown_distribution
 from lr_dist.errors import (
     ConfigurationError,
+    InvalidScheduleError,
     NothingToTrainError,
     OptimizerCoverageError,
     OwnRatiosWarning,
@@ -40,12 +43,14 @@ from lr_dist.errors import (
     UnsupportedStrategyError,
     UnsupportedTrainerError,
     listed,
+    shown,
 )
 from lr_dist.groups import freeze_layers
 from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers
 from lr_dist.names import layer_of
-from lr_dist.presets import resolve_distribution
+from lr_dist.presets import resolve_stage
 from lr_dist.rate_check import RateCheck
+from lr_dist.rate_plan import Phases, highest
 from lr_dist.regroup import Placement, check_replaced, describe_unread, regroup, uncovered, unread_scales
 from lr_dist.schedulers import check_schedulers
 
@@ -81,7 +86,9 @@ class LayerwiseTrainerMixin(_Trainer):
     the Trainer's is.
 
     Args:
-        layerwise_lr: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`.
+        layerwise_lr: a preset's name, a YAML path, `family:key=value,...`, a mapping, or an `LRDistribution`; or phases
+            of the run, as `flat:lr=1e-3,freeze=embeddings..layers.-1 @ 20% > flat:lr=1e-4` or `Phases`. A layer that
+            waits in a phase gets no gradient, no optimizer state and no weight decay.
         layerwise_overrides: ordered regex -> group name, for parameters that no rule places (see `assign_layers`).
         layerwise_stacks: submodules that each have their own depth, as the two encoders of a Router (see
             `assign_layers`).
@@ -99,7 +106,7 @@ class LayerwiseTrainerMixin(_Trainer):
     def __init__(
         self,
         *args: Any,
-        layerwise_lr: str | Path | Mapping[str, Any] | LRDistribution,
+        layerwise_lr: str | Path | Mapping[str, Any] | LRDistribution | Phases,
         layerwise_overrides: Overrides | None = None,
         layerwise_stacks: Stacks | None = None,
         layerwise_allow_schedulers: Sequence[type] = (),
@@ -111,7 +118,15 @@ class LayerwiseTrainerMixin(_Trainer):
                 f"{type(self).__name__} is not a transformers.Trainer, which LayerwiseTrainerMixin needs. Write "
                 f"class {type(self).__name__}(LayerwiseTrainerMixin, Trainer)."
             )
-        self._layerwise_distribution = resolve_distribution(layerwise_lr)
+        rates = resolve_stage(layerwise_lr)
+        self._layerwise_distribution = highest(rates)
+        self._layerwise_phases = rates if isinstance(rates, Phases) else None
+        self._layerwise_steps = StepPhases(self._layerwise_phases)
+        if self._layerwise_phases is not None and layerwise_stacks is not None:
+            raise InvalidScheduleError(
+                "With layerwise_stacks=..., each submodule has its own depth, and phases of several depths are not "
+                "supported. Leave out the phases, or layerwise_stacks."
+            )
         self._layerwise_overrides = layerwise_overrides
         self._layerwise_stacks = layerwise_stacks
         self._layerwise_allow_schedulers = tuple(layerwise_allow_schedulers)
@@ -140,7 +155,8 @@ class LayerwiseTrainerMixin(_Trainer):
         """`Trainer.train`; refuses a checkpoint with another distribution before anything is loaded.
 
         Raises:
-            ResumeMismatchError: the checkpoint was written without the mixin, or with another distribution.
+            ResumeMismatchError: the checkpoint was written without the mixin, or with another distribution or phases.
+            InvalidPlanError: phases that are longer than the run.
             LRDistError: see the class.
         """
         self._layerwise_resumed = None
@@ -148,7 +164,20 @@ class LayerwiseTrainerMixin(_Trainer):
         trainer_state = _trainer_state(checkpoint)
         if trainer_state is not None:
             self._layerwise_resumed = self._check_resumed(_written(trainer_state), checkpoint)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self._layerwise_steps.end()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """`Trainer.training_step`, in the phase of the step that it belongs to."""
+        if not self._layerwise_steps:
+            return super().training_step(*args, **kwargs)
+        self._layerwise_steps.before(self.state.global_step)
+        loss = super().training_step(*args, **kwargs)
+        # Here, because the Trainer clips gradients before it calls its callbacks.
+        self._layerwise_steps.drop_gradients()
+        return loss
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """`Trainer.create_optimizer`, after freezing the layers with rate 0."""
@@ -162,7 +191,9 @@ class LayerwiseTrainerMixin(_Trainer):
         """`Trainer.create_scheduler`; then sets the layers' rates in the optimizer and the schedule."""
         options = {} if optimizer is None else {"optimizer": optimizer}
         scheduler = super().create_scheduler(num_training_steps, **options)
-        self._set_rates(_unwrapped(self.optimizer if optimizer is None else optimizer), scheduler)
+        self._set_rates(
+            _unwrapped(self.optimizer if optimizer is None else optimizer), scheduler, int(num_training_steps)
+        )
         return scheduler
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
@@ -196,6 +227,11 @@ class LayerwiseTrainerMixin(_Trainer):
             raise UnsupportedStrategyError(
                 "FSDP version 1 without use_orig_params flattens the parameters of several layers into one, which can "
                 "have only one rate. Set fsdp_config={'use_orig_params': True}, or fsdp_config={'version': 2}."
+            )
+        if self.is_fsdp_enabled and self._layerwise_steps.clock.freezes:
+            raise UnsupportedStrategyError(
+                f"In the phases {shown(str(self._layerwise_phases))} layers wait, and FSDP saves the optimizer only if "
+                "every parameter has a state. Use DDP, or rates above 0 in every phase."
             )
         name = str(getattr(self.args.optim, "value", self.args.optim))
         if (name.endswith("_layerwise") or name.endswith("lomo")) and self.optimizer is None:
@@ -235,7 +271,7 @@ class LayerwiseTrainerMixin(_Trainer):
             )
         return layer_map
 
-    def _set_rates(self, optimizer: Optimizer, scheduler: Any) -> None:
+    def _set_rates(self, optimizer: Optimizer, scheduler: Any, total_steps: int) -> None:
         module = self._layerwise_module or self._module_to_place(self.model)
         layer_map = self._freeze(module)
         placement = Placement.of(module, layer_map)
@@ -249,23 +285,39 @@ class LayerwiseTrainerMixin(_Trainer):
         done = regroup(optimizer, [scheduler], placement, self._layerwise_distribution, allow_schedulers=allowed)
         if (ratios := done.ratios.describe()) and optimizer is not self._layerwise_optimizer:
             self._warn(OwnRatiosWarning(f"{type(self).__name__}: {ratios}"))
+        if self._layerwise_phases is not None:
+            self._layerwise_steps.end()
+            self._layerwise_steps.attach(optimizer, layer_map.num_layers, may_switch=self._may_switch(module))
+            self._layerwise_steps.begin(total_steps, (self._layerwise_resumed or {}).get("phase_starts", ()))
         first = optimizer is not self._layerwise_optimizer and self.is_world_process_zero()
         if first:
             for issue in (*lost_steps(optimizer), *optimizer_warnings(optimizer, self._layerwise_distribution)):
                 warnings.warn(issue, stacklevel=2)
         if self._layerwise_verbose and first:
             sizes = {id(p): p.numel() for group in optimizer.param_groups for p in group["params"]}
-            rates = self._layerwise_distribution
-            print_table(optimizer, str(rates), rates.relative, sizes, starts={})
+            rates = self._layerwise_phases or self._layerwise_distribution
+            print_table(optimizer, str(rates), rates.relative, sizes, self._layerwise_steps.describe())
         self._layerwise_optimizer = optimizer
         names = [group["name"] for group in optimizer.param_groups]
         overrides = self._layerwise_overrides
         written = identity(self._layerwise_distribution, overrides, layer_map.num_layers, names)
+        if self._layerwise_phases is not None:
+            written |= {"phases": str(self._layerwise_phases), "phase_starts": self._layerwise_steps.clock.state()}
         self._layerwise_callback.written = written
         self._layerwise_callback.coverage = self._coverage_check(optimizer)
+        setattr(optimizer, _PHASES, self._layerwise_steps)
         setattr(optimizer, _CHECK, RateCheck(optimizer, done.tracks, type(self).__name__))
         if self._layerwise_resumed is not None:
             _compare(self._layerwise_resumed, written)
+
+    def _may_switch(self, module: nn.Module) -> bool:
+        """Whether `requires_grad` may change between steps; where it may not, gradients are only dropped."""
+        return (
+            self.accelerator.distributed_type == DistributedType.NO
+            and self.args.n_gpu <= 1
+            and not self.args.torch_compile
+            and not any(is_compiled(each) or recomputes(each) for each in module.modules())
+        )
 
     def _coverage_check(self, optimizer: Optimizer) -> Coverage | None:
         """Compares the model with `optimizer`; None if wrapping the model replaces its parameters."""
@@ -312,6 +364,12 @@ class LayerwiseTrainerMixin(_Trainer):
             raise ResumeMismatchError(
                 f"The checkpoint {checkpoint} was written by a Trainer without LayerwiseTrainerMixin, so its optimizer "
                 f"does not have the groups of {self._layerwise_distribution}. Resume without the mixin, {_NEW_RUN}"
+            )
+        phases = None if self._layerwise_phases is None else str(self._layerwise_phases)
+        if state.get("phases") != phases:
+            raise ResumeMismatchError(
+                f"The checkpoint {checkpoint} was written with the phases {shown(state.get('phases'))}, this Trainer "
+                f"has {shown(phases)}. Use the same phases, {_NEW_RUN}"
             )
         if state.get("fingerprint") != self._layerwise_distribution.fingerprint:
             raise ResumeMismatchError(
@@ -363,7 +421,12 @@ class LayerwiseRates(TrainerCallback, ExportableState):
         """Warn once if a rate is not the distribution's times the schedule's factor."""
         if self.coverage is not None and state.global_step == 0:
             self._warn(state, self.coverage.warning(started=False))
-        check = getattr(_unwrapped(kwargs["optimizer"]), _CHECK, None)
+        optimizer = _unwrapped(kwargs["optimizer"])
+        if (phases := getattr(optimizer, _PHASES, None)) is not None:
+            # Once more, for a Trainer whose `training_step` does not call the mixin's.
+            phases.before(state.global_step)
+            phases.drop_gradients()
+        check = getattr(optimizer, _CHECK, None)
         if check is not None:
             self._warn(state, check.warning(state.global_step))
 
@@ -374,8 +437,10 @@ class LayerwiseRates(TrainerCallback, ExportableState):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the step's rates: the Trainer logs only after the schedule has moved on."""
         by_layer: dict[str, dict[str, float]] = {}
+        phases = getattr(_unwrapped(kwargs["optimizer"]), _PHASES, None)
         for group in kwargs["optimizer"].param_groups:
-            by_layer.setdefault(layer_of(group["name"]), {})[group["name"]] = float(group["lr"])
+            rate = phases.rate(group) if phases else float(group["lr"])
+            by_layer.setdefault(layer_of(group["name"]), {})[group["name"]] = rate
         self.rates = {}
         for layer, rates in by_layer.items():
             self.rates |= {layer: next(iter(rates.values()))} if len(set(rates.values())) == 1 else rates
@@ -391,9 +456,10 @@ def _unwrapped(optimizer: Any) -> Any:
     return optimizer
 
 
-# The attribute of the optimizer that holds its `RateCheck`. Not an attribute of the callback, because the Trainer may
-# replace its callbacks by those of a checkpoint. State dicts and pickles of an optimizer leave its attributes out.
-_CHECK = "_lr_dist_rate_check"
+# The attributes of the optimizer that hold its `RateCheck` and its `StepPhases`. Not attributes of the callback: the
+# Trainer may replace its callbacks by those of a checkpoint. State dicts and pickles of an optimizer leave its
+# attributes out.
+_CHECK, _PHASES = "_lr_dist_rate_check", "_lr_dist_phases"
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------

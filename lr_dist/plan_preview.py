@@ -11,7 +11,7 @@ from lr_dist.checks import check_whole
 from lr_dist.errors import InvalidPlanError
 from lr_dist.extras import require_libraries
 from lr_dist.names import group_names
-from lr_dist.rate_plan import Phases, RatePlan, StageRates
+from lr_dist.rate_plan import Phases, RatePlan, StageRates, part_at
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,8 +112,8 @@ def _stage(stage: StageRates, num_layers: int, factors: Sequence[float]) -> Stag
             str(stage), {group: [rate * f for f in factors] for group, rate in rates.items()}, (0,), stage.relative
         )
     starts = stage.starts(len(factors))
-    tables = {id(phase): phase.distribution.rates(num_layers) for phase in stage.phases}
-    by_step = [tables[id(stage.phase_at(step, starts))] for step in range(len(factors))]
+    tables, begins = stage.parts(num_layers), stage.part_starts(len(factors), num_layers)
+    by_step = [tables[part_at(step, begins)] for step in range(len(factors))]
     planned = {
         group: [table[group] * factor for table, factor in zip(by_step, factors, strict=True)]
         for group in group_names(num_layers)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lr_dist.checks import is_number, is_whole
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidPlanError, LRDistError, shown
 
-STAGES, PHASES, DURATION = " | ", " > ", " @ "
+STAGES, PHASES, DURATION, GRADUAL = " | ", " > ", " @ ", "gradual"
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,9 @@ class Phase:
         distribution: its rates.
         share: its length as a share of the stage's steps, between 0 and 1; or
         steps: its length in steps of the optimizer. The last phase of a stage has neither: it lasts until the end.
+        gradual: whether the layers start one after the other (ULMFiT, Howard & Ruder 2018, arXiv 1801.06146, section
+            3.3): the phase is cut into as many equal parts as it has groups with a rate above 0; in the first part the
+            highest of them trains alone, usually the head, and in each further part one more.
 
     Raises:
         InvalidPlanError: both, or a length out of range.
@@ -31,8 +34,11 @@ class Phase:
     distribution: LRDistribution
     share: float | None = None
     steps: int | None = None
+    gradual: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(self.gradual, bool):
+            raise InvalidPlanError(f"A phase's gradual is true or false, not {shown(self.gradual)}.")
         if not isinstance(self.distribution, LRDistribution):
             raise InvalidPlanError(f"A phase has a distribution, not {shown(self.distribution)}.")
         if self.share is not None and self.steps is not None:
@@ -47,41 +53,65 @@ class Phase:
         """Whether it has a length of its own."""
         return self.share is not None or self.steps is not None
 
+    def parts(self, num_layers: int) -> tuple[dict[str, float], ...]:
+        """Group -> rate in each part of the phase, which are equally long; one part unless it is gradual."""
+        rates = self.distribution.rates(num_layers)
+        groups = [group for group, rate in rates.items() if rate]
+        if not self.gradual or len(groups) < 2:
+            return (rates,)
+        return tuple(
+            {group: rate if group in groups[-count:] else 0.0 for group, rate in rates.items()}
+            for count in range(1, len(groups) + 1)
+        )
+
+    def absolute(self, base_lr: float) -> Phase:
+        """Relative rates as rates, for an optimizer with the rate `base_lr`; absolute ones as they are."""
+        return replace(self, distribution=self.distribution.absolute(base_lr))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
-        length = {"share": self.share, "steps": self.steps}
+        length = {"share": self.share, "steps": self.steps, "gradual": self.gradual or None}
         return {
             "distribution": self.distribution.to_dict(),
             **{key: value for key, value in length.items() if value is not None},
         }
 
     def __str__(self) -> str:
+        words = [GRADUAL] if self.gradual else []
         if self.share is not None:
-            return f"{self.distribution}{DURATION}{float(f'{100 * self.share:.12g}'):g}%"
-        return f"{self.distribution}{DURATION}{self.steps} steps" if self.steps is not None else str(self.distribution)
+            words.append(f"{float(f'{100 * self.share:.12g}'):g}%")
+        elif self.steps is not None:
+            words.append(f"{self.steps} steps")
+        return DURATION.join([str(self.distribution), " ".join(words)]) if words else str(self.distribution)
 
 
 @dataclass(frozen=True)
 class Phases:
-    """The rates of one stage in two phases or more, one after the other.
+    """The rates of one stage in two phases or more, one after the other; or in one gradual phase.
 
     In text, `A @ 20% > B` is A for the first fifth of the stage's steps and then B; `A @ 100 steps > B` counts steps of
-    the optimizer. A schedule (warm-up, cosine) goes on over all phases and multiplies their rates.
+    the optimizer; `A @ gradual` starts the layers one after the other, over the whole stage, and `A @ gradual 50% > A`
+    over its first half. A schedule (warm-up, cosine) goes on over all phases and multiplies their rates.
 
     Attributes:
         phases: in their order; all but the last have a length.
 
     Raises:
-        InvalidPlanError: fewer than two phases, a length that is missing or not allowed, shares of 1 or more together,
-            or absolute and relative distributions.
+        InvalidPlanError: fewer than two phases and none gradual, a length that is missing or not allowed, shares of 1
+            or more together, or absolute and relative distributions.
     """
 
     phases: tuple[Phase, ...]
 
     def __post_init__(self) -> None:
         phases = self.phases
-        if not isinstance(phases, tuple) or len(phases) < 2 or not all(isinstance(phase, Phase) for phase in phases):
+        if not isinstance(phases, tuple) or not phases or not all(isinstance(phase, Phase) for phase in phases):
             raise InvalidPlanError(f"Phases is a tuple of two or more Phase, not {shown(phases)}.")
+        if len(phases) == 1 and not phases[0].gradual:
+            raise InvalidPlanError(
+                f"One phase alone, {shown(str(phases[0]))}, is no change over time: give its distribution, or a second "
+                "phase."
+            )
         for phase in phases[:-1]:
             if not phase.lasts:
                 raise InvalidPlanError(
@@ -90,7 +120,8 @@ class Phases:
                 )
         if phases[-1].lasts:
             raise InvalidPlanError(
-                f"The last phase lasts until the end of the stage; leave out the length in {shown(str(phases[-1]))}."
+                "The last phase lasts until the end of the stage; leave out the length in "
+                f"{shown(str(phases[-1]))}, or write what comes then: {phases[-1]} > B."
             )
         shares = sum(phase.share or 0 for phase in phases)
         if shares >= 1:
@@ -118,16 +149,14 @@ class Phases:
 
     def absolute(self, base_lr: float) -> Phases:
         """Relative rates as rates, for an optimizer with the rate `base_lr`; absolute ones as they are."""
-        return Phases(
-            tuple(Phase(phase.distribution.absolute(base_lr), phase.share, phase.steps) for phase in self.phases)
-        )
+        return Phases(tuple(phase.absolute(base_lr) for phase in self.phases))
 
     def scale(self, factor: float) -> Phases:
         """Every rate times `factor` (> 0)."""
         return Phases(tuple(Phase(phase.distribution.scale(factor), phase.share, phase.steps) for phase in self.phases))
 
     def starts(self, total_steps: int | None) -> tuple[int, ...]:
-        """The step of the optimizer, from 0, in which each phase begins. A phase of 0 steps is left out.
+        """The step of the optimizer, from 0, in which each phase begins.
 
         Args:
             total_steps: length of the stage; None if it is not known.
@@ -135,7 +164,7 @@ class Phases:
         Raises:
             InvalidPlanError: shares of a stage of unknown length, or phases that are longer than it.
         """
-        if total_steps is None and any(phase.share is not None for phase in self.phases):
+        if total_steps is None and (self.phases[-1].gradual or any(phase.share for phase in self.phases)):
             raise InvalidPlanError(
                 f"The number of steps of this stage is not known, so the shares of {shown(str(self))} have no length. "
                 "Set max_steps or max_epochs, or give the phases a number of steps: @ 100 steps."
@@ -154,14 +183,36 @@ class Phases:
             )
         return tuple(starts)
 
-    def phase_at(self, step: int, starts: Sequence[int]) -> Phase:
-        """The phase of a step, by what `starts` returned."""
-        return self.phases[max(index for index, start in enumerate(starts) if start <= step)]
+    def parts(self, num_layers: int) -> tuple[dict[str, float], ...]:
+        """Group -> rate in each part of the stage: one part a phase, and several of a gradual one."""
+        return tuple(part for phase in self.phases for part in phase.parts(num_layers))
 
-    def factors(self, phase: Phase, num_layers: int) -> dict[str, float]:
-        """Group -> its rate in a phase as a share of `peak`; 0 where it waits."""
-        peak, rates = self.peak.rates(num_layers), phase.distribution.rates(num_layers)
-        return {group: rate / peak[group] if rate else 0.0 for group, rate in rates.items()}
+    def part_starts(self, total_steps: int | None, num_layers: int) -> tuple[int, ...]:
+        """The step of the optimizer, from 0, in which each of `parts` begins; a part of 0 steps is passed over.
+
+        Raises:
+            InvalidPlanError: as `starts`.
+        """
+        starts = self.starts(total_steps)
+        ends = [*starts[1:], total_steps or 0]  # the last is used by a gradual phase alone, whose stage has a length
+        begins: list[int] = []
+        for phase, start, end in zip(self.phases, starts, ends, strict=True):
+            count = len(phase.parts(num_layers))
+            begins += [start + round((end - start) * part / count) if part else start for part in range(count)]
+        return tuple(begins)
+
+    def factors(self, num_layers: int) -> tuple[dict[str, float], ...]:
+        """Group -> its rate as a share of `peak` in each of `parts`; 0 where it waits."""
+        peak = self.peak.rates(num_layers)
+        return tuple(
+            {group: rate / peak[group] if rate else 0.0 for group, rate in part.items()}
+            for part in self.parts(num_layers)
+        )
+
+    @property
+    def waits(self) -> bool:
+        """Whether a layer may wait in one part that trains in another."""
+        return any(phase.gradual or phase.distribution.can_freeze for phase in self.phases)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -177,6 +228,21 @@ class Phases:
 
 
 StageRates = LRDistribution | Phases
+
+
+def part_at(step: int, starts: Sequence[int]) -> int:
+    """The index of the part of a stage to which a step belongs.
+
+    Args:
+        step: counted from 0.
+        starts: what `Phases.part_starts` returned.
+    """
+    return max(index for index, start in enumerate(starts) if start <= step)
+
+
+def first_rates(rates: StageRates) -> LRDistribution:
+    """The distribution itself, or that of the first phase."""
+    return rates.phases[0].distribution if isinstance(rates, Phases) else rates
 
 
 def highest(rates: StageRates) -> LRDistribution:
@@ -266,11 +332,14 @@ def _stage_from(data: Any, number: int) -> StageRates:
 
 
 def _phase_from(data: Any, where: str) -> Phase:
-    if not isinstance(data, Mapping) or not {"distribution"} <= set(data) <= {"distribution", "share", "steps"}:
+    keys = {"distribution", "share", "steps", "gradual"}
+    if not isinstance(data, Mapping) or not {"distribution"} <= set(data) <= keys:
         raise InvalidPlanError(
-            f"A phase ({where}) is a mapping with the keys distribution and share or steps; got {shown(data)}."
+            f"A phase ({where}) is a mapping with the keys distribution and share or steps, and gradual (true or "
+            f"false); got {shown(data)}."
         )
-    return Phase(_distribution_from(data["distribution"], where), data.get("share"), data.get("steps"))
+    rates = _distribution_from(data["distribution"], where)
+    return Phase(rates, data.get("share"), data.get("steps"), data.get("gradual", False))
 
 
 def _distribution_from(data: Any, where: str) -> LRDistribution:

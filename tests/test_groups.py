@@ -17,6 +17,7 @@ from lr_dist.errors import (
     InvalidRateError,
     NothingToTrainError,
 )
+from lr_dist.presets import resolve_plan
 
 
 def names_of(model: torch.nn.Module, group: dict[str, Any]) -> set[str]:
@@ -34,6 +35,17 @@ def test_groups_are_in_the_order_of_depth_with_their_rates() -> None:
 def test_layer_wise_decay_gives_the_head_the_rate_and_each_layer_below_less() -> None:
     groups = param_groups(tiny.bert(), "decay:lr=4e-4,factor=0.5")
     assert [g["lr"] for g in groups] == pytest.approx([4e-4 / 16, 4e-4 / 8, 4e-4 / 4, 4e-4 / 2, 4e-4])
+
+
+def test_of_a_plan_groups_get_the_first_phase_of_the_first_stage() -> None:
+    head = "flat:lr=1e-3,freeze=embeddings..layers.-1"
+    model = tiny.bert()
+    groups = param_groups(model, f"{head} @ 20% > flat:lr=1e-4 | flat:lr=1e-5")
+    assert {group["name"]: group["lr"] for group in groups} == {"head": 1e-3}
+    assert not model.bert.embeddings.word_embeddings.weight.requires_grad
+    second = resolve_plan(f"flat:lr=1e-4 | {head} @ 20% > flat:lr=1e-4").stage(1)
+    assert [group["name"] for group in param_groups(tiny.bert(), second)] == ["head"]
+    assert len(param_groups(tiny.bert(), "flat:lr=1e-4 @ gradual")) == 5
 
 
 def test_every_parameter_is_in_exactly_one_group() -> None:

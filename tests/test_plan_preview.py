@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,22 @@ def test_the_preview_is_what_a_fit_does() -> None:
     assert stage.starts == (0, 2)
     for group, rates in stage.rates.items():
         assert seen.rates[group] == pytest.approx(rates, rel=1e-12), group
+
+
+def test_the_preview_of_a_gradual_phase_is_a_staircase() -> None:
+    [stage] = preview(resolve_plan("flat:lr=1e-3 @ gradual 50% > flat:lr=1e-4"), 2, 16, schedule="constant", warmup=0)
+    assert stage.starts == (0, 8)
+    waits = {group: rates.count(0.0) for group, rates in stage.rates.items()}
+    assert waits == {"embeddings": 6, "layers.0": 4, "layers.1": 2, "head": 0}
+    assert stage.rates["embeddings"] == [0.0] * 6 + [1e-3] * 2 + [1e-4] * 8
+
+
+def test_the_help_shows_single_percent_signs(capsys: pytest.CaptureFixture[str]) -> None:
+    with contextlib.suppress(SystemExit):
+        main(["plan", "--help"])
+    output = capsys.readouterr().out
+    assert "20% >" in output
+    assert "%%" not in output
 
 
 def test_stages_and_errors() -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 from typing_extensions import override
 
 from lr_dist._callback.changes import unwrapped
-from lr_dist._callback.phase_clock import PhaseClock
+from lr_dist._callback.layer_switch import LayerSwitch, is_compiled, recomputes
+from lr_dist._callback.phase_clock import PhaseClock, total_steps
 from lr_dist._lightning import (
     Callback,
     FSDPStrategy,
@@ -46,20 +46,19 @@ class Gradual(Callback):
         self.schedule = schedule
         self.clock = PhaseClock(phases)
         self._optimizer: Optimizer | None = None
-        self._parameters: dict[str, list[nn.Parameter]] = {}
+        self._layers = LayerSwitch()
         self._warmup: dict[str, int] = {}
         # Steps of the optimizer as Lightning counts them, including those that a gradient scaler skips.
         self._steps = 0
         self._started: dict[str, int] = {}
         self._training: set[str] = set()
-        self._switched_off: dict[str, list[nn.Parameter]] = {}
         self._may_switch = False
         self._direct_steps = 0
         self._hook: RemovableHandle | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the objects of the running fit: a copy serves another fit."""
-        free: dict[str, Any] = {"_optimizer": None, "_parameters": {}, "_switched_off": {}, "_hook": None}
+        free: dict[str, Any] = {"_optimizer": None, "_layers": LayerSwitch(), "_hook": None}
         return {**kept(self), **free}
 
     @property
@@ -108,22 +107,17 @@ class Gradual(Callback):
         self._remove_hook()
         self._hook = optimizer.register_step_post_hook(self._on_step_of_torch)
         self._optimizer = optimizer
-        switched_off = {id(p) for parameters in self._switched_off.values() for p in parameters}
-        self._parameters = {}
-        for group in optimizer.param_groups:
-            # Layers with rate 0 and those that the user froze are not in the schedule.
-            if group["layer_lr"] and any(p.requires_grad or id(p) in switched_off for p in group["params"]):
-                self._parameters.setdefault(_layer(group), []).extend(group["params"])
+        self._layers.attach(optimizer)
 
     def describe(self) -> dict[str, str]:
         """For each group of the optimizer, when it starts; an empty text if it never trains."""
         if self._optimizer is None:
             return {}
-        starts = self.schedule.starts(list(self._parameters))
+        starts = self.schedule.starts(list(self._layers.parameters))
         unit = "epoch" if self.schedule.every_n_epochs is not None else "step"
         described = {}
         for group in self._optimizer.param_groups:
-            layer = _layer(group)
+            layer = layer_of(group["name"])
             warmup = f"warm-up {self._warmup[layer]}" if self._warmup[layer] else ""
             start = f"{unit} {starts[layer]}" if self.schedule and layer in starts else ""
             parts = [start, warmup if start else "", self.clock.describe(layer) if layer in starts else ""]
@@ -147,9 +141,9 @@ class Gradual(Callback):
             steps = state["steps"]
             self.clock.load(state)
             stepped = {layer for layer, start in state["started"].items() if start < steps}
-            self._switch_off(
+            self._layers.switch_off(
                 layer
-                for layer in self._parameters
+                for layer in self._layers.parameters
                 if layer not in stepped or not self.clock.trained_before(layer, steps)
             )
 
@@ -158,7 +152,7 @@ class Gradual(Callback):
         if state:
             self._steps, self._started = state["steps"], dict(state["started"])
             self.clock.load(state)
-        self._switch_on(list(self._switched_off))
+        self._layers.switch_all_on()
 
     # Hooks -----------------------------------------------------------------------------------------------
 
@@ -172,9 +166,10 @@ class Gradual(Callback):
         self._may_switch = (
             isinstance(trainer.strategy, SingleDeviceStrategy)
             and pl_module.automatic_optimization
-            and not any(_is_compiled(m) or getattr(m, "gradient_checkpointing", False) for m in pl_module.modules())
+            and not any(is_compiled(m) or recomputes(m) for m in pl_module.modules())
         )
-        self.clock.begin(trainer, pl_module)
+        if self.clock:
+            self.clock.begin(total_steps(trainer, pl_module))
         self._refresh(trainer)
         self._warn_of_layers_out_of_reach(trainer, pl_module)
 
@@ -197,8 +192,7 @@ class Gradual(Callback):
             return
         # Once more: with manual optimization there may be several steps in a batch.
         self._refresh(trainer)
-        for parameter in self._waiting():
-            parameter.grad = None
+        self._layers.drop_gradients(self._training)
         self._steps += 1
         self._direct_steps -= 1
 
@@ -225,7 +219,7 @@ class Gradual(Callback):
         """Start the layers that are due, and set the factors of the next step."""
         if self._optimizer is None:
             return
-        layers = list(self._parameters)
+        layers = list(self._layers.parameters)
         before = self._started
         self._started = self.schedule.started(layers, before, step=self._steps, epoch=trainer.current_epoch)
         phase = self.clock.factors(self._steps) or {}
@@ -237,26 +231,7 @@ class Gradual(Callback):
         StepFactors.of(self._optimizer).set(_NAME, factors)
         # A layer never starts within an accumulation window, because steps and epochs do not change there.
         if self._may_switch:
-            self._switch_on(self._training)
-            self._switch_off(layer for layer in layers if layer not in self._training)
-
-    def _switch_on(self, layers: Iterable[str]) -> None:
-        for layer in layers:
-            for parameter in self._switched_off.pop(layer, ()):
-                parameter.requires_grad_(True)
-
-    def _switch_off(self, layers: Iterable[str]) -> None:
-        for layer in layers:
-            if layer not in self._switched_off:
-                self._switched_off[layer] = [p for p in self._parameters[layer] if p.requires_grad]
-                for parameter in self._switched_off[layer]:
-                    parameter.requires_grad_(False)
-                    parameter.grad = None
-
-    def _waiting(self) -> Iterator[nn.Parameter]:
-        for layer, parameters in self._parameters.items():
-            if layer not in self._training:
-                yield from parameters
+            self._layers.switch(self._training)
 
     def _show(self) -> None:
         if self._optimizer is not None:
@@ -281,13 +256,13 @@ class Gradual(Callback):
             StepFactors.of(self._optimizer).remove(_NAME)
             self.hide()
         self._remove_hook()
-        self._switch_on(list(self._switched_off))
-        self._optimizer, self._parameters = None, {}
+        self._layers.release()
+        self._optimizer = None
         _leave(trainer)
 
     def _warn_of_layers_out_of_reach(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         last = _last_turn(trainer, pl_module, self.schedule)
-        starts = self.schedule.starts(list(self._parameters))
+        starts = self.schedule.starts(list(self._layers.parameters))
         late = [layer for layer, start in starts.items() if start > last and layer not in self._started]
         if late:
             unit = "epoch" if self.schedule.every_n_epochs is not None else "step"
@@ -322,15 +297,6 @@ def _leave(trainer: Any) -> None:
     others = [callback for callback in trainer.callbacks if not isinstance(callback, (Gradual, _Last))]
     if len(others) < len(trainer.callbacks):
         trainer.callbacks = others
-
-
-def _layer(group: Mapping[str, Any]) -> str:
-    return layer_of(group["name"])
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    # By name, because importing it loads the compiler.
-    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
 
 
 def _last_turn(trainer: Any, pl_module: L.LightningModule, schedule: LayerSchedule) -> float:

@@ -23,7 +23,8 @@ def parser() -> ArgumentParser:
     p.add_argument(
         "plan",
         type=str,
-        help="Preset, YAML file, or text: flat:lr=1e-4, 'A | B' (B from the second task on), 'A @ 20%% > B' (phases).",
+        help="Preset, YAML file, or text: flat:lr=1e-4, 'A | B' (B from the second task on), 'A @ 20% > B' (phases), "
+        "'A @ gradual' (one more layer at a time, from the head down).",
     )
     p.add_argument("--model", type=str | None, help="Model whose number of layers to use: minilm, a name, or a path.")
     p.add_argument("--layers", type=int, default=12, help="Number of layers, if no model is given.")

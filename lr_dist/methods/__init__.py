@@ -12,6 +12,7 @@ from lr_dist.methods.context import StageContext
 from lr_dist.methods.der import DER
 from lr_dist.methods.ema import EMA
 from lr_dist.methods.ewc import EWC
+from lr_dist.methods.finch import Finch
 from lr_dist.methods.freeze import Freeze
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
@@ -34,6 +35,7 @@ METHODS: dict[str, type[Method]] = {
         DER,
         EMA,
         EWC,
+        Finch,
         Freeze,
         Interpolate,
         Joint,
@@ -65,6 +67,7 @@ __all__ = [
     "EMA",
     "EWC",
     "METHODS",
+    "Finch",
     "Freeze",
     "Interpolate",
     "Joint",

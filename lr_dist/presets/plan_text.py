@@ -1,4 +1,4 @@
-"""The text form of a rate plan: `A | B`, `A @ 20% > B`, `A*0.5`."""
+"""The text form of a rate plan: `A | B`, `A @ 20% > B`, `A @ gradual`, `A*0.5`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidPlanError, shown
-from lr_dist.rate_plan import Phase, Phases, RatePlan, StageRates
+from lr_dist.rate_plan import GRADUAL, Phase, Phases, RatePlan, StageRates
 
 Read = Callable[[str], LRDistribution | RatePlan]
 
@@ -21,7 +21,8 @@ def parse_plan(text: str, read: Read) -> RatePlan:
     """Read a plan's text.
 
     Args:
-        text: `A` in all stages, `A | B` (B from the second stage on); each with phases, `A @ 20% > B`.
+        text: `A` in all stages, `A | B` (B from the second stage on); each with phases, `A @ 20% > B`. In `A @ gradual`
+            or `A @ gradual 50% > B`, the layers start one after the other, from the head down.
         read: reads the text of one distribution, or the name of a plan.
 
     Raises:
@@ -52,7 +53,7 @@ def _stage(text: str, whole: str, read: Read) -> StageRates | RatePlan:
     parts = text.split(">")
     if len(parts) == 1 and "@" not in text:
         return _rates(text, read)
-    if len(parts) == 1:
+    if len(parts) == 1 and not re.search(rf"@\s*{GRADUAL}\b", text):
         raise InvalidPlanError(f"No phase follows {shown(text.strip())}; write what comes then: A @ 20% > B.")
     return Phases(tuple(_phase(part, text, read) for part in parts))
 
@@ -64,13 +65,18 @@ def _phase(text: str, whole: str, read: Read) -> Phase:
     distribution = _distribution(rates, read)
     if not at:
         return Phase(distribution)
+    first, _, rest = length.partition(" ")
+    gradual = first == GRADUAL
+    length = rest.strip() if gradual else length
+    if gradual and not length:
+        return Phase(distribution, gradual=True)
     if match := _PERCENT.fullmatch(length):
-        return Phase(distribution, share=float(match[1]) / 100)
+        return Phase(distribution, share=float(match[1]) / 100, gradual=gradual)
     if match := _STEPS.fullmatch(length):
-        return Phase(distribution, steps=int(match[1]))
+        return Phase(distribution, steps=int(match[1]), gradual=gradual)
     raise InvalidPlanError(
-        f"The length {shown(length)} of the phase {shown(text.strip())} is not valid; write 20% (of the stage's steps) "
-        "or 100 steps."
+        f"The length {shown(length)} of the phase {shown(text.strip())} is not valid; write 20% (of the stage's "
+        "steps), 100 steps, or gradual 20%."
     )
 
 

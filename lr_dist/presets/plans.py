@@ -24,8 +24,10 @@ def resolve_plan(spec: Spec) -> RatePlan:
 
     Args:
         spec: any form that `resolve_distribution` takes, for one distribution in all stages; in text also `A | B` (B
-            from the second stage on), `A @ 20% > B` or `A @ 100 steps > B` (phases of a stage), and `A*0.5` (every
-            rate times a number); a mapping with `stages`, as of `RatePlan.to_dict`, or a YAML file that holds one.
+            from the second stage on), `A @ 20% > B` or `A @ 100 steps > B` (phases of a stage), `A @ gradual` or
+            `A @ gradual 50% > B` (a phase in which the layers start one after the other, from the head down), and
+            `A*0.5` (every rate times a number); a mapping with `stages`, as of `RatePlan.to_dict`, or a YAML file that
+            holds one.
 
     Raises:
         LRDistError: what `resolve_distribution` raises.

@@ -23,6 +23,7 @@ from lr_dist.sequence.arm import Arm, parse_arms
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
+from lr_dist.sequence.heavy_tail import check_settings, needs_weights, with_rates_of
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.observers import Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked
@@ -70,7 +71,11 @@ class Comparison:
         Raises:
             LRDistError: an invalid model, task, arm or setting, each with its named error.
         """
-        arms = parse_arms(config.all_arms)
+        specs = config.all_arms
+        by_weights = any(needs_weights(spec) for spec in specs)
+        for spec in specs:
+            check_settings(spec)
+        arms = {} if by_weights else parse_arms(specs)
         bench = Bench.prepare(
             config.model,
             config.tasks,
@@ -81,6 +86,8 @@ class Comparison:
             data_seed=config.data_seed,
             start=config.start,
         )
+        if by_weights:
+            arms = parse_arms([with_rates_of(spec, bench.backbone) for spec in specs])
         for arm in arms.values():
             methods = arm.build_methods()
             check_methods_of_start(bench, methods)

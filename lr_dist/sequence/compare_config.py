@@ -32,7 +32,8 @@ class CompareConfig(SequenceConfig):
     arms: tuple[str | Mapping[str, Any], ...] = ()
     """More to compare: distributions with methods of their own ('flat:lr=1e-4 + l2-sp:alpha=0.01'), with other rates
     from the second task on ('flat:lr=1e-4 | decay:lr=4e-4,factor=0.7'), or from a share of the steps on
-    ('flat:lr=1e-4 @ 20% > flat:lr=1e-5')."""
+    ('flat:lr=1e-4 @ 20% > flat:lr=1e-5'), with layers that start one after the other ('flat:lr=1e-4 @ gradual'), or
+    with rates from the spectra of the model's weights ('heavy-tail:lr=1e-4,s1=0.5,s2=1.5')."""
 
     keep_stages: bool = True
     """Train the stages that arms share once: their weights are kept in the output folder until no run needs them. The
