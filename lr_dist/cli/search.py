@@ -87,8 +87,9 @@ def run(settings: Namespace) -> int:
 
     console = terminal()
     config = _config(settings)
-    storage = settings.storage or default_storage(checked_folder(settings.output))
-    search = Search(config, storage, settings.study, settings.workers)
+    folder = checked_folder(settings.output)
+    storage = settings.storage or default_storage(folder)
+    search = Search(config, storage, settings.study, settings.workers, folder)
     console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
     precision = search.prepare()
     if precision.asked == AUTO:
@@ -198,12 +199,12 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
 
 
 def _best(trial: FrozenTrial) -> Mapping[str, str]:
-    from lr_dist.search.trials.summary import distribution_of, not_learned
+    from lr_dist.search.trials.summary import not_learned, plan_of
 
     rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})"}
     # The studies of the references keep less.
     if "distribution" in trial.user_attrs:
-        rows["distribution"] = str(distribution_of(trial))
+        rows["distribution"] = str(plan_of(trial))
     for sequence in trial.user_attrs.get("sequences", ()):
         scores = f"p_o {sequence['p_o']:.3f}, p_s {sequence['p_s']:.3f} (majority class {sequence['baseline'][-1]:.3f})"
         rows[" > ".join(sequence["tasks"])] = scores

@@ -13,6 +13,7 @@ from lr_dist.reading import expanded
 from lr_dist.search.combining.combine import ScoredRates
 from lr_dist.search.combining.kenneweg2022 import read_trials
 from lr_dist.search.space import Space
+from lr_dist.search.space.space import is_flat
 from lr_dist.search.trials.checked import checked_identity, space_of
 from lr_dist.search.trials.summary import complete_trials, feasible
 
@@ -42,7 +43,12 @@ class Source:
 
     def without_flat(self) -> Source:
         """The same source without flat trials (one rate everywhere)."""
-        kept = tuple(t for t in self.trials if len(set(t.rates.values())) > 1)
+        searched = self.space.searched
+        kept = tuple(
+            t
+            for t in self.trials
+            if not is_flat(self.space.distribution({name: t.rates[name] for name in searched if name in t.rates}))
+        )
         return Source(self.name, kept, self.space, self.model, self.seeds)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, listed, shown
+from lr_dist.rate_plan import RatePlan
 from lr_dist.search.combining.combine import (
     PAPER_BASE,
     ScoredRates,
@@ -20,9 +20,10 @@ from lr_dist.search.combining.combine import (
 from lr_dist.search.combining.preset import DIGITS
 from lr_dist.search.engine.slots import by_slot
 from lr_dist.search.space import Space
+from lr_dist.search.space.space import is_flat
 from lr_dist.search.trials.checked import checked_identity, checked_trials, space_of
 from lr_dist.search.trials.record import TrialRecord
-from lr_dist.search.trials.summary import best_trial, distribution_of, feasible
+from lr_dist.search.trials.summary import best_trial, distribution_of, feasible, plan_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -116,15 +117,20 @@ class Findings:
         """The slots in these states."""
         return [trial for trial in self.trials if trial.state in states]
 
+    def searched_plan(self, trial: FrozenTrial) -> RatePlan:
+        """The distributions of the stages whose rates are searched."""
+        plan = plan_of(trial)
+        return RatePlan(plan.stages[1:]) if "first" in self.identity and len(plan.stages) > 1 else plan
+
     @property
-    def mean_distribution(self) -> LRDistribution | None:
-        """The distribution of `mean`."""
-        return self.space.distribution(self.mean) if self.mean else None
+    def mean_distribution(self) -> RatePlan | None:
+        """The rates of `mean`, of all stages that are searched."""
+        return self.space.plan(self.mean) if self.mean else None
 
     @property
     def best_flat(self) -> FrozenTrial | None:
         """The best flat trial that is complete and feasible; None if there is none, or for several objectives."""
-        return next((trial for trial in self.ranked if is_flat(trial)), None)
+        return next((trial for trial in self.ranked if is_flat_trial(trial)), None)
 
     @property
     def titles(self) -> list[str]:
@@ -138,9 +144,10 @@ def _tasks(trial: FrozenTrial) -> list[list[str]]:
     return [scores.tasks for scores in TrialRecord.of(trial).scores]
 
 
-def is_flat(trial: FrozenTrial) -> bool:
-    """Whether a trial has one rate everywhere, with nothing frozen."""
-    return len(set(distribution_of(trial).rates(12).values())) == 1
+def is_flat_trial(trial: FrozenTrial) -> bool:
+    """Whether a trial has one rate everywhere in the stages that are searched, with nothing frozen."""
+    searched = plan_of(trial).stages[-1]
+    return searched == distribution_of(trial) and is_flat(distribution_of(trial))
 
 
 def front_of(points: Sequence[tuple[float, ...]]) -> list[int]:

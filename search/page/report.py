@@ -12,6 +12,7 @@ from optuna.trial import TrialState
 
 from lr_dist.distribution import check_num_layers
 from lr_dist.extras import require_libraries
+from lr_dist.rate_plan import STAGES
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.numbers import number
 from lr_dist.search.engine.storage import shown_storage
@@ -19,7 +20,7 @@ from lr_dist.search.page import figures
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.page.importance import importances
 from lr_dist.search.page.tables import environments, failures, rates_table, trial_row, unlearned
-from lr_dist.search.trials.summary import distribution_of, not_learned
+from lr_dist.search.trials.summary import not_learned, plan_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -128,15 +129,22 @@ def _commands(findings: Findings, storage: str) -> dict[str, str]:
     """Commands to use the result, compare it, and make a preset of it."""
     commands = {"use": "", "compare": "", "combine": ""}
     if findings.best is not None:
-        text = str(distribution_of(findings.best))
-        commands["use"] = f'LayerwiseLR("{text}")'
+        searched = findings.searched_plan(findings.best).stages
+        commands["use"] = "\n".join(f'LayerwiseLR("{stage}")' for stage in searched)
+        if len(searched) > 1:
+            commands["use"] += "  # from the second task on"
         flat = findings.best_flat
-        distributions = dict.fromkeys([*([str(distribution_of(flat))] if flat else []), text])
+        arms = list(dict.fromkeys(str(plan_of(trial)) for trial in (flat, findings.best) if trial))
+        several = any(STAGES in arm for arm in arms)
+        method = findings.identity["settings"]["method"]
+        if several and method != "finetune":
+            # --method adds to distributions only.
+            arms = [f"{arm} + {method}" for arm in arms]
         commands["compare"] = shlex.join(
             [
                 *("lr-dist", "compare", "--model", findings.identity["model"]),
                 *("--tasks", *_tasks(findings.identity["sequences"][0])),
-                *("--distributions", *distributions),
+                *("--arms" if several else "--distributions", *arms),
                 *("--seeds", "0", "1", "2", "3", "4"),
                 *_training(findings.identity),
             ]

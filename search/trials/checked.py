@@ -11,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, LRDistError, shown
+from lr_dist.rate_plan import RatePlan
 from lr_dist.search.engine.slots import ERROR, LABEL, REASON, slot_of
 from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.space import Space
@@ -63,6 +64,7 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
             f"{where} has data fingerprints of {len(identity['data'])} sequences, but "
             f"{len(identity['sequences'])} sequences. Restore it from a backup, or start a new study."
         )
+    _expect(where, "first", identity.get("first", ""), _is_text, "text")
     layers = identity.get("num_layers", 1)
     _expect(where, "num_layers", layers, _is_count, "a whole number from 1")
     space_of(study.study_name, identity)
@@ -94,6 +96,11 @@ def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
             LRDistribution.from_dict(trial.user_attrs["distribution"])
         except (LRDistError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidTrialsError(f"{where} distribution is invalid ({error}).") from error
+    if "plan" in trial.user_attrs:
+        try:
+            RatePlan.from_dict(trial.user_attrs["plan"])
+        except (LRDistError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise InvalidTrialsError(f"{where} plan is invalid ({error}).") from error
     for name, value in _constraints(where, trial).items():
         _expect(where, f"constraint {name}", value, _is_number, "a finite number")
     if trial.state != TrialState.COMPLETE:

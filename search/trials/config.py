@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lr_dist.errors import ConfigurationError, shown
+from lr_dist.rate_plan import RatePlan, StageRates
 from lr_dist.search.space import Space
 from lr_dist.sequence.base_config import SequenceConfig
 from lr_dist.sequence.settings import SequenceSettings
@@ -95,6 +96,14 @@ class SearchConfig(SequenceConfig):
     sampler_seed: int | None = None
     """Seed of the sampler, which makes the trials of a single worker repeatable; by default another one each time."""
 
+    first: str | None = None
+    """Rates of the first task, flat:lr=1e-4, the same in every trial: only those of the later tasks are searched, and
+    the first task is learned once for each sequence and seed."""
+
+    keep_stages: bool = True
+    """With --first: keep the weights after the first task in the output folder until the study is complete, so that
+    all trials go on from them. The results are the same without (true or false)."""
+
     settings: SequenceSettings = field(
         default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"), kw_only=True
     )
@@ -111,6 +120,13 @@ class SearchConfig(SequenceConfig):
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
         if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds must be one or more whole numbers from 0, not {shown(self.seeds)}.")
+        if self.first is not None:
+            _ = self.first_rates
+            if self.space.staged:
+                raise ConfigurationError(
+                    "A staged space searches a factor for the later tasks; with --first they have rates of their own. "
+                    "Leave out --first, or --staged true."
+                )
         if self.methods:
             # Imported here: methods are Lightning callbacks, and reading a study must not import Lightning.
             from lr_dist.methods import build_method
@@ -129,6 +145,30 @@ class SearchConfig(SequenceConfig):
         """Optuna's direction for each objective."""
         return ["maximize"] * (2 if self.goal.mode == "pareto" else 1)
 
+    @property
+    def first_rates(self) -> StageRates | None:
+        """The rates of the first stage; None if they are searched.
+
+        Raises:
+            ConfigurationError: more than one stage.
+            LRDistError: an invalid text.
+        """
+        if self.first is None:
+            return None
+        from lr_dist.presets import resolve_plan
+
+        plan = resolve_plan(self.first)
+        if len(plan.stages) > 1:
+            raise ConfigurationError(
+                f"--first gives the rates of the first task; {shown(self.first)} has {len(plan.stages)} stages."
+            )
+        return plan.stages[0]
+
+    def with_first(self, plan: RatePlan) -> RatePlan:
+        """The plan of a trial: `plan`, from the second stage on if the first one's rates are given."""
+        first = self.first_rates
+        return plan if first is None else RatePlan((first, *plan.stages))
+
     def identity(self, weights: str, data: Sequence[Sequence[str]]) -> dict[str, Any]:
         """The configuration that must stay the same within a study; `trials`, `queued` and `sampler_seed` may change.
 
@@ -136,6 +176,7 @@ class SearchConfig(SequenceConfig):
             weights: fingerprint of the model's weights.
             data: fingerprints of the tasks of each sequence.
         """
+        first = self.first_rates
         return {
             "model": self.model,
             "weights": weights,
@@ -146,6 +187,8 @@ class SearchConfig(SequenceConfig):
             "seeds": list(self.seeds),
             "limit": self.limit,
             "settings": self.settings.identity(self.methods),
+            # Left out where it is not used: studies made before must be found as they were written.
+            **({} if first is None else {"first": str(first)}),
         }
 
 

@@ -20,6 +20,7 @@ from lr_dist.search.trials.objective import Reference, p_s
 from lr_dist.search.trials.record import TrialRecord
 from lr_dist.search.trials.trial import ReferenceObjective
 from lr_dist.sequence.bench import Bench
+from lr_dist.sequence.stage_store import StageStore
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -45,6 +46,7 @@ def run_references(
     config: SearchConfig,
     benches: Sequence[Bench],
     *,
+    store: StageStore | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[Reference] | None:
     """Run the missing reference trials, together with the other workers; None if `stopped` returned True.
@@ -57,7 +59,8 @@ def run_references(
         best = []
         for part in reference_benches(config.goal, bench):
             study = open_reference(storage, part, config)
-            objective = ReferenceObjective(part, config.seeds, config.methods)
+            # Tasks that are learned alone have no first stage in common with the trials.
+            objective = ReferenceObjective(part, config, store if len(part.tasks) > 1 else None)
             drain(study, objective, reference_plan(config.goal), stopped=stopped)
             if stopped():
                 return None
@@ -68,13 +71,16 @@ def run_references(
 
 def open_reference(storage: BaseStorage, bench: Bench, config: SearchConfig) -> Study:
     """The reference study of a bench. Its name is a hash of everything that the scores depend on."""
-    content = {
+    content: dict[str, Any] = {
         "weights": bench.model_info["fingerprint"],
         "tasks": [[task.name, task.fingerprint] for task in bench.tasks],
         "settings": bench.settings.identity(config.methods),
         "seeds": list(config.seeds),
         "rates": list(config.goal.reference_rates),
     }
+    first = config.first_rates
+    if first is not None and len(bench.tasks) > 1:
+        content["first"] = str(first)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
     name = f"{PREFIX}{'>'.join(task.name for task in bench.tasks)}/{digest}"
     return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import ConfigurationError
@@ -23,12 +24,14 @@ class Search:
         storage: URL of the storage.
         study: name of the study.
         workers: number of processes on this machine.
+        folder: the output folder, where first stages are kept that all trials share; None to learn them in each trial.
     """
 
     config: SearchConfig
     storage: str
     study: str
     workers: int = 1
+    folder: Path | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or not 1 <= self.workers <= 256:
@@ -150,6 +153,7 @@ class _Work:
         remember(self.measured)
         from lr_dist.search.engine.storage import open_storage, storage_errors
         from lr_dist.search.engine.worker import drain
+        from lr_dist.search.trials.first_stages import first_stages
         from lr_dist.search.trials.precision import in_precision_of_study
         from lr_dist.search.trials.references import run_references
         from lr_dist.search.trials.study import open_study, plan
@@ -161,7 +165,8 @@ class _Work:
         benches = load_benches(config)
         with storage_errors(storage), interrupts_held_back():
             study = open_study(storage, self.search.study, config, identity(config, benches))
-            references = run_references(storage, config, benches)
+            store = first_stages(self.search.folder, config, benches, config.seeds)
+            references = run_references(storage, config, benches, store=store)
             if references is not None:
-                objective = SequenceObjective(config, benches, references)
+                objective = SequenceObjective(config, benches, references, store)
                 drain(study, objective, plan(config, benches[0].model_info["num_layers"]))

@@ -37,6 +37,8 @@ def open_study(storage: BaseStorage, name: str, config: SearchConfig, identity: 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     new = json.loads(json.dumps(identity))
     tasks = sum(len(fingerprints) for fingerprints in new["data"])
+    if config.first is not None:
+        tasks -= len(new["data"])
     parts: dict[str, Any] = {"sampler": sampler(config), "pruner": pruner(config, tasks)}
     directions = [optuna.study.StudyDirection.MAXIMIZE] * len(config.directions)
     try:
@@ -87,7 +89,7 @@ def pruner(config: SearchConfig, tasks: int) -> Any:
 
     Args:
         config: of the study.
-        tasks: number of tasks in all sequences together; the halves of a shift count as two.
+        tasks: number of tasks in all sequences together whose rates are searched; the halves of a shift count as two.
     """
     from optuna.pruners import HyperbandPruner, NopPruner
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
+from lr_dist.rate_plan import RatePlan
 from lr_dist.search.engine.slots import by_slot, settled
 from lr_dist.search.trials.checked import checked_trials
 from lr_dist.search.trials.precision import precisions
@@ -97,6 +98,13 @@ def distribution_of(trial: FrozenTrial) -> LRDistribution:
     tried = TrialRecord.of(trial).tried
     assert tried is not None, f"trial {trial.number} has not started"
     return tried
+
+
+def plan_of(trial: FrozenTrial) -> RatePlan:
+    """The distributions of all stages of a trial that has started."""
+    planned = TrialRecord.of(trial).planned
+    assert planned is not None, f"trial {trial.number} has not started"
+    return planned
 
 
 def not_learned(trial: FrozenTrial) -> list[str]:

@@ -10,6 +10,7 @@ from optuna import TrialPruned
 from optuna.trial import Trial
 
 from lr_dist.distribution import LRDistribution
+from lr_dist.rate_plan import RatePlan
 from lr_dist.search.trials.config import LEAST_RATE, SearchConfig
 from lr_dist.search.trials.objective import Reference, p_o, p_s, partial, value, violation
 from lr_dist.search.trials.record import SequenceScores, TrialRecord, keep
@@ -20,6 +21,7 @@ from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
 from lr_dist.sequence.metrics import was_learned
 from lr_dist.sequence.observers import EpochEnd, TestAfterEpochs
 from lr_dist.sequence.runner import SequenceRun, run_sequence
+from lr_dist.sequence.stage_store import StageStore
 
 
 class SequenceObjective:
@@ -31,10 +33,18 @@ class SequenceObjective:
         config: of the study.
         benches: one per sequence.
         references: one per sequence.
+        store: of the first stages, see `first_stages`; None to learn them in every trial.
     """
 
-    def __init__(self, config: SearchConfig, benches: Sequence[Bench], references: Sequence[Reference]) -> None:
+    def __init__(
+        self,
+        config: SearchConfig,
+        benches: Sequence[Bench],
+        references: Sequence[Reference],
+        store: StageStore | None = None,
+    ) -> None:
         self.config = config
+        self.store = store
         self.benches = list(benches)
         self.references = list(references)
 
@@ -46,9 +56,11 @@ class SequenceObjective:
             DivergedError: a loss became NaN or infinite.
         """
         goal = self.config.goal
-        distribution = self.config.space.suggest(trial)
-        arm = Arm.of(distribution, self.config.methods)
-        keep(trial, distribution=distribution, environment=describe_environment(self.benches[0].choices()))
+        suggested = self.config.space.suggest_plan(trial)
+        plan = self.config.with_first(suggested)
+        arm = Arm(str(plan), plan, self.config.methods)
+        keep(trial, distribution=suggested.stages[0], **({"plan": plan} if len(plan.stages) > 1 else {}))
+        keep(trial, environment=describe_environment(self.benches[0].choices()))
         runs = list(TrialRecord.of(trial).runs)
         for seed in self.config.seeds:
             before = 0.0
@@ -56,7 +68,7 @@ class SequenceObjective:
                 run = next((r for r in runs if r["seed"] == seed and r["sequence"] == index), None)
                 if run is None:
                     prune = self._pruning(trial, index, before) if seed == self.config.seeds[0] else _no_pruning
-                    run = {"sequence": index, **run_once(bench, arm, seed, prune)}
+                    run = {"sequence": index, **run_once(bench, arm, seed, prune, self.store)}
                     runs.append(run)
                     keep(trial, runs=runs)
                 if goal.mode != "pareto":
@@ -66,17 +78,19 @@ class SequenceObjective:
     def _pruning(self, trial: Trial, index: int, before: float) -> Callable[[EpochEnd], None]:
         """A function that reports the intermediate value after every epoch, and prunes the trial if Hyperband says so.
 
-        The step counts the epochs of all tasks, so trials are compared at the same point of the sequence.
+        The step counts the epochs of all tasks, so trials are compared at the same point of the sequence. Where the
+        rates of the first task are given, its epochs are the same in all trials, and do not count.
         """
         goal, epochs = self.config.goal, self.config.settings.epochs
-        first = sum(len(bench.tasks) for bench in self.benches[:index]) * epochs
+        given = 0 if self.config.first is None else 1
+        first = sum(len(bench.tasks) - given for bench in self.benches[:index]) * epochs
 
         def on_epoch_end(end: EpochEnd) -> None:
-            if goal.mode == "pareto":
+            if goal.mode == "pareto" or end.task < given:
                 return
             intermediate = before + partial(goal, self.references[index], end.scores)
             with interrupts_held_back():
-                trial.report(intermediate, first + end.task * epochs + end.epoch + 1)
+                trial.report(intermediate, first + (end.task - given) * epochs + end.epoch + 1)
                 # Called for queued trials as well, because Hyperband compares only with trials for which it was called;
                 # but queued trials are the controls, so they always run to the end.
                 should_prune = trial.should_prune()
@@ -132,19 +146,28 @@ class SequenceObjective:
 
 
 class ReferenceObjective:
-    """The objective function of a reference study: a flat rate on one sequence, or on one task alone."""
+    """The objective function of a reference study: a flat rate on one sequence, or on one task alone.
 
-    def __init__(self, bench: Bench, seeds: Sequence[int], methods: Sequence[str] = ()) -> None:
+    Args:
+        bench: the sequence, or the task.
+        config: of the study.
+        store: of the first stages.
+    """
+
+    def __init__(self, bench: Bench, config: SearchConfig, store: StageStore | None = None) -> None:
         self.bench = bench
-        self.seeds = tuple(seeds)
-        self.methods = tuple(methods)
+        self.config = config
+        self.store = store
 
     def __call__(self, trial: Trial) -> tuple[float, ...]:
         """The sum over the tasks of score minus majority class, as a mean over the seeds."""
         lr = trial.suggest_float("lr", LEAST_RATE, 1.0, log=True)
         keep(trial, environment=describe_environment(self.bench.choices()))
-        arm = Arm.of(LRDistribution.flat(lr), self.methods)
-        runs = [run_once(self.bench, arm, seed) for seed in self.seeds]
+        plan = RatePlan((LRDistribution.flat(lr),))
+        if len(self.bench.tasks) > 1:
+            plan = self.config.with_first(plan)
+        arm = Arm(str(plan), plan, self.config.methods)
+        runs = [run_once(self.bench, arm, seed, store=self.store) for seed in self.config.seeds]
         keep(trial, runs=runs)
         final = [statistics.fmean(column) for column in zip(*(run["final"] for run in runs), strict=True)]
         keep(trial, final=final)
@@ -152,11 +175,15 @@ class ReferenceObjective:
 
 
 def run_once(
-    bench: Bench, arm: Arm, seed: int, epoch_tested: Callable[[EpochEnd], None] = lambda end: None
+    bench: Bench,
+    arm: Arm,
+    seed: int,
+    epoch_tested: Callable[[EpochEnd], None] = lambda end: None,
+    store: StageStore | None = None,
 ) -> dict[str, Any]:
     """One run as plain data; `final` holds the scores on all tasks after the last stage. Ctrl-C can interrupt it."""
     with interruptible():
-        run: SequenceRun = run_sequence(bench, arm, seed, TestAfterEpochs(epoch_tested))
+        run: SequenceRun = run_sequence(bench, arm, seed, TestAfterEpochs(epoch_tested), store=store)
     return {
         "seed": seed,
         # Recorded per run, because the runs of one trial can come from two workers.
@@ -166,6 +193,7 @@ def run_once(
         "scores": run.scores[-1],
         "seconds": round(run.seconds, 3),
         "train_seconds": round(run.train_seconds, 3),
+        **({"taken_over_seconds": round(run.taken_over_seconds, 3)} if run.taken_over else {}),
         "tokens": run.tokens,
     }
 
