@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.errors import InvalidTrialsError, listed, shown
+from lr_dist.presets import resolve_plan
 from lr_dist.rate_plan import RatePlan
 from lr_dist.search.combining.combine import (
     PAPER_BASE,
@@ -121,6 +122,11 @@ class Findings:
         """The distributions of the stages whose rates are searched."""
         plan = plan_of(trial)
         return RatePlan(plan.stages[1:]) if "first" in self.identity and len(plan.stages) > 1 else plan
+
+    def with_first(self, plan: RatePlan) -> RatePlan:
+        """A plan of the stages that are searched, with the given rates of the first stage before it."""
+        first = self.identity.get("first")
+        return plan if first is None else RatePlan((resolve_plan(first).stages[0], *plan.stages))
 
     @property
     def mean_distribution(self) -> RatePlan | None:

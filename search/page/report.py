@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +9,16 @@ from optuna.trial import TrialState
 
 from lr_dist.distribution import check_num_layers
 from lr_dist.extras import require_libraries
-from lr_dist.rate_plan import STAGES
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.numbers import number
-from lr_dist.search.engine.storage import shown_storage
 from lr_dist.search.page import figures
+from lr_dist.search.page.commands import candidate, commands_of, controls
+from lr_dist.search.page.confirmed import confirmed
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.page.importance import importances
-from lr_dist.search.page.tables import environments, failures, rates_table, trial_row, unlearned
-from lr_dist.search.trials.summary import not_learned, plan_of
+from lr_dist.search.page.tables import confirmed_row, environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.trials.confirmation import flat_rates
+from lr_dist.search.trials.summary import not_learned
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -66,10 +64,10 @@ def render_report(study: Study, *, storage: str, num_layers: int | None = None) 
     if num_layers is None:
         num_layers = findings.identity.get("num_layers", DEFAULT_LAYERS)
     check_num_layers(num_layers)
-    return environment.get_template("report.html").render(**_content(findings, storage, num_layers))
+    return environment.get_template("report.html").render(**_content(study, findings, storage, num_layers))
 
 
-def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
+def _content(study: Study, findings: Findings, storage: str, layers: int) -> dict[str, Any]:
     """The variables of the template."""
     several = bool(findings.complete) and len(findings.complete[0].values) > 1
     pareto = findings.identity["goal"]["mode"] == "pareto"
@@ -78,6 +76,8 @@ def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
     importance = importances(findings.complete, findings.space.searched)
     failed = failures(findings)
     ran_on = environments(findings.trials)
+    rows = confirmed(study, findings)
+    control = controls(findings, rows, flat_rates(study, findings.ranked))
     return {
         "f": findings,
         "identity": findings.identity,
@@ -88,7 +88,9 @@ def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
         "best_missing": not_learned(findings.best) if findings.best else [],
         "front_missing": sum(bool(not_learned(trial)) for trial in findings.front),
         "best_flat": trial_row(findings.best_flat, findings.space) if findings.best_flat else None,
-        "commands": _commands(findings, storage),
+        "commands": commands_of(findings, storage, control, candidate(findings, rows)),
+        "controls": control,
+        "confirmed": [confirmed_row(row) for row in rows],
         "rows": [trial_row(trial, findings.space) for trial in listed],
         "listed_of": len(findings.front if pareto else findings.ranked),
         "rates": rates_table(findings),
@@ -123,46 +125,3 @@ def _counts(findings: Findings) -> dict[str, int]:
         "waiting": TrialState.WAITING,
     }
     return {name: len(findings.with_state(state)) for name, state in states.items()}
-
-
-def _commands(findings: Findings, storage: str) -> dict[str, str]:
-    """Commands to use the result, compare it, and make a preset of it."""
-    commands = {"use": "", "compare": "", "combine": ""}
-    if findings.best is not None:
-        searched = findings.searched_plan(findings.best).stages
-        commands["use"] = "\n".join(f'LayerwiseLR("{stage}")' for stage in searched)
-        if len(searched) > 1:
-            commands["use"] += "  # from the second task on"
-        flat = findings.best_flat
-        arms = list(dict.fromkeys(str(plan_of(trial)) for trial in (flat, findings.best) if trial))
-        several = any(STAGES in arm for arm in arms)
-        method = findings.identity["settings"]["method"]
-        if several and method != "finetune":
-            # --method adds to distributions only.
-            arms = [f"{arm} + {method}" for arm in arms]
-        commands["compare"] = shlex.join(
-            [
-                *("lr-dist", "compare", "--model", findings.identity["model"]),
-                *("--tasks", *_tasks(findings.identity["sequences"][0])),
-                *("--arms" if several else "--distributions", *arms),
-                *("--seeds", "0", "1", "2", "3", "4"),
-                *_training(findings.identity),
-            ]
-        )
-    if findings.ranked:
-        commands["combine"] = shlex.join(
-            ["lr-dist", "combine", findings.name, "--storage", shown_storage(storage), "--output", "combined.yaml"]
-        )
-    return commands
-
-
-def _tasks(sequence: Sequence[Any]) -> list[str]:
-    return [task if isinstance(task, str) else json.dumps(task) for task in sequence]
-
-
-def _training(identity: dict[str, Any]) -> list[str]:
-    settings = identity["settings"]
-    options = [] if identity["limit"] is None else ["--limit", str(identity["limit"])]
-    for key in ("epochs", "batch_size", "max_length", "warmup", "schedule", "weight_decay", "precision", "method"):
-        options += [f"--{key.replace('_', '-')}", str(settings[key])]
-    return options

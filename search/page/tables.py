@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.rate_plan import RatePlan
 from lr_dist.runs.numbers import number
+from lr_dist.search.page.confirmed import Confirmed
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.space import Space
 from lr_dist.search.trials.record import TrialRecord
@@ -82,6 +83,36 @@ def trial_row(trial: FrozenTrial, space: Space) -> TrialRow:
         seconds=record.seconds or 0.0,
         distribution=str(plan_of(trial)),
         rounded=_rounded(trial, space),
+    )
+
+
+@dataclass(frozen=True)
+class ConfirmedRow:
+    """A confirmed distribution: its label, values as text, and its exact text form."""
+
+    label: str
+    searched: str
+    value: str
+    seeds: int
+    difference: str
+    control: bool
+    distribution: str
+
+
+def confirmed_row(confirmed: Confirmed) -> ConfirmedRow:
+    """The row of a confirmed distribution."""
+    difference = "control" if confirmed.control else ""
+    if confirmed.difference is not None:
+        half = confirmed.difference.half
+        difference = _signed(confirmed.difference.mean) + ("" if half is None else f" ± {number(half)}")
+    return ConfirmedRow(
+        label=confirmed.label,
+        searched="" if confirmed.searched is None else f"{confirmed.searched:.4f}",
+        value=_with_sd(confirmed.value, confirmed.sd, 4) + ("" if confirmed.feasible else " (violates the constraint)"),
+        seeds=confirmed.seeds,
+        difference=difference,
+        control=confirmed.control,
+        distribution=str(plan_of(confirmed.trial)),
     )
 
 

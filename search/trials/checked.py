@@ -203,6 +203,10 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ERROR: (_is_text, "text"),
     "seconds": (_is_number, "a finite number"),
     "environment": (_is_environment, "a mapping with versions and machine"),
+    "progress": (
+        lambda value: _is_mapping(value) and all(_is_number(value.get(n)) for n in ("done", "total", "seconds")),
+        "a mapping with the numbers done, total and seconds",
+    ),
     "sequences": (
         lambda value: _is_list(value, _is_sequence) and bool(value),
         "a list of task sequences with their scores",

@@ -13,6 +13,10 @@ from lr_dist.sequence.base_config import SequenceConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 MODES = ("relative", "sum", "constrained", "pareto")
+AUTO, WILCOXON, HYPERBAND, NO_PRUNER = "auto", "wilcoxon", "hyperband", "none"
+PRUNERS = (WILCOXON, HYPERBAND, NO_PRUNER)
+# Wilcoxon's test of four pairs that all differ in one direction has p = 1/16; of three 1/8, above the pruner's 0.1.
+LEAST_INSTANCES = 5
 TaskSpec = str | Mapping[str, Any]
 # The smallest allowed flat reference rate; the largest is 1.
 LEAST_RATE = 1e-9
@@ -93,6 +97,18 @@ class SearchConfig(SequenceConfig):
     queued: tuple[TaskSpec, ...] = ()
     """Distributions to try first; one outside the space is tried as the nearest inside it."""
 
+    pruner: str = "auto"
+    """What stops poor trials early: wilcoxon compares a trial with the best one on the sequences and seeds that it has
+    finished, hyperband after the epochs of the first seed, none stops nothing. auto is wilcoxon with five sequences
+    times seeds or more, and otherwise hyperband."""
+
+    confirm: int = 0
+    """Run that many of the best trials again with fresh seeds when the study is complete, and the flat rates that may
+    be the best."""
+
+    confirm_seeds: int = 3
+    """Number of fresh seeds for --confirm."""
+
     sampler_seed: int | None = None
     """Seed of the sampler, which makes the trials of a single worker repeatable; by default another one each time."""
 
@@ -120,6 +136,16 @@ class SearchConfig(SequenceConfig):
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
         if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds must be one or more whole numbers from 0, not {shown(self.seeds)}.")
+        if not isinstance(self.pruner, str) or self.pruner not in (AUTO, *PRUNERS):
+            raise ConfigurationError(f"pruner must be one of auto, {', '.join(PRUNERS)}, not {shown(self.pruner)}.")
+        if self.goal.mode == "pareto" and self.pruner in (WILCOXON, HYPERBAND):
+            raise ConfigurationError(f"Two objectives cannot be pruned: leave out --pruner {self.pruner}.")
+        for name, least in (("confirm", 0), ("confirm_seeds", 1)):
+            number = getattr(self, name)
+            if not _is_whole(number) or number < least:
+                raise ConfigurationError(f"{name} must be a whole number from {least}, not {shown(number)}.")
+        if self.confirm and self.goal.mode == "pareto":
+            raise ConfigurationError("Two objectives have no best trials: leave out --confirm, or --objective pareto.")
         if self.first is not None:
             _ = self.first_rates
             if self.space.staged:
@@ -146,6 +172,20 @@ class SearchConfig(SequenceConfig):
         return ["maximize"] * (2 if self.goal.mode == "pareto" else 1)
 
     @property
+    def instances(self) -> int:
+        """Number of runs of a trial: sequences times seeds."""
+        return len(self.sequences) * len(self.seeds)
+
+    @property
+    def chosen_pruner(self) -> str:
+        """The pruner of a new study."""
+        if self.goal.mode == "pareto":
+            return NO_PRUNER
+        if self.pruner != AUTO:
+            return self.pruner
+        return WILCOXON if self.instances >= LEAST_INSTANCES else HYPERBAND
+
+    @property
     def first_rates(self) -> StageRates | None:
         """The rates of the first stage; None if they are searched.
 
@@ -170,7 +210,7 @@ class SearchConfig(SequenceConfig):
         return plan if first is None else RatePlan((first, *plan.stages))
 
     def identity(self, weights: str, data: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """The configuration that must stay the same within a study; `trials`, `queued` and `sampler_seed` may change.
+        """The configuration that must stay the same within a study; what is not in it, such as `trials`, may change.
 
         Args:
             weights: fingerprint of the model's weights.

@@ -64,6 +64,7 @@ class TrialRecord:
         value_sd: the standard deviation of each objective over the seeds; None for one seed.
         sequences: `SequenceScores` as plain data.
         seconds: total time of all runs.
+        progress: training steps that are `done`, of a `total`, and the `seconds` they took.
         worker_peak_memory_mb: peak memory of the process at the end of the trial.
         final: the score on each task; for references only.
     """
@@ -80,6 +81,7 @@ class TrialRecord:
     value_sd: Sequence[float | None] = ()
     sequences: Sequence[Mapping[str, Any]] = ()
     seconds: float | None = None
+    progress: Mapping[str, float] | None = None
     worker_peak_memory_mb: float | None = None
     final: Sequence[float] = ()
 
