@@ -68,7 +68,11 @@ def from_study(study: Study) -> Source:
             f"{study.study_name!r} has several objectives, so its trials cannot be ranked. Search with a single one."
         )
     space = space_of(study.study_name, identity)
-    trials = [ScoredRates(t.values[0], {**t.params, **space.fixed}) for t in complete_trials(study) if feasible(t)]
+    trials = [
+        ScoredRates(t.values[0], {**{n: t.params[n] for n in space.searched}, **space.fixed})
+        for t in complete_trials(study)
+        if feasible(t)
+    ]
     if not trials:
         raise InvalidTrialsError(f"{study.study_name!r} has no complete trial yet that satisfies its constraints.")
     name = " + ".join(">".join(str(task) for task in sequence) for sequence in identity["sequences"])

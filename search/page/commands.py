@@ -14,6 +14,7 @@ from lr_dist.rate_plan import STAGES, RatePlan
 from lr_dist.search.engine.storage import shown_storage
 from lr_dist.search.page.confirmed import Confirmed, confirmed
 from lr_dist.search.page.findings import Findings
+from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.confirmation import flat_rates
 from lr_dist.search.trials.summary import plan_of
 
@@ -55,6 +56,8 @@ def commands_of(findings: Findings, storage: str, control: Sequence[str], best: 
         commands["use"] = "\n".join(f'LayerwiseLR("{stage}")' for stage in searched)
         if len(searched) > 1:
             commands["use"] += "  # from the second task on"
+        if findings.identity["goal"]["mode"] == OWN:
+            return {**commands, "combine": _combine(findings, storage)}
         arms = list(dict.fromkeys([*control, str(plan_of(best))]))
         several = any(STAGES in arm for arm in arms)
         method = findings.identity["settings"]["method"]
@@ -70,11 +73,7 @@ def commands_of(findings: Findings, storage: str, control: Sequence[str], best: 
                 *_training(findings.identity),
             ]
         )
-    if findings.ranked:
-        commands["combine"] = shlex.join(
-            ["lr-dist", "combine", findings.name, "--storage", shown_storage(storage), "--output", "combined.yaml"]
-        )
-    return commands
+    return {**commands, "combine": _combine(findings, storage)}
 
 
 def _tasks(sequence: Sequence[Any]) -> list[str]:
@@ -87,6 +86,14 @@ def _training(identity: dict[str, Any]) -> list[str]:
     for key in ("epochs", "batch_size", "max_length", "warmup", "schedule", "weight_decay", "precision", "method"):
         options += [f"--{key.replace('_', '-')}", str(settings[key])]
     return options
+
+
+def _combine(findings: Findings, storage: str) -> str:
+    if not findings.ranked:
+        return ""
+    return shlex.join(
+        ["lr-dist", "combine", findings.name, "--storage", shown_storage(storage), "--output", "combined.yaml"]
+    )
 
 
 def next_commands(study: Study, storage: str) -> list[str]:

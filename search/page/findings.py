@@ -23,6 +23,7 @@ from lr_dist.search.engine.slots import by_slot
 from lr_dist.search.space import Space
 from lr_dist.search.space.space import is_flat
 from lr_dist.search.trials.checked import checked_identity, checked_trials, space_of
+from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.record import TrialRecord
 from lr_dist.search.trials.summary import best_trial, distribution_of, feasible, plan_of
 
@@ -81,7 +82,8 @@ class Findings:
         stored = checked_trials(study)
         trials = sorted(by_slot(stored).values(), key=lambda trial: trial.number)
         current = {trial.number for trial in trials}
-        complete = [t for t in trials if t.state == TrialState.COMPLETE and TrialRecord.of(t).sequences]
+        own = identity["goal"]["mode"] == OWN
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and (own or TrialRecord.of(t).sequences)]
         for trial in complete:
             tasks = _tasks(trial)
             if tasks != _tasks(complete[0]):
@@ -89,7 +91,8 @@ class Findings:
                     f"Trial {trial.number} of {study.study_name!r} learned {shown(tasks)}, not the tasks of trial "
                     f"{complete[0].number}: one of them was altered. Restore the study from a backup."
                 )
-            if set(trial.params) != set(space.searched):
+            # A program can ask for parameters that are not of the space.
+            if not own and set(trial.params) != set(space.searched):
                 raise InvalidTrialsError(
                     f"Trial {trial.number} of {study.study_name!r} has the parameters {listed(trial.params)}, not "
                     f"those of the space {space.family}: it was altered. Restore the study from a backup."
@@ -98,7 +101,7 @@ class Findings:
         ranked = [] if several else sorted((t for t in complete if feasible(t)), key=lambda t: -t.values[0])
         front = [complete[i] for i in front_of([tuple(t.values) for t in complete])] if several else []
         top = front or ranked[:BEST]
-        mean = _mean(complete, ranked, front)
+        mean = _mean(complete, ranked, front, space.searched)
         return cls(
             name=study.study_name,
             identity=identity,
@@ -111,7 +114,7 @@ class Findings:
             front=front,
             mean={name: float(f"{rate:.{DIGITS}g}") for name, rate in mean.items()},
             top=top,
-            spread=geometric_spread([t.params for t in top]) if len(top) > 1 else {},
+            spread=geometric_spread([_searched(t, space.searched) for t in top]) if len(top) > 1 else {},
         )
 
     def with_state(self, *states: TrialState) -> list[FrozenTrial]:
@@ -141,7 +144,7 @@ class Findings:
     @property
     def titles(self) -> list[str]:
         """The task sequences, as `sst2>qqp`; a shift's halves are named once a trial is complete."""
-        if self.complete:
+        if self.complete and self.identity["goal"]["mode"] != OWN:
             return [scores.title for scores in TrialRecord.of(self.complete[0]).scores]
         return [">".join(str(task) for task in sequence) for sequence in self.identity["sequences"]]
 
@@ -170,11 +173,16 @@ def front_of(points: Sequence[tuple[float, ...]]) -> list[int]:
 
 
 def _mean(
-    complete: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], front: Sequence[FrozenTrial]
+    complete: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], front: Sequence[FrozenTrial], names: Sequence[str]
 ) -> dict[str, float]:
     if front:
-        return geometric_mean([trial.params for trial in front])
+        return geometric_mean([_searched(trial, names) for trial in front])
     if not ranked:
         return {}
     # Sorted by number, like `lr-dist combine`, so that ties are broken in the same way.
-    return rank_weighted_log_mean([ScoredRates(t.values[0], t.params) for t in complete if feasible(t)], PAPER_BASE)
+    scored = [ScoredRates(t.values[0], _searched(t, names)) for t in complete if feasible(t)]
+    return rank_weighted_log_mean(scored, PAPER_BASE)
+
+
+def _searched(trial: FrozenTrial, names: Sequence[str]) -> dict[str, float]:
+    return {name: trial.params[name] for name in names}

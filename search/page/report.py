@@ -17,6 +17,7 @@ from lr_dist.search.page.confirmed import confirmed
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.page.importance import importances
 from lr_dist.search.page.tables import confirmed_row, environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.confirmation import flat_rates
 from lr_dist.search.trials.summary import not_learned
 
@@ -71,7 +72,9 @@ def _content(study: Study, findings: Findings, storage: str, layers: int) -> dic
     """The variables of the template."""
     several = bool(findings.complete) and len(findings.complete[0].values) > 1
     pareto = findings.identity["goal"]["mode"] == "pareto"
-    panels = range(min(len(findings.titles), MOST_PANELS)) if findings.complete else range(0)
+    # A program's own score is not of tasks.
+    scored = bool(findings.complete) and findings.identity["goal"]["mode"] != OWN
+    panels = range(min(len(findings.titles), MOST_PANELS)) if scored else range(0)
     listed = findings.front[:MOST_FRONT] if pareto else findings.ranked[:MOST_ROWS]
     importance = importances(findings.complete, findings.space.searched)
     failed = failures(findings)

@@ -15,7 +15,7 @@ from lr_dist.rate_plan import RatePlan
 from lr_dist.search.engine.slots import ERROR, LABEL, REASON, slot_of
 from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.space import Space
-from lr_dist.search.trials.config import MODES, Goal
+from lr_dist.search.trials.config import MODES, OWN, Goal
 from lr_dist.search.trials.study import IDENTITY
 
 if TYPE_CHECKING:
@@ -55,7 +55,10 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
         return None
     where = f"The study {study.study_name!r} was altered: its configuration"
     _expect(where, "", identity, _is_mapping, "a mapping")
+    own = identity.get("goal") == {"mode": OWN}
     for name, (is_right, what) in _IDENTITY.items():
+        if own and name in ("goal", "settings"):
+            continue
         if name not in identity:
             raise InvalidTrialsError(f"{where} lacks {name!r}. Restore it from a backup, or start a new study.")
         _expect(where, name, identity[name], is_right, what)

@@ -17,6 +17,8 @@ AUTO, WILCOXON, HYPERBAND, NO_PRUNER = "auto", "wilcoxon", "hyperband", "none"
 PRUNERS = (WILCOXON, HYPERBAND, NO_PRUNER)
 # Wilcoxon's test of four pairs that all differ in one direction has p = 1/16; of three 1/8, above the pruner's 0.1.
 LEAST_INSTANCES = 5
+# The goal of a study of `optimize`: a score that its program computes.
+OWN = "own"
 TaskSpec = str | Mapping[str, Any]
 # The smallest allowed flat reference rate; the largest is 1.
 LEAST_RATE = 1e-9
