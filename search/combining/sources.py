@@ -69,7 +69,7 @@ def from_study(study: Study) -> Source:
         )
     space = space_of(study.study_name, identity)
     trials = [
-        ScoredRates(t.values[0], {**{n: t.params[n] for n in space.searched}, **space.fixed})
+        ScoredRates(t.values[0], {**{n: v for n, v in t.params.items() if n in space.names}, **space.fixed})
         for t in complete_trials(study)
         if feasible(t)
     ]

@@ -92,7 +92,8 @@ class Findings:
                     f"{complete[0].number}: one of them was altered. Restore the study from a backup."
                 )
             # A program can ask for parameters that are not of the space.
-            if not own and set(trial.params) != set(space.searched):
+            names, searched = set(trial.params), set(space.searched)
+            if not names >= searched or (names > searched and not own):
                 raise InvalidTrialsError(
                     f"Trial {trial.number} of {study.study_name!r} has the parameters {listed(trial.params)}, not "
                     f"those of the space {space.family}: it was altered. Restore the study from a backup."
