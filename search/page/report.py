@@ -11,6 +11,7 @@ from lr_dist.distribution import check_num_layers
 from lr_dist.extras import require_libraries
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.numbers import number
+from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.page import figures
 from lr_dist.search.page.commands import candidate, commands_of, controls
 from lr_dist.search.page.confirmed import confirmed
@@ -79,8 +80,9 @@ def _content(study: Study, findings: Findings, storage: str, layers: int) -> dic
     importance = importances(findings.complete, findings.space.searched)
     failed = failures(findings)
     ran_on = environments(findings.trials)
-    rows = confirmed(study, findings)
-    control = controls(findings, rows, flat_rates(study, findings.ranked))
+    with study_errors(study):
+        rows = confirmed(study, findings)
+        control = controls(findings, rows, flat_rates(study, findings.ranked))
     return {
         "f": findings,
         "identity": findings.identity,

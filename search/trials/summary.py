@@ -13,6 +13,7 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.rate_plan import RatePlan
 from lr_dist.search.engine.optuna_private import storage_of
 from lr_dist.search.engine.slots import by_slot
+from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.trials.checked import checked_trials
 from lr_dist.search.trials.precision import precisions
 from lr_dist.search.trials.record import TrialRecord
@@ -65,9 +66,10 @@ class StudySummary:
             StorageError: the study was deleted, or cannot be read.
         """
         trials = list(by_slot(checked_trials(study)).values())
-        references = work_of_references(study)
-        confirming = _confirming(study)
-        work = [*references, work_of_trials(study, trials), *confirming]
+        with study_errors(study):
+            references = work_of_references(study)
+            confirming = _confirming(study)
+            work = [*references, work_of_trials(study, trials), *confirming]
         counts = Counter(trial.state for trial in trials)
         return cls(
             name=study.study_name,
