@@ -65,7 +65,7 @@ def confirmation_plan(study: Study, config: SearchConfig, num_layers: int) -> li
     confirming = confirmation_of(study)
     there = [] if confirming is None else list(by_slot(confirming.get_trials(deepcopy=False)).items())
     slots = [
-        {"params": {**fixed_params(t), **t.params}, "attrs": {LABEL: t.user_attrs.get(LABEL, "")}}
+        {"params": {**fixed_params(t), **t.params}, "attrs": {LABEL: TrialRecord.of(t).label or ""}}
         for _, t in sorted(there, key=lambda each: each[0])
     ]
     for label, params in wanted:
