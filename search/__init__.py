@@ -7,4 +7,26 @@ The rooms, lowest first; each may import the ones listed before it:
 - `trials`: the configuration of a study, running and scoring a trial, and reading a study back.
 - `combining`: from many trials to one distribution; `combine` and `kenneweg2022` need neither Optuna nor torch.
 - `page`: a study's HTML report, figures, tables and CSV.
+
+To search with a training program of one's own: `optimize` and `Space`.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lr_dist.search.space import Space
+    from lr_dist.search.trials.own import optimize
+
+__all__ = ["Space", "optimize"]
+
+# Loaded when they are first used: reading a preset's provenance must not import Optuna.
+_PLACES = {"Space": "lr_dist.search.space", "optimize": "lr_dist.search.trials.own"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -13,6 +13,7 @@ from optuna import Study
 from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lr_dist.distribution import LRDistribution
 from lr_dist.search.engine.slots import REASON, SLOT
 from lr_dist.search.space import Space
 from lr_dist.search.trials.config import Goal, SearchConfig
@@ -87,14 +88,13 @@ def drawn(space: Space, rng: random.Random, flat: float | None) -> dict[str, flo
     for name in space.searched:
         low, high = (math.log(bound) for bound in space.bounds(name))
         params[name] = math.exp(rng.uniform(low, high))
-        if flat is not None:
-            params[name] = space.factor_high if name == "factor" else flat
-    return params
+    return params if flat is None else space.project(LRDistribution.flat(flat), 12) or params
 
 
 def learn(config: SearchConfig, params: Mapping[str, float], rng: random.Random) -> list[list[float]]:
     """Final scores for each sequence: more is learned, and more is forgotten, with the head's rate."""
-    heat = statistics.fmean(math.log10(rate) for name, rate in params.items() if name != "factor") + 6
+    rates = [value for name, value in params.items() if config.space.kind.bounds(name) is None]
+    heat = statistics.fmean(math.log10(rate) for rate in rates) + 6
     learned = 0.4 / (1 + math.exp(-3 * (heat - 1)))
     finals = []
     for sequence in config.sequences:
@@ -147,6 +147,7 @@ def complete_trial(
             "sequences": [_sequence(config, i, mean, runs) for i, mean in enumerate(means)],
             "seconds": 10.5 * len(runs),
             "worker_peak_memory_mb": 512.0,
+            "progress": {"done": 40 * len(runs), "total": 40 * len(runs), "seconds": 10.5 * len(runs)},
         },
     )
 

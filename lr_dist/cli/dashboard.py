@@ -68,7 +68,7 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
     logging.set_verbosity(logging.WARNING)
     opened = open_storage(storage_or_default(storage, output))
     with storage_errors(opened):
-        names = [name for name in get_all_study_names(opened) if not name.startswith("reference/")]
+        names = [name for name in get_all_study_names(opened) if not name.startswith(("reference/", "confirmation/"))]
     for name in names:
         # Report unreadable studies here; the page would show an empty table.
         with storage_errors(opened):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from lr_dist.cli.options import add_options, read_options
 from lr_dist.cli.studies import add_storage_options, load_existing_study, storage_or_default
-from lr_dist.errors import ConfigurationError
+from lr_dist.errors import ConfigurationError, MissingExtraError
 from lr_dist.extras import require_extras, require_libraries
 from lr_dist.search.trials.config import SearchConfig
 from lr_dist.sequence.compare_config import CompareConfig
@@ -87,15 +88,44 @@ def run(settings: Namespace) -> int:
 
     console = terminal()
     config = _config(settings)
-    storage = settings.storage or default_storage(checked_folder(settings.output))
-    search = Search(config, storage, settings.study, settings.workers)
+    folder = checked_folder(settings.output)
+    storage = settings.storage or default_storage(folder)
+    search = Search(config, storage, settings.study, settings.workers, folder)
     console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
     precision = search.prepare()
     if precision.asked == AUTO:
         console.print(precision.line, markup=False, highlight=False, soft_wrap=True)
+    for note in search.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     with SearchView(console) as view:
         search.run(view)
-    return _status(settings)
+    _status(settings)
+    _conclude(settings, storage, folder)
+    return 0
+
+
+def _conclude(settings: Namespace, storage: str, folder: Path) -> None:
+    """Write the page, and show what to do next."""
+    from lr_dist.cli.terminal import clean
+    from lr_dist.search.engine.storage import storage_errors
+    from lr_dist.search.page.commands import next_commands
+    from lr_dist.search.page.report import write_report
+
+    study = _open(settings)
+    with storage_errors(storage):
+        try:
+            # Several studies can have one folder.
+            name = re.sub(r"[^\w.-]+", "-", settings.study)
+            page = write_report(study, folder / f"{name}.html", storage=storage)
+            commands = next_commands(study, storage)
+        except MissingExtraError as error:
+            # The search itself needs less than its page.
+            print(clean(f"No report: {error}"))
+            return
+    print(clean(f"Report: {page}"))
+    print("Next:")
+    for command in commands:
+        print(clean(f"  {command}"))
 
 
 def _config(settings: Namespace) -> SearchConfig:
@@ -185,9 +215,13 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
         f"{summary.done} of {summary.slots} done ({summary.complete} complete, {summary.pruned} pruned, "
         f"{summary.failed} failed), {summary.running} running, {summary.waiting} waiting",
     )
+    if summary.references:
+        table.add_row("references", f"{summary.references_done} of {summary.references} flat rates done")
+    if summary.confirmations:
+        table.add_row("confirmation", f"{summary.confirmations_done} of {summary.confirmations} trials done")
     if workers is not None:
         table.add_row("workers", str(workers))
-    if summary.done < summary.slots:
+    if summary.done < summary.slots or summary.confirmations_done < summary.confirmations:
         table.add_row("time left", _duration(summary.seconds_left))
     if len(summary.precisions) > 1:
         table.add_row("warning", Text(mixed(summary.precisions)))
@@ -198,12 +232,12 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
 
 
 def _best(trial: FrozenTrial) -> Mapping[str, str]:
-    from lr_dist.search.trials.summary import distribution_of, not_learned
+    from lr_dist.search.trials.summary import not_learned, plan_of
 
     rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})"}
     # The studies of the references keep less.
     if "distribution" in trial.user_attrs:
-        rows["distribution"] = str(distribution_of(trial))
+        rows["distribution"] = str(plan_of(trial))
     for sequence in trial.user_attrs.get("sequences", ()):
         scores = f"p_s {sequence['p_s']:.3f} (majority class {sequence['baseline'][-1]:.3f})"
         retained = "" if sequence["p_o"] is None else f"p_o {sequence['p_o']:.3f}, "
@@ -219,6 +253,6 @@ def _best(trial: FrozenTrial) -> Mapping[str, str]:
 
 def _duration(seconds: float | None) -> str:
     if seconds is None:
-        return "not known before the first trial has ended"
+        return "not known before the first epoch has ended"
     minutes = round(seconds / 60)
     return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {max(1, minutes)} min"

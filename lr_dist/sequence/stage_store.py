@@ -82,6 +82,13 @@ class StageStore:
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
+    def keep_only(self, keys: Iterable[str]) -> None:
+        """From now on keep only the stages of these keys. Unlike `want_only`, it deletes nothing.
+
+        Several processes that share a folder can each call it.
+        """
+        self._wanted = set(keys)
+
     def wants(self, key: str) -> bool:
         """Whether `keep` would keep it."""
         return self._wanted is None or key in self._wanted

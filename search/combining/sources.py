@@ -13,6 +13,7 @@ from lr_dist.reading import expanded
 from lr_dist.search.combining.combine import ScoredRates
 from lr_dist.search.combining.kenneweg2022 import read_trials
 from lr_dist.search.space import Space
+from lr_dist.search.space.space import is_flat
 from lr_dist.search.trials.checked import checked_identity, space_of
 from lr_dist.search.trials.summary import complete_trials, feasible
 
@@ -42,7 +43,12 @@ class Source:
 
     def without_flat(self) -> Source:
         """The same source without flat trials (one rate everywhere)."""
-        kept = tuple(t for t in self.trials if len(set(t.rates.values())) > 1)
+        searched = self.space.searched
+        kept = tuple(
+            t
+            for t in self.trials
+            if not is_flat(self.space.distribution({name: t.rates[name] for name in searched if name in t.rates}))
+        )
         return Source(self.name, kept, self.space, self.model, self.seeds)
 
 
@@ -62,7 +68,11 @@ def from_study(study: Study) -> Source:
             f"{study.study_name!r} has several objectives, so its trials cannot be ranked. Search with a single one."
         )
     space = space_of(study.study_name, identity)
-    trials = [ScoredRates(t.values[0], {**t.params, **space.fixed}) for t in complete_trials(study) if feasible(t)]
+    trials = [
+        ScoredRates(t.values[0], {**{n: v for n, v in t.params.items() if n in space.names}, **space.fixed})
+        for t in complete_trials(study)
+        if feasible(t)
+    ]
     if not trials:
         raise InvalidTrialsError(f"{study.study_name!r} has no complete trial yet that satisfies its constraints.")
     name = " + ".join(">".join(str(task) for task in sequence) for sequence in identity["sequences"])

@@ -169,7 +169,7 @@ def depth_figure(findings: Findings, num_layers: int) -> str:
     for trial in (findings.front or findings.ranked)[:BEST_DRAWN]:
         name = _name(trial) if len(trial.values) > 1 else f"{_name(trial)}: {trial.values[0]:.3f}"
         plot_rates(distribution_of(trial).rates(num_layers), axes, short(name), relative=False)
-    mean = findings.mean_distribution
+    mean = findings.space.distribution(findings.mean) if findings.mean else None
     assert mean is not None
     rates = mean.rates(num_layers)
     what = "mean of the front" if findings.front else f"rank-weighted mean ({PAPER_BASE:g})"

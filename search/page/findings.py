@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
-from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, listed, shown
+from lr_dist.presets import resolve_plan
+from lr_dist.rate_plan import RatePlan
 from lr_dist.search.combining.combine import (
     PAPER_BASE,
     ScoredRates,
@@ -20,9 +21,11 @@ from lr_dist.search.combining.combine import (
 from lr_dist.search.combining.preset import DIGITS
 from lr_dist.search.engine.slots import by_slot
 from lr_dist.search.space import Space
+from lr_dist.search.space.space import is_flat
 from lr_dist.search.trials.checked import checked_identity, checked_trials, space_of
+from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.record import TrialRecord
-from lr_dist.search.trials.summary import best_trial, distribution_of, feasible
+from lr_dist.search.trials.summary import best_trial, distribution_of, feasible, plan_of
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -79,7 +82,8 @@ class Findings:
         stored = checked_trials(study)
         trials = sorted(by_slot(stored).values(), key=lambda trial: trial.number)
         current = {trial.number for trial in trials}
-        complete = [t for t in trials if t.state == TrialState.COMPLETE and TrialRecord.of(t).sequences]
+        own = identity["goal"]["mode"] == OWN
+        complete = [t for t in trials if t.state == TrialState.COMPLETE and (own or TrialRecord.of(t).sequences)]
         for trial in complete:
             tasks = _tasks(trial)
             if tasks != _tasks(complete[0]):
@@ -87,7 +91,9 @@ class Findings:
                     f"Trial {trial.number} of {study.study_name!r} learned {shown(tasks)}, not the tasks of trial "
                     f"{complete[0].number}: one of them was altered. Restore the study from a backup."
                 )
-            if set(trial.params) != set(space.searched):
+            # A program can ask for parameters that are not of the space.
+            names, searched = set(trial.params), set(space.searched)
+            if not names >= searched or (names > searched and not own):
                 raise InvalidTrialsError(
                     f"Trial {trial.number} of {study.study_name!r} has the parameters {listed(trial.params)}, not "
                     f"those of the space {space.family}: it was altered. Restore the study from a backup."
@@ -96,7 +102,7 @@ class Findings:
         ranked = [] if several else sorted((t for t in complete if feasible(t)), key=lambda t: -t.values[0])
         front = [complete[i] for i in front_of([tuple(t.values) for t in complete])] if several else []
         top = front or ranked[:BEST]
-        mean = _mean(complete, ranked, front)
+        mean = _mean(complete, ranked, front, space.searched)
         return cls(
             name=study.study_name,
             identity=identity,
@@ -109,27 +115,37 @@ class Findings:
             front=front,
             mean={name: float(f"{rate:.{DIGITS}g}") for name, rate in mean.items()},
             top=top,
-            spread=geometric_spread([t.params for t in top]) if len(top) > 1 else {},
+            spread=geometric_spread([_searched(t, space.searched) for t in top]) if len(top) > 1 else {},
         )
 
     def with_state(self, *states: TrialState) -> list[FrozenTrial]:
         """The slots in these states."""
         return [trial for trial in self.trials if trial.state in states]
 
+    def searched_plan(self, trial: FrozenTrial) -> RatePlan:
+        """The distributions of the stages whose rates are searched."""
+        plan = plan_of(trial)
+        return RatePlan(plan.stages[1:]) if "first" in self.identity and len(plan.stages) > 1 else plan
+
+    def with_first(self, plan: RatePlan) -> RatePlan:
+        """A plan of the stages that are searched, with the given rates of the first stage before it."""
+        first = self.identity.get("first")
+        return plan if first is None else RatePlan((resolve_plan(first).stages[0], *plan.stages))
+
     @property
-    def mean_distribution(self) -> LRDistribution | None:
-        """The distribution of `mean`."""
-        return self.space.distribution(self.mean) if self.mean else None
+    def mean_distribution(self) -> RatePlan | None:
+        """The rates of `mean`, of all stages that are searched."""
+        return self.space.plan(self.mean) if self.mean else None
 
     @property
     def best_flat(self) -> FrozenTrial | None:
         """The best flat trial that is complete and feasible; None if there is none, or for several objectives."""
-        return next((trial for trial in self.ranked if is_flat(trial)), None)
+        return next((trial for trial in self.ranked if is_flat_trial(trial)), None)
 
     @property
     def titles(self) -> list[str]:
         """The task sequences, as `sst2>qqp`; a shift's halves are named once a trial is complete."""
-        if self.complete:
+        if self.complete and self.identity["goal"]["mode"] != OWN:
             return [scores.title for scores in TrialRecord.of(self.complete[0]).scores]
         return [">".join(str(task) for task in sequence) for sequence in self.identity["sequences"]]
 
@@ -138,9 +154,10 @@ def _tasks(trial: FrozenTrial) -> list[list[str]]:
     return [scores.tasks for scores in TrialRecord.of(trial).scores]
 
 
-def is_flat(trial: FrozenTrial) -> bool:
-    """Whether a trial has one rate everywhere, with nothing frozen."""
-    return len(set(distribution_of(trial).rates(12).values())) == 1
+def is_flat_trial(trial: FrozenTrial) -> bool:
+    """Whether a trial has one rate everywhere in the stages that are searched, with nothing frozen."""
+    searched = plan_of(trial).stages[-1]
+    return searched == distribution_of(trial) and is_flat(distribution_of(trial))
 
 
 def front_of(points: Sequence[tuple[float, ...]]) -> list[int]:
@@ -157,11 +174,16 @@ def front_of(points: Sequence[tuple[float, ...]]) -> list[int]:
 
 
 def _mean(
-    complete: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], front: Sequence[FrozenTrial]
+    complete: Sequence[FrozenTrial], ranked: Sequence[FrozenTrial], front: Sequence[FrozenTrial], names: Sequence[str]
 ) -> dict[str, float]:
     if front:
-        return geometric_mean([trial.params for trial in front])
+        return geometric_mean([_searched(trial, names) for trial in front])
     if not ranked:
         return {}
     # Sorted by number, like `lr-dist combine`, so that ties are broken in the same way.
-    return rank_weighted_log_mean([ScoredRates(t.values[0], t.params) for t in complete if feasible(t)], PAPER_BASE)
+    scored = [ScoredRates(t.values[0], _searched(t, names)) for t in complete if feasible(t)]
+    return rank_weighted_log_mean(scored, PAPER_BASE)
+
+
+def _searched(trial: FrozenTrial, names: Sequence[str]) -> dict[str, float]:
+    return {name: trial.params[name] for name in names}

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +11,17 @@ from lr_dist.distribution import check_num_layers
 from lr_dist.extras import require_libraries
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.numbers import number
-from lr_dist.search.engine.storage import shown_storage
+from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.page import figures
+from lr_dist.search.page.commands import candidate, commands_of, controls
+from lr_dist.search.page.confirmed import confirmed
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.page.importance import importances
-from lr_dist.search.page.tables import environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.page.tables import confirmed_row, environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.trials.config import OWN
+from lr_dist.search.trials.confirmation import flat_rates
 from lr_dist.search.trials.record import TrialRecord
-from lr_dist.search.trials.summary import distribution_of, not_learned
+from lr_dist.search.trials.summary import not_learned
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -66,18 +67,23 @@ def render_report(study: Study, *, storage: str, num_layers: int | None = None) 
     if num_layers is None:
         num_layers = findings.identity.get("num_layers", DEFAULT_LAYERS)
     check_num_layers(num_layers)
-    return environment.get_template("report.html").render(**_content(findings, storage, num_layers))
+    return environment.get_template("report.html").render(**_content(study, findings, storage, num_layers))
 
 
-def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
+def _content(study: Study, findings: Findings, storage: str, layers: int) -> dict[str, Any]:
     """The variables of the template."""
     several = bool(findings.complete) and len(findings.complete[0].values) > 1
     pareto = findings.identity["goal"]["mode"] == "pareto"
-    panels = range(min(len(findings.titles), MOST_PANELS)) if findings.complete else range(0)
+    # A program's own score is not of tasks.
+    scored = bool(findings.complete) and findings.identity["goal"]["mode"] != OWN
+    panels = range(min(len(findings.titles), MOST_PANELS)) if scored else range(0)
     listed = findings.front[:MOST_FRONT] if pareto else findings.ranked[:MOST_ROWS]
     importance = importances(findings.complete, findings.space.searched)
     failed = failures(findings)
     ran_on = environments(findings.trials)
+    with study_errors(study):
+        rows = confirmed(study, findings)
+        control = controls(findings, rows, flat_rates(study, findings.ranked))
     return {
         "f": findings,
         "identity": findings.identity,
@@ -88,7 +94,9 @@ def _content(findings: Findings, storage: str, layers: int) -> dict[str, Any]:
         "best_missing": not_learned(findings.best) if findings.best else [],
         "front_missing": sum(bool(not_learned(trial)) for trial in findings.front),
         "best_flat": trial_row(findings.best_flat, findings.space) if findings.best_flat else None,
-        "commands": _commands(findings, storage),
+        "commands": commands_of(findings, storage, control, candidate(findings, rows)),
+        "controls": control,
+        "confirmed": [confirmed_row(row) for row in rows],
         "rows": [trial_row(trial, findings.space) for trial in listed],
         "listed_of": len(findings.front if pareto else findings.ranked),
         "rates": rates_table(findings),
@@ -128,43 +136,3 @@ def _counts(findings: Findings) -> dict[str, int]:
         "waiting": TrialState.WAITING,
     }
     return {name: len(findings.with_state(state)) for name, state in states.items()}
-
-
-def _commands(findings: Findings, storage: str) -> dict[str, str]:
-    """Commands to use the result, compare it, and make a preset of it."""
-    commands = {"use": "", "compare": "", "combine": ""}
-    if findings.best is not None:
-        text = str(distribution_of(findings.best))
-        commands["use"] = f'LayerwiseLR("{text}")'
-        flat = findings.best_flat
-        distributions = dict.fromkeys([*([str(distribution_of(flat))] if flat else []), text])
-        commands["compare"] = shlex.join(
-            [
-                *("lr-dist", "compare", *_model(findings.identity)),
-                *("--tasks", *_tasks(findings.identity["sequences"][0])),
-                *("--distributions", *distributions),
-                *("--seeds", "0", "1", "2", "3", "4"),
-                *_training(findings.identity),
-            ]
-        )
-    if findings.ranked:
-        commands["combine"] = shlex.join(
-            ["lr-dist", "combine", findings.name, "--storage", shown_storage(storage), "--output", "combined.yaml"]
-        )
-    return commands
-
-
-def _tasks(sequence: Sequence[Any]) -> list[str]:
-    return [task if isinstance(task, str) else json.dumps(task) for task in sequence]
-
-
-def _model(identity: dict[str, Any]) -> list[str]:
-    return ["--start", identity["start"]] if "start" in identity else ["--model", identity["model"]]
-
-
-def _training(identity: dict[str, Any]) -> list[str]:
-    settings = identity["settings"]
-    options = [] if identity["limit"] is None else ["--limit", str(identity["limit"])]
-    for key in ("epochs", "batch_size", "max_length", "warmup", "schedule", "weight_decay", "precision", "method"):
-        options += [f"--{key.replace('_', '-')}", str(settings[key])]
-    return options

@@ -10,11 +10,13 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from lr_dist.rate_plan import RatePlan
 from lr_dist.runs.numbers import number
+from lr_dist.search.page.confirmed import Confirmed
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.space import Space
 from lr_dist.search.trials.record import TrialRecord
-from lr_dist.search.trials.summary import distribution_of, feasible
+from lr_dist.search.trials.summary import feasible, plan_of
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,38 @@ def trial_row(trial: FrozenTrial, space: Space) -> TrialRow:
         ],
         feasible=feasible(trial),
         seconds=record.seconds or 0.0,
-        distribution=str(distribution_of(trial)),
+        distribution=str(plan_of(trial)),
         rounded=_rounded(trial, space),
+    )
+
+
+@dataclass(frozen=True)
+class ConfirmedRow:
+    """A confirmed distribution: its label, values as text, and its exact text form."""
+
+    label: str
+    searched: str
+    value: str
+    seeds: int
+    difference: str
+    control: bool
+    distribution: str
+
+
+def confirmed_row(confirmed: Confirmed) -> ConfirmedRow:
+    """The row of a confirmed distribution."""
+    difference = "control" if confirmed.control else ""
+    if confirmed.difference is not None:
+        half = confirmed.difference.half
+        difference = _signed(confirmed.difference.mean) + ("" if half is None else f" ± {number(half)}")
+    return ConfirmedRow(
+        label=confirmed.label,
+        searched="" if confirmed.searched is None else f"{confirmed.searched:.4f}",
+        value=_with_sd(confirmed.value, confirmed.sd, 4) + ("" if confirmed.feasible else " (violates the constraint)"),
+        seeds=confirmed.seeds,
+        difference=difference,
+        control=confirmed.control,
+        distribution=str(plan_of(confirmed.trial)),
     )
 
 
@@ -135,7 +167,11 @@ def environments(trials: Sequence[FrozenTrial]) -> dict[str, list[tuple[str, int
 
 
 def _rounded(trial: FrozenTrial, space: Space) -> str:
-    return str(space.distribution({name: float(f"{rate:.3g}") for name, rate in trial.params.items()}))
+    searched = space.plan({name: float(f"{rate:.3g}") for name, rate in trial.params.items()})
+    stages = plan_of(trial).stages
+    # With the given rates of the first stage before the searched ones.
+    given = stages[:1] if len(stages) > len(searched.stages) else ()
+    return str(RatePlan((*given, *searched.stages)))
 
 
 def _with_sd(value: float | None, sd: float | None, digits: int = 3) -> str:

@@ -18,6 +18,8 @@ from lr_dist.distribution import LRDistribution
 # Log ratios that differ by less than this count as equal.
 TOLERANCE = 1e-9
 MOST_KNOTS = 100
+# The relative depths, from -1 to 1, at which `Shape` takes its parabola.
+_PLACES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 class Kind(ABC):
@@ -144,7 +146,60 @@ class Knots(_ByDepth):
         return {"knots": min(max(1, sum(name.startswith("k") for name in names)), MOST_KNOTS)}
 
 
-KINDS: Mapping[str, type[Kind]] = {"grouped": Grouped, "knots": Knots, "decay": Decay, "flat": Flat}
+@dataclass(frozen=True)
+class Shape(Kind):
+    """A parabola over depth in log rates: five numbers, which a small budget can fill.
+
+    - `level`: the geometric mean of the layers' rates.
+    - `slope`: the last layer's rate over the first layer's.
+    - `curvature`: the rate in the middle over the geometric mean of first and last layer; 1 is a straight line.
+    - `embeddings`, `head`: their rates over `level`.
+
+    So log rate(x) = log level + x/2 log slope + (1/2 - x^2) log curvature, for x from -1 (first layer) to 1 (last),
+    taken at five depths and linear between them. All but `level` are factors, log-uniform in [1/ratio, ratio]; where
+    all of them are 1, the distribution is flat.
+    """
+
+    ratio: float
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return ("embeddings", "level", "slope", "curvature", "head")
+
+    def bounds(self, name: str) -> tuple[float, float] | None:
+        return None if name == "level" else (1 / self.ratio, self.ratio)
+
+    def distribution(self, values: Mapping[str, float]) -> LRDistribution:
+        level = values["level"]
+        return LRDistribution.from_layers(
+            embeddings=level * values["embeddings"],
+            layers=[level * values["slope"] ** (x / 2) * values["curvature"] ** (0.5 - x * x) for x in _PLACES],
+            head=level * values["head"],
+        )
+
+    def read(self, distribution: LRDistribution, num_layers: int) -> dict[str, float] | None:
+        rates = list(distribution.rates(num_layers).values())
+        if 0 in rates[1:-1]:
+            return None
+        interpolated = LRDistribution.from_layers(embeddings=1.0, layers=rates[1:-1], head=1.0).rates(len(_PLACES))
+        logs = [math.log(rate) for rate in list(interpolated.values())[1:-1]]
+        bends = [0.5 - x * x for x in _PLACES]
+
+        def coefficient(of: Sequence[float]) -> float:
+            # Least squares: the three functions of x are orthogonal over these places.
+            return sum(each * log for each, log in zip(of, logs, strict=True)) / sum(each * each for each in of)
+
+        level = math.exp(coefficient([1.0] * len(_PLACES)))
+        return {
+            "embeddings": rates[0] / level,
+            "level": level,
+            "slope": math.exp(2 * coefficient(_PLACES)),
+            "curvature": math.exp(coefficient(bends)),
+            "head": rates[-1] / level,
+        }
+
+
+KINDS: Mapping[str, type[Kind]] = {"grouped": Grouped, "knots": Knots, "decay": Decay, "flat": Flat, "shape": Shape}
 
 
 def _as_geometric(distribution: LRDistribution, num_layers: int) -> tuple[float, float] | None:

@@ -11,10 +11,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, LRDistError, shown
+from lr_dist.rate_plan import RatePlan
 from lr_dist.search.engine.slots import ERROR, LABEL, REASON, slot_of
 from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.space import Space
-from lr_dist.search.trials.config import MODES, Goal
+from lr_dist.search.trials.config import MODES, OWN, Goal
 from lr_dist.search.trials.study import IDENTITY
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
         return None
     where = f"The study {study.study_name!r} was altered: its configuration"
     _expect(where, "", identity, _is_mapping, "a mapping")
+    own = identity.get("goal") == {"mode": OWN}
     for name, (is_right, what) in _IDENTITY.items():
+        if own and name in ("goal", "settings"):
+            continue
         if name not in identity:
             raise InvalidTrialsError(f"{where} lacks {name!r}. Restore it from a backup, or start a new study.")
         _expect(where, name, identity[name], is_right, what)
@@ -66,6 +70,7 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
     for name in ("start", "head of the start"):
         if name in identity:
             _expect(where, name, identity[name], _is_text, "text")
+    _expect(where, "first", identity.get("first", ""), _is_text, "text")
     layers = identity.get("num_layers", 1)
     _expect(where, "num_layers", layers, _is_count, "a whole number from 1")
     space_of(study.study_name, identity)
@@ -97,6 +102,11 @@ def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
             LRDistribution.from_dict(trial.user_attrs["distribution"])
         except (LRDistError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidTrialsError(f"{where} distribution is invalid ({error}).") from error
+    if "plan" in trial.user_attrs:
+        try:
+            RatePlan.from_dict(trial.user_attrs["plan"])
+        except (LRDistError, TypeError, KeyError, ValueError, AttributeError) as error:
+            raise InvalidTrialsError(f"{where} plan is invalid ({error}).") from error
     for name, value in _constraints(where, trial).items():
         _expect(where, f"constraint {name}", value, _is_number, "a finite number")
     if trial.state != TrialState.COMPLETE:
@@ -200,6 +210,10 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     ERROR: (_is_text, "text"),
     "seconds": (_is_number, "a finite number"),
     "environment": (_is_environment, "a mapping with versions and machine"),
+    "progress": (
+        lambda value: _is_mapping(value) and all(_is_number(value.get(n)) for n in ("done", "total", "seconds")),
+        "a mapping with the numbers done, total and seconds",
+    ),
     "sequences": (
         lambda value: _is_list(value, _is_sequence) and bool(value),
         "a list of task sequences with their scores",

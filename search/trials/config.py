@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lr_dist.errors import ConfigurationError, shown
+from lr_dist.rate_plan import RatePlan, StageRates
 from lr_dist.search.space import Space
 from lr_dist.sequence.base_config import SequenceConfig
 from lr_dist.sequence.settings import SequenceSettings
@@ -14,6 +15,12 @@ from lr_dist.sequence.settings import SequenceSettings
 MODES = ("relative", "sum", "constrained", "pareto")
 # Those with a p_o, which a single task does not have.
 TWO_TASKS = ("constrained", "pareto")
+AUTO, WILCOXON, HYPERBAND, NO_PRUNER = "auto", "wilcoxon", "hyperband", "none"
+PRUNERS = (WILCOXON, HYPERBAND, NO_PRUNER)
+# Wilcoxon's test of four pairs that all differ in one direction has p = 1/16; of three 1/8, above the pruner's 0.1.
+LEAST_INSTANCES = 5
+# The goal of a study of `optimize`: a score that its program computes.
+OWN = "own"
 TaskSpec = str | Mapping[str, Any]
 # The smallest allowed flat reference rate; the largest is 1.
 LEAST_RATE = 1e-9
@@ -97,8 +104,28 @@ class SearchConfig(SequenceConfig):
     queued: tuple[TaskSpec, ...] = ()
     """Distributions to try first; one outside the space is tried as the nearest inside it."""
 
+    pruner: str = "auto"
+    """What stops poor trials early: wilcoxon compares a trial with the best one on the sequences and seeds that it has
+    finished, hyperband after the epochs of the first seed, none stops nothing. auto is wilcoxon with five sequences
+    times seeds or more, and otherwise hyperband."""
+
+    confirm: int = 0
+    """Run that many of the best trials again with fresh seeds when the study is complete, and the flat rates that may
+    be the best."""
+
+    confirm_seeds: int = 3
+    """Number of fresh seeds for --confirm."""
+
     sampler_seed: int | None = None
     """Seed of the sampler, which makes the trials of a single worker repeatable; by default another one each time."""
+
+    first: str | None = None
+    """Rates of the first task, flat:lr=1e-4, the same in every trial: only those of the later tasks are searched, and
+    the first task is learned once for each sequence and seed."""
+
+    keep_stages: bool = True
+    """With --first: keep the weights after the first task in the output folder until the study is complete, so that
+    all trials go on from them. The results are the same without (true or false)."""
 
     settings: SequenceSettings = field(
         default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"), kw_only=True
@@ -114,6 +141,11 @@ class SearchConfig(SequenceConfig):
                     "is a single task. Use --objective relative or sum, or give two tasks or a shift such as "
                     "sst2@length."
                 )
+        if self.start is not None and self.first is not None:
+            raise ConfigurationError(
+                f"The start {self.start} has learned the first task, so no rates are left to give it. Leave out --first "
+                f"{self.first}."
+            )
         if self.start is not None and len({str(sequence[0]) for sequence in self.sequences}) > 1:
             raise ConfigurationError(
                 f"The start {self.start} has learned one task, and the sequences begin with different ones. Let all "
@@ -123,6 +155,23 @@ class SearchConfig(SequenceConfig):
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
         if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds must be one or more whole numbers from 0, not {shown(self.seeds)}.")
+        if not isinstance(self.pruner, str) or self.pruner not in (AUTO, *PRUNERS):
+            raise ConfigurationError(f"pruner must be one of auto, {', '.join(PRUNERS)}, not {shown(self.pruner)}.")
+        if self.goal.mode == "pareto" and self.pruner in (WILCOXON, HYPERBAND):
+            raise ConfigurationError(f"Two objectives cannot be pruned: leave out --pruner {self.pruner}.")
+        for name, least in (("confirm", 0), ("confirm_seeds", 1)):
+            number = getattr(self, name)
+            if not _is_whole(number) or number < least:
+                raise ConfigurationError(f"{name} must be a whole number from {least}, not {shown(number)}.")
+        if self.confirm and self.goal.mode == "pareto":
+            raise ConfigurationError("Two objectives have no best trials: leave out --confirm, or --objective pareto.")
+        if self.first is not None:
+            _ = self.first_rates
+            if self.space.staged:
+                raise ConfigurationError(
+                    "A staged space searches a factor for the later tasks; with --first they have rates of their own. "
+                    "Leave out --first, or --staged true."
+                )
         if self.methods:
             # Imported here: methods are Lightning callbacks, and reading a study must not import Lightning.
             from lr_dist.methods import build_method
@@ -141,13 +190,52 @@ class SearchConfig(SequenceConfig):
         """Optuna's direction for each objective."""
         return ["maximize"] * (2 if self.goal.mode == "pareto" else 1)
 
+    @property
+    def instances(self) -> int:
+        """Number of runs of a trial: sequences times seeds."""
+        return len(self.sequences) * len(self.seeds)
+
+    @property
+    def chosen_pruner(self) -> str:
+        """The pruner of a new study."""
+        if self.goal.mode == "pareto":
+            return NO_PRUNER
+        if self.pruner != AUTO:
+            return self.pruner
+        return WILCOXON if self.instances >= LEAST_INSTANCES else HYPERBAND
+
+    @property
+    def first_rates(self) -> StageRates | None:
+        """The rates of the first stage; None if they are searched.
+
+        Raises:
+            ConfigurationError: more than one stage.
+            LRDistError: an invalid text.
+        """
+        if self.first is None:
+            return None
+        from lr_dist.presets import resolve_plan
+
+        plan = resolve_plan(self.first)
+        if len(plan.stages) > 1:
+            raise ConfigurationError(
+                f"--first gives the rates of the first task; {shown(self.first)} has {len(plan.stages)} stages."
+            )
+        return plan.stages[0]
+
+    def with_first(self, plan: RatePlan) -> RatePlan:
+        """The plan of a trial: `plan`, from the second stage on if the first one's rates are given."""
+        first = self.first_rates
+        return plan if first is None else RatePlan((first, *plan.stages))
+
     def identity(self, weights: str, data: Sequence[Sequence[str]]) -> dict[str, Any]:
-        """The configuration that must stay the same within a study; `trials`, `queued` and `sampler_seed` may change.
+        """The configuration that must stay the same within a study; what is not in it, such as `trials`, may change.
 
         Args:
             weights: fingerprint of the model's weights.
             data: fingerprints of the tasks of each sequence.
         """
+        first = self.first_rates
         return {
             "model": self.model,
             "weights": weights,
@@ -158,6 +246,8 @@ class SearchConfig(SequenceConfig):
             "seeds": list(self.seeds),
             "limit": self.limit,
             "settings": self.settings.identity(self.methods),
+            # Left out where it is not used: studies made before must be found as they were written.
+            **({} if first is None else {"first": str(first)}),
         }
 
 

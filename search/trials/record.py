@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.distribution import LRDistribution
+from lr_dist.rate_plan import RatePlan
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
@@ -55,13 +56,15 @@ class TrialRecord:
         label: name of a queued distribution, e.g. `flat 1e-05`; None if the trial was sampled.
         reason: why the trial failed for good.
         error: the error of an attempt that is queued again.
-        distribution: the trial's distribution, as plain data.
+        distribution: the trial's distribution, as plain data; of the first stage that is searched.
+        plan: the distributions of all stages, as plain data; missing if it is the same one in all of them.
         environment: versions and machine.
         runs: one entry per seed and sequence, see `trial.run_once`.
         values_by_seed: the objectives for each seed.
         value_sd: the standard deviation of each objective over the seeds; None for one seed.
         sequences: `SequenceScores` as plain data.
         seconds: total time of all runs.
+        progress: training steps that are `done`, of a `total`, and the `seconds` they took.
         worker_peak_memory_mb: peak memory of the process at the end of the trial.
         final: the score on each task; for references only.
     """
@@ -71,12 +74,14 @@ class TrialRecord:
     reason: str | None = None
     error: str | None = None
     distribution: Mapping[str, Any] | None = None
+    plan: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] | None = None
     runs: Sequence[dict[str, Any]] = ()
     values_by_seed: Sequence[Sequence[float]] = ()
     value_sd: Sequence[float | None] = ()
     sequences: Sequence[Mapping[str, Any]] = ()
     seconds: float | None = None
+    progress: Mapping[str, float] | None = None
     worker_peak_memory_mb: float | None = None
     final: Sequence[float] = ()
 
@@ -95,6 +100,13 @@ class TrialRecord:
     def tried(self) -> LRDistribution | None:
         """The trial's distribution; None before the trial has started."""
         return None if self.distribution is None else LRDistribution.from_dict(self.distribution)
+
+    @property
+    def planned(self) -> RatePlan | None:
+        """The distributions of all stages; None before the trial has started."""
+        if self.plan is not None:
+            return RatePlan.from_dict(self.plan)
+        return None if self.tried is None else RatePlan((self.tried,))
 
     @property
     def scores(self) -> list[SequenceScores]:
@@ -125,7 +137,7 @@ def keep(trial: Trial, **entries: Any) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, LRDistribution):
+    if isinstance(value, (LRDistribution, RatePlan)):
         return value.to_dict()
     if isinstance(value, list):
         return [_plain(entry) for entry in value]

@@ -20,6 +20,8 @@ from lr_dist.search.trials.objective import Reference, p_s
 from lr_dist.search.trials.record import TrialRecord
 from lr_dist.search.trials.trial import ReferenceObjective
 from lr_dist.sequence.bench import Bench
+from lr_dist.sequence.runner import count_steps
+from lr_dist.sequence.stage_store import StageStore
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -54,6 +56,7 @@ def run_references(
     config: SearchConfig,
     benches: Sequence[Bench],
     *,
+    store: StageStore | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[Reference] | None:
     """Run the missing reference trials, together with the other workers; None if `stopped` returned True.
@@ -66,7 +69,8 @@ def run_references(
         best = []
         for part in reference_benches(config.goal, bench, sequences=len(benches)):
             study = open_reference(storage, part, config)
-            objective = ReferenceObjective(part, config.seeds, config.methods)
+            # Tasks that are learned alone have no first stage in common with the trials.
+            objective = ReferenceObjective(part, config, store if len(part.tasks) > 1 else None)
             drain(study, objective, reference_plan(config.goal, part), stopped=stopped)
             if stopped():
                 return None
@@ -76,8 +80,14 @@ def run_references(
 
 
 def open_reference(storage: BaseStorage, bench: Bench, config: SearchConfig) -> Study:
-    """The reference study of a bench. Its name is a hash of everything that the scores depend on."""
-    content = {
+    """The reference study of a bench."""
+    name = reference_name(bench, config)
+    return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+
+
+def reference_name(bench: Bench, config: SearchConfig) -> str:
+    """The name of a reference study: a hash of everything that the scores depend on."""
+    content: dict[str, Any] = {
         "weights": bench.model_info["fingerprint"],
         "tasks": [[task.name, task.fingerprint] for task in bench.tasks],
         "settings": bench.settings.identity(config.methods),
@@ -86,9 +96,25 @@ def open_reference(storage: BaseStorage, bench: Bench, config: SearchConfig) -> 
     }
     if bench.start is not None:
         content["start"] = bench.start.fingerprint
+    first = config.first_rates
+    if first is not None and len(bench.tasks) > 1:
+        content["first"] = str(first)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
-    name = f"{PREFIX}{'>'.join(task.name for task in bench.tasks)}/{digest}"
-    return optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
+    return f"{PREFIX}{'>'.join(task.name for task in bench.tasks)}/{digest}"
+
+
+def trial_steps(config: SearchConfig, benches: Sequence[Bench]) -> int:
+    """Training steps of one trial; a first stage that all trials share does not count."""
+    shared = config.first is not None and config.keep_stages
+    tasks = [tokens for bench in benches for tokens in bench.tokens[1 if shared else 0 :]]
+    return len(config.seeds) * count_steps(tasks, config.settings)
+
+
+def reference_work(config: SearchConfig, benches: Sequence[Bench]) -> dict[str, tuple[int, int]]:
+    """Name of each reference study -> its number of trials, and the training steps of one."""
+    parts = [part for bench in benches for part in reference_benches(config.goal, bench)]
+    slots, seeds = len(config.goal.reference_rates), len(config.seeds)
+    return {reference_name(part, config): (slots, seeds * count_steps(part.tokens, config.settings)) for part in parts}
 
 
 def _best(study: Study, bench: Bench) -> list[float]:

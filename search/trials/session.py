@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import ConfigurationError
@@ -23,19 +25,24 @@ class Search:
         storage: URL of the storage.
         study: name of the study.
         workers: number of processes on this machine.
+        folder: the output folder, where first stages are kept that all trials share; None to learn them in each trial.
+        notes: lines about the study, found by `prepare`.
     """
 
     config: SearchConfig
     storage: str
     study: str
     workers: int = 1
+    folder: Path | None = None
+    notes: list[str] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.workers, bool) or not isinstance(self.workers, int) or not 1 <= self.workers <= 256:
             raise ConfigurationError(f"workers must be a whole number from 1 to 256, not {self.workers!r}.")
-        if not self.study.strip() or self.study.startswith("reference/"):
+        if not self.study.strip() or self.study.startswith(("reference/", "confirmation/")):
             raise ConfigurationError(
-                f"{self.study!r} is not a valid study name: it must not be empty or start with reference/ (reserved)."
+                f"{self.study!r} is not a valid study name: it must not be empty, or start with reference/ or "
+                "confirmation/ (reserved)."
             )
 
     def prepare(self) -> PrecisionChoice:
@@ -53,7 +60,9 @@ class Search:
         from lr_dist.search.engine.slots import fill
         from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
         from lr_dist.search.trials.precision import in_precision_of_study, warn_of_mixed
-        from lr_dist.search.trials.study import check_queued, open_study, plan
+        from lr_dist.search.trials.references import reference_work, trial_steps
+        from lr_dist.search.trials.study import LEAST_REACH, check_queued, hopeless_presets, open_study, plan
+        from lr_dist.search.trials.workload import note_workload
 
         storage = open_storage(self.storage)
         with storage_errors(storage):
@@ -61,11 +70,19 @@ class Search:
         benches = load_benches(config)
         num_layers = benches[0].model_info["num_layers"]
         check_queued(config, num_layers)
-        slots = plan(config, num_layers)
+        steps = fewest_steps(benches)
+        slots = plan(config, num_layers, steps)
+        skipped = hopeless_presets(config, num_layers, steps)
+        if skipped:
+            self.notes.append(
+                f"Not queued: {', '.join(skipped)}. Their highest rate times the {steps} steps of a task is below "
+                f"{LEAST_REACH:g}, so they cannot learn a task of this size; --queued tries them all the same."
+            )
         precision: PrecisionChoice = benches[0].precision
         with storage_errors(storage):
             study = open_study(storage, self.study, config, identity(config, benches))
             with study_errors(study):
+                note_workload(study, trial_steps(config, benches), reference_work(config, benches))
                 fill(study, slots)
                 warn_of_mixed(study, precision.chosen)
         return precision
@@ -79,6 +96,7 @@ class Search:
         """
         from lr_dist.search.engine.slots import is_complete
         from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
+        from lr_dist.search.trials.first_stages import FOLDER
         from lr_dist.search.trials.precision import warn_of_mixed
         from lr_dist.search.trials.study import load_study
 
@@ -94,6 +112,33 @@ class Search:
                     run_workers(lambda: _Work(self, measured_before()), self.workers, study, view)
                     with interrupts_held_back():
                         warn_of_mixed(study)
+                if self.config.confirm:
+                    self._confirm(study, view)
+        if self.folder is not None and self.config.first is not None:
+            # No trial needs them any more.
+            shutil.rmtree(self.folder / FOLDER, ignore_errors=True)
+
+    def _confirm(self, study: Any, view: StatusDisplay) -> None:
+        """Run the best trials again with fresh seeds, unless that is done."""
+        from lr_dist.search.engine.slots import is_complete
+        from lr_dist.search.trials.confirmation import confirmation_of, confirmation_plan
+        from lr_dist.search.trials.study import IDENTITY
+
+        with interrupts_held_back():
+            layers = study.user_attrs[IDENTITY]["num_layers"]
+            slots = confirmation_plan(study, self.config, layers)
+            confirming = confirmation_of(study)
+            done = confirming is not None and is_complete(confirming, len(slots))
+        if not done:
+            view.note(f"Confirming {len(slots)} trials with {self.config.confirm_seeds} fresh seeds each.")
+            run_workers(lambda: _Work(self, measured_before(), confirm=True), self.workers, study, view)
+
+
+def fewest_steps(benches: list[Any]) -> int:
+    """Training steps of the shortest task."""
+    from lr_dist.sequence.runner import count_steps
+
+    return min(count_steps([tokens], bench.settings) for bench in benches for tokens in bench.tokens)
 
 
 def load_benches(config: SearchConfig) -> list[Any]:
@@ -141,10 +186,12 @@ class _Work:
     Attributes:
         search: the search.
         measured: measurements of this machine by the parent process, so that they are not repeated.
+        confirm: whether to confirm the best trials of the complete study.
     """
 
     search: Search
     measured: tuple[Measurement, ...]
+    confirm: bool = False
 
     def __call__(self) -> None:
         import torch
@@ -153,18 +200,27 @@ class _Work:
         remember(self.measured)
         from lr_dist.search.engine.storage import open_storage, storage_errors
         from lr_dist.search.engine.worker import drain
+        from lr_dist.search.trials.confirmation import confirmation_config, confirmation_name, confirmation_plan
+        from lr_dist.search.trials.first_stages import first_stages
         from lr_dist.search.trials.precision import in_precision_of_study
-        from lr_dist.search.trials.references import run_references
+        from lr_dist.search.trials.references import run_references, trial_steps
         from lr_dist.search.trials.study import open_study, plan
         from lr_dist.search.trials.trial import SequenceObjective
+        from lr_dist.search.trials.workload import note_workload
 
         storage = open_storage(self.search.storage)
         with storage_errors(storage):
             config = in_precision_of_study(storage, self.search.study, self.search.config)
         benches = load_benches(config)
         with storage_errors(storage), interrupts_held_back():
+            layers = benches[0].model_info["num_layers"]
             study = open_study(storage, self.search.study, config, identity(config, benches))
-            references = run_references(storage, config, benches)
+            running, slots = config, plan(config, layers, fewest_steps(benches))
+            if self.confirm:
+                running, slots = confirmation_config(config), confirmation_plan(study, config, layers)
+                study = open_study(storage, confirmation_name(study.study_name), running, identity(running, benches))
+                note_workload(study, trial_steps(running, benches), {})
+            store = first_stages(self.search.folder, config, benches, running.seeds)
+            references = run_references(storage, config, benches, store=store)
             if references is not None:
-                objective = SequenceObjective(config, benches, references)
-                drain(study, objective, plan(config, benches[0].model_info["num_layers"]))
+                drain(study, SequenceObjective(running, benches, references, store), slots)

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from dataclasses import dataclass
-from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.distribution import LRDistribution
-from lr_dist.search.engine.slots import by_slot, settled
+from lr_dist.rate_plan import RatePlan
+from lr_dist.search.engine.optuna_private import storage_of
+from lr_dist.search.engine.slots import by_slot
+from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.trials.checked import checked_trials
 from lr_dist.search.trials.precision import precisions
 from lr_dist.search.trials.record import TrialRecord
+from lr_dist.search.trials.workload import Work, seconds_left, work_of_references, work_of_trials
 
 if TYPE_CHECKING:
     from optuna import Study
+
+# The name of the study that confirms another begins with it.
+CONFIRMATION = "confirmation/"
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,10 @@ class StudySummary:
         complete, pruned, failed, running, waiting: number of slots in each state; a diverged trial counts as failed.
         best: the best complete and feasible trial; None if there is none, or for several objectives.
         precisions: precision -> number of trials started in it; a study with `auto` can have both.
-        seconds_left: estimated from the duration of the finished trials; None before the first one has finished.
+        seconds_left: estimated from the trials and references that are finished, or from the epochs of those that are
+            running; None before the first epoch has ended.
+        references, references_done: number of flat rates to try for the references, and of those that are done.
+        confirmations, confirmations_done: number of trials that confirm the best ones, and of those that are done.
     """
 
     name: str
@@ -43,6 +52,10 @@ class StudySummary:
     best: FrozenTrial | None
     precisions: dict[str, int]
     seconds_left: float | None
+    references: int = 0
+    references_done: int = 0
+    confirmations: int = 0
+    confirmations_done: int = 0
 
     @classmethod
     def of(cls, study: Study) -> StudySummary:
@@ -53,6 +66,10 @@ class StudySummary:
             StorageError: the study was deleted, or cannot be read.
         """
         trials = list(by_slot(checked_trials(study)).values())
+        with study_errors(study):
+            references = work_of_references(study)
+            confirming = _confirming(study)
+            work = [*references, work_of_trials(study, trials), *confirming]
         counts = Counter(trial.state for trial in trials)
         return cls(
             name=study.study_name,
@@ -64,7 +81,11 @@ class StudySummary:
             waiting=counts[TrialState.WAITING],
             best=best_trial(study, trials),
             precisions=precisions(trials),
-            seconds_left=_seconds_left(trials),
+            seconds_left=seconds_left(work),
+            references=sum(each.slots for each in references),
+            references_done=sum(each.done for each in references),
+            confirmations=sum(each.slots for each in confirming),
+            confirmations_done=sum(each.done for each in confirming),
         )
 
     @property
@@ -99,6 +120,13 @@ def distribution_of(trial: FrozenTrial) -> LRDistribution:
     return tried
 
 
+def plan_of(trial: FrozenTrial) -> RatePlan:
+    """The distributions of all stages of a trial that has started."""
+    planned = TrialRecord.of(trial).planned
+    assert planned is not None, f"trial {trial.number} has not started"
+    return planned
+
+
 def not_learned(trial: FrozenTrial) -> list[str]:
     """The tasks whose final score in this trial is no better than their majority class, as `sst2>qqp: qqp`."""
     return [task for scores in TrialRecord.of(trial).scores for task in scores.not_learned]
@@ -125,12 +153,10 @@ def row_of(trial: FrozenTrial) -> dict[str, Any]:
     return {**row, **{name: trial.params[name] for name in trial.params}}
 
 
-def _seconds_left(trials: list[FrozenTrial]) -> float | None:
-    durations = [t.duration.total_seconds() for t in trials if settled(t) and t.duration is not None]
-    left = sum(not t.state.is_finished() for t in trials)
-    running = sum(t.state == TrialState.RUNNING for t in trials)
-    if not durations or not left:
-        return 0.0 if not left else None
-    started = [t.datetime_start for t in trials if t.state == TrialState.RUNNING and t.datetime_start]
-    spent = sum((datetime.now() - start).total_seconds() for start in started)
-    return max(0.0, statistics.fmean(durations) * left - spent) / max(1, running)
+def _confirming(study: Study) -> list[Work]:
+    """The trials that confirm the best ones, if there are any."""
+    try:
+        confirmation = optuna.load_study(study_name=f"{CONFIRMATION}{study.study_name}", storage=storage_of(study))
+    except KeyError:
+        return []
+    return [work_of_trials(confirmation, list(by_slot(confirmation.get_trials(deepcopy=False)).values()))]

@@ -43,8 +43,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lr_dist.runs",),
     ("lr_dist",),
 )
-# The package's face names everything that it offers, each loaded when it is first used.
-FACE = "lr_dist"
+# The faces of the package and of the search name what they offer, each loaded when it is first used.
+FACES = ("lr_dist", "lr_dist.search")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class House:
             f"{module} -> {other}"
             for module, others in self.imports.items()
             for other in sorted(others)
-            if module != FACE and other != FACE and _room(other) < _room(module)
+            if module not in FACES and other not in FACES and _room(other) < _room(module)
         ]
 
     def table(self) -> str:

@@ -422,7 +422,7 @@ def test_the_commands_name_the_study_but_not_the_password() -> None:
     best = Findings.of(study).best
     assert best is not None
     compare = next(box for box in boxes if box.startswith("lr-dist compare"))
-    assert "--model no-such-model --tasks sst2 qqp --distributions from_layers:" in compare
+    assert "--model no-such-model --tasks sst2 qqp --distributions flat:lr=1e-4 from_layers:" in compare
     assert str(LRDistribution.from_dict(best.user_attrs["distribution"])) in compare
     assert "--seeds 0 1 2 3 4 --limit 1500 --epochs 3" in compare
 

@@ -127,7 +127,8 @@ def test_the_first_trials_are_flat_rates_and_presets(searched):
     finished = {t.user_attrs[SLOT]: t for t in study_in(searched[0]).trials if settled(t)}
     labels = [finished[slot].user_attrs.get(LABEL) for slot in range(TRIALS)]
     assert labels[:3] == ["flat 1e-05", "flat 2e-05", "flat 0.0001"]
-    assert "near kenneweg2022" in labels
+    # Four steps are too few for them, see `hopeless_presets`.
+    assert "near kenneweg2022" not in labels
     assert labels[-1] is None
     assert set(finished[2].params.values()) == {1e-4}
     assert all(finished[slot].state == TrialState.COMPLETE for slot in range(TRIALS) if labels[slot])

@@ -1,4 +1,4 @@
-"""The four families against rates computed by hand, for a 3-layer and a 12-layer model."""
+"""The families against rates computed by hand, for a 3-layer and a 12-layer model."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from lr_dist import LRDistribution, load_preset
 from lr_dist.errors import ConfigurationError
 from lr_dist.search.space import FAMILIES, Space
+from lr_dist.search.space.space import is_flat
 
 GROUPS = {"embeddings": 3e-7, **{f"g{i}": 10.0**-i for i in range(1, 9)}, "head": 7e-4}
 
@@ -118,6 +119,8 @@ def test_optuna_knows_the_declared_bounds_as_log_uniform(family):
     expected = {name: FloatDistribution(3e-6, 2e-4, log=True) for name in space.names}
     if family == "decay":
         expected["factor"] = FloatDistribution(0.4, 0.9, log=True)
+    if family == "shape":
+        expected |= dict.fromkeys(("embeddings", "slope", "curvature", "head"), FloatDistribution(0.1, 10.0, log=True))
     assert trial.distributions == expected
 
 
@@ -210,7 +213,7 @@ def test_a_frozen_depth_is_near_only_where_it_is_fixed():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"family": "spline"}, "grouped, knots, decay, flat, not 'spline'"),
+        ({"family": "spline"}, "grouped, knots, decay, flat, shape, not 'spline'"),
         ({"family": ["knots"]}, "not \\['knots'\\]"),
         ({"low": 1e-3, "high": 1e-7}, "0 < low < high, not 0.001, 1e-07"),
         ({"low": 0.0}, "0 < low < high, not 0.0"),
@@ -233,3 +236,56 @@ def test_a_frozen_depth_is_near_only_where_it_is_fixed():
 def test_nonsense_is_refused_with_what_is_wrong(changes, message):
     with pytest.raises(ConfigurationError, match=message):
         Space(**changes)
+
+
+def test_a_shape_has_the_level_slope_and_curvature_that_its_numbers_say():
+    drawn = {"embeddings": 0.5, "level": 1e-4, "slope": 4.0, "curvature": 3.0, "head": 2.0}
+    found = rates(Space("shape"), drawn, 5)
+    layers = found[1:-1]
+    assert [found[0], found[-1]] == pytest.approx([5e-5, 2e-4])
+    assert math.prod(layers) ** (1 / 5) == pytest.approx(1e-4)
+    assert layers[-1] / layers[0] == pytest.approx(4)
+    assert layers[2] / math.sqrt(layers[0] * layers[-1]) == pytest.approx(3)
+    # By hand: x = -1/2, so log rate = log level - 1/4 log 4 + 1/4 log 3.
+    assert layers[1] == pytest.approx(1e-4 * 4**-0.25 * 3**0.25)
+
+
+@pytest.mark.parametrize("layers", [5, 9, 13])
+def test_a_shape_is_read_back_and_a_flat_rate_is_one_of_them(layers):
+    space = Space("shape")
+    drawn = {"embeddings": 0.5, "level": 1e-4, "slope": 4.0, "curvature": 3.0, "head": 2.0}
+    assert space.project(space.distribution(drawn), layers) == pytest.approx(drawn)
+    flat = space.project(LRDistribution.flat(3e-5), layers)
+    assert flat == pytest.approx({"embeddings": 1, "level": 3e-5, "slope": 1, "curvature": 1, "head": 1})
+    assert is_flat(space.distribution(flat))
+    assert not is_flat(space.distribution({**flat, "slope": 1.01}))
+
+
+def test_a_shape_with_a_frozen_layer_is_none_but_embeddings_can_be_fixed_at_0():
+    assert Space("shape").project(LRDistribution.flat(1e-4).freeze("layers.0"), 5) is None
+    space = Space("shape", fixed={"embeddings": 0})
+    assert rates(space, space.project(LRDistribution.flat(1e-4), 5), 5) == pytest.approx([0, *[1e-4] * 6])
+
+
+def test_a_staged_space_scales_all_rates_from_the_second_stage_on():
+    space = Space("decay", staged=True, later_low=0.2)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    plan = space.suggest_plan(trial := study.ask())
+    assert trial.distributions["later"] == FloatDistribution(0.2, 1.0, log=True)
+    first, second = (stage.rates(3) for stage in plan.stages)
+    assert list(second.values()) == pytest.approx([rate * trial.params["later"] for rate in first.values()])
+    # A distribution is queued with the factor 1, as it is.
+    queued = space.project(LRDistribution.decay(1e-4, 0.5), 3)
+    assert queued == pytest.approx({"lr": 1e-4, "factor": 0.5, "later": 1})
+    assert len(space.plan(queued).stages) == 1
+    assert Space(**space.to_dict()) == space
+    assert Space.with_names(space.names) == Space("decay", staged=True)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"ratio": 1.0}, "ratio must be"), ({"staged": 1}, "staged must be"), ({"later_low": 2.0}, "later_low and later")],
+)
+def test_wrong_settings_of_shape_and_stages_are_refused(wrong, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Space("shape", **wrong)

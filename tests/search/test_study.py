@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.pruners import HyperbandPruner, NopPruner, WilcoxonPruner
 
 from lr_dist.errors import (
     ConfigurationError,
@@ -214,3 +215,36 @@ def test_two_workers_with_one_seed_do_not_draw_the_same(url):
     assert claim(first).suggest_float("lr", 1e-7, 1e-3, log=True) != claim(second).suggest_float(
         "lr", 1e-7, 1e-3, log=True
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({}, HyperbandPruner),
+        ({"seeds": (0, 1, 2, 3)}, HyperbandPruner),
+        ({"seeds": (0, 1, 2, 3, 4)}, WilcoxonPruner),
+        ({"seeds": (0, 1), "pruner": "wilcoxon"}, WilcoxonPruner),
+        ({"pruner": "none"}, NopPruner),
+        ({"seeds": (0, 1, 2, 3, 4), "goal": Goal("pareto")}, NopPruner),
+    ],
+)
+def test_the_pruner_is_chosen_by_the_number_of_instances_or_as_given(url, changes, kind):
+    assert type(opened(url, replace(CONFIG, **changes)).pruner) is kind
+
+
+def test_a_study_goes_on_with_the_pruner_that_it_was_begun_with(url):
+    several = replace(CONFIG, seeds=(0, 1, 2, 3, 4))
+    study = optuna.create_study(storage=open_storage(url), study_name="study", direction="maximize")
+    # As studies were made before there was a choice.
+    study.set_user_attr(IDENTITY, several.identity("weights", DATA))
+    assert type(opened(url, several).pruner) is HyperbandPruner
+    assert type(opened(url, replace(several, pruner="hyperband")).pruner) is HyperbandPruner
+    with pytest.raises(StudyMismatchError, match="was begun with the pruner hyperband, and wilcoxon is given"):
+        opened(url, replace(several, pruner="wilcoxon"))
+
+
+def test_a_wrong_pruner_is_refused():
+    with pytest.raises(ConfigurationError, match="pruner must be one of auto, wilcoxon, hyperband, none, not 'median'"):
+        replace(CONFIG, pruner="median")
+    with pytest.raises(ConfigurationError, match="Two objectives cannot be pruned"):
+        replace(CONFIG, goal=Goal("pareto"), pruner="wilcoxon")

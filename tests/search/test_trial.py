@@ -215,3 +215,40 @@ def test_finished_runs_of_a_lost_trial_are_taken_over(tiny_model, tmp_path):
     assert runs[0] == kept
     assert [r["seed"] for r in runs] == [0, 1]
     assert study.trials[0].user_attrs["values_by_seed"][0] == [1.0]
+
+
+def test_trials_of_several_instances_are_stopped_by_wilcoxons_test_but_not_queued_ones(tiny_model, tmp_path):
+    config = config_of(tiny_model, seeds=(0, 1, 2, 3, 4), limit=32)
+    benches = load_benches(config)
+    study = open_study(open_storage(sqlite(tmp_path)), "study", config, identity(config, benches))
+    # A trial that no run of this model can reach.
+    best = optuna.trial.create_trial(
+        params={"lr": 5e-4},
+        distributions={"lr": optuna.distributions.FloatDistribution(1e-7, 1e-3, log=True)},
+        value=2.0,
+        intermediate_values=dict.fromkeys(range(5), 2.0),
+    )
+    study.add_trial(best)
+    objective = SequenceObjective(config, benches, [Reference(tuple(benches[0].baseline))])
+    drain(study, objective, [entry(1e-3, "queued"), entry(1e-3)])
+    _, queued, sampled = study.trials
+    assert [queued.state, sampled.state] == [TrialState.COMPLETE, TrialState.PRUNED]
+    # One value an instance, by its place among seeds and sequences; the trial's value is their mean.
+    assert list(queued.intermediate_values) == [0, 1, 2, 3, 4]
+    assert list(queued.intermediate_values.values()) == [sum(r["final"]) for r in queued.user_attrs["runs"]]
+    assert queued.value == pytest.approx(statistics.fmean(queued.intermediate_values.values()))
+    # Four pairs that all are worse have p = 1/16; three have 1/8.
+    assert sampled.intermediate_values == {step: queued.intermediate_values[step] for step in range(4)}
+    assert len(sampled.user_attrs["runs"]) == 4
+
+
+def test_the_instances_of_a_lost_trial_are_reported_again(tiny_model, tmp_path):
+    config = config_of(tiny_model, seeds=(0, 1), pruner="wilcoxon")
+    benches = load_benches(config)
+    study = open_study(open_storage(sqlite(tmp_path)), "study", config, identity(config, benches))
+    fill(study, [entry(1e-3)])
+    trial = claim(study)
+    trial.set_user_attr("runs", [{"sequence": 0, "seed": 0, "final": [0.25, 0.75], "seconds": 1.5}])
+    SequenceObjective(config, benches, [Reference(tuple(benches[0].baseline))])(trial)
+    assert list(study.trials[0].intermediate_values) == [0, 1]
+    assert study.trials[0].intermediate_values[0] == 1.0
