@@ -153,7 +153,7 @@ class Phases:
 
     def scale(self, factor: float) -> Phases:
         """Every rate times `factor` (> 0)."""
-        return Phases(tuple(replace(p, distribution=p.distribution.scale(factor)) for p in self.phases))
+        return Phases(tuple(replace(phase, distribution=phase.distribution.scale(factor)) for phase in self.phases))
 
     def starts(self, total_steps: int | None) -> tuple[int, ...]:
         """The step of the optimizer, from 0, in which each phase begins.

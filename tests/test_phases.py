@@ -120,6 +120,11 @@ def test_a_gradual_phase_starts_a_layer_every_equal_part_by_hand() -> None:
         few.part_starts(None, 4)
 
 
+def test_a_scaled_plan_stays_gradual() -> None:
+    text = "flat:lr=1e-3 @ gradual 60% > flat:lr=1e-4"
+    assert str(resolve_plan(text).scale(0.5)) == "flat:lr=5e-4 @ gradual 60% > flat:lr=5e-5"
+
+
 def test_fingerprints_differ_by_rates_and_lengths() -> None:
     texts = ["flat:lr=1e-4", f"{HEAD} @ 20% > flat:lr=1e-4", f"{HEAD} @ 30% > flat:lr=1e-4"]
     gradual = "flat:lr=1e-4 @ gradual"

@@ -143,8 +143,8 @@ class SearchConfig(SequenceConfig):
                 )
         if self.start is not None and self.first is not None:
             raise ConfigurationError(
-                f"The start {self.start} has learned the first task, so no rates are left to give it. Leave out --first "
-                f"{self.first}."
+                f"The start {self.start} has learned the first task, so no rates are left to give it. Leave out "
+                f"--first {self.first}."
             )
         if self.start is not None and len({str(sequence[0]) for sequence in self.sequences}) > 1:
             raise ConfigurationError(
