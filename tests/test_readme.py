@@ -63,7 +63,7 @@ def test_every_text_form_in_the_readme_is_a_distribution():
 
 
 def test_the_preset_in_the_docs_can_be_used(tmp_path, monkeypatch):
-    (text,) = blocks("docs/distributions.md", "yaml")
+    text = blocks("docs/distributions.md", "yaml")[-1]  # the others are rate plans
     (tmp_path / "my-preset.yaml").write_text(text)
     monkeypatch.setenv("LR_DIST_PRESETS", str(tmp_path))
     assert get_preset("my-preset").distribution == LRDistribution.decay(lr=4e-4, factor=0.7)

@@ -83,7 +83,7 @@ def test_a_value_of_another_kind_at_any_place_is_read_or_named(tmp_path: Path) -
         (("tasks", 1, "examples", "validation"), 0, r"tasks\[1\]\.examples\.validation is 0"),
         (("summary", 0, "matrix", "sd"), None, r"summary\[0\]\.matrix\.sd is None"),
         (("planned_runs",), 1.5, r"planned_runs is 1\.5"),
-        (("tasks",), [], r"tasks is 0 entries"),
+        (("tasks",), [], r"tasks is empty"),
     ],
 )
 def test_what_was_altered_is_named_with_its_place(way: tuple[Any, ...], value: Any, place: str, tmp_path: Path) -> None:

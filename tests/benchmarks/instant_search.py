@@ -43,7 +43,9 @@ BASELINE, ALONE = (0.56, 0.66), (0.85, 0.78)
 LEARNS, FORGETS = 2e-4, 5e-5
 
 
-def instant_run(bench: Any, arm: Arm, seed: int, tests: TestAfterEpochs) -> SequenceRun:
+def instant_run(
+    bench: Any, arm: Arm, seed: int, tests: TestAfterEpochs, observers: Any = (), *, store: Any = None
+) -> SequenceRun:
     """Scores of two tasks, as `run_sequence` gives them, from the rates alone and some noise."""
     rates = [max(rate, 1e-12) for rate in arm.plan.stage(0).rates(LAYERS).values()]
     rng = random.Random(f"{seed} {rates}")
@@ -78,6 +80,9 @@ def open_instant(url: str, name: str, trials: int) -> tuple[Study, SequenceObjec
         choices=dict,
         baseline=list(BASELINE),
         tasks=[SimpleNamespace(name=task, dev=range(500), validation=range(500)) for task in TASKS],
+        tokens=[SimpleNamespace(train=range(500)) for _ in TASKS],
+        start=None,
+        first_trained=0,
     )
     study = open_study(open_storage(url), name, searched, searched.identity("instant", [["instant"] * 2]))
     return study, SequenceObjective(searched, [bench], [Reference(BASELINE, alone=ALONE)])

@@ -190,7 +190,9 @@ def test_a_pipe_as_configuration_is_read_and_an_empty_one_not_waited_for(
 ) -> None:
     monkeypatch.setattr("lr_dist.reading.PIPE_SECONDS", 0.5)
     os.mkfifo(tmp_path / "pipe")
-    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("tasks: [just-one]"))
+    writer = threading.Thread(
+        target=lambda: (tmp_path / "pipe").write_text("tasks: [just-one]\ndistributions: ['flat:lr=1e-4']")
+    )
     writer.start()
     assert main(command(tmp_path / "pipe")) == 2
     writer.join(10)

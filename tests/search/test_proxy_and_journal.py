@@ -163,7 +163,7 @@ def test_two_workers_search_through_the_proxy(proxy: str, postgres: Any, tiny_mo
     finished = [t for t in study.get_trials() if settled(t)]
     assert sorted(t.user_attrs[SLOT] for t in finished) == list(range(5))
     assert all(t.user_attrs[OWNER]["machine"] == machine() for t in finished)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["through.html"]
 
 
 def start_worker(url: str, seconds: float) -> subprocess.Popen[str]:
