@@ -93,10 +93,10 @@ def test_what_people_use_is_not_doubted(text: str, num_layers: int) -> None:
 
 
 @pytest.mark.parametrize("num_layers", [6, 12, 24])
-def test_no_shipped_preset_is_doubted_on_the_depth_that_it_was_made_for(num_layers: int) -> None:
+def test_no_preset_that_a_search_found_is_doubted(num_layers: int) -> None:
+    # Recipes from the literature are kept as they are, and may rightly be doubted: a factor a layer shrinks with depth.
     presets = [entry.preset for entry in list_presets() if entry.source == "shipped" and entry.preset]
-    # A factor a layer shrinks with depth, so a recipe for 3 or 12 layers is rightly doubted on 24.
-    shipped = [preset.distribution for preset in presets if num_layers in (preset.provenance.layers or (6, 12, 24))]
+    shipped = [preset.distribution for preset in presets if preset.provenance.trials]
     assert len(shipped) >= 4
     for distribution in shipped:
         assert doubts(str(distribution), num_layers) == []
