@@ -30,7 +30,7 @@ def load_weights(model: nn.Module, name: str) -> None:
     Raises:
         ModelLoadError: it cannot be read, or lacks weights of the model.
     """
-    weights = _read(Path(name).expanduser())
+    weights = {_present_name(key): weight for key, weight in _read(Path(name).expanduser()).items()}
     wanted = model.state_dict()
     # Of `model.bert.pooler.dense.weight` the part that the checkpoint's module put before.
     first = next(iter(wanted))
@@ -52,6 +52,14 @@ def load_weights(model: nn.Module, name: str) -> None:
             f"The weights of {shown(name, PATH)} have other shapes than a {type(model).__name__} of this architecture "
             f"and task: {' '.join(str(error).split())[:300]}"
         ) from error
+
+
+def _present_name(key: str) -> str:
+    """BERT's norms were called gamma and beta, and transformers before version 5 can save them so."""
+    for old, new in ((".LayerNorm.gamma", ".LayerNorm.weight"), (".LayerNorm.beta", ".LayerNorm.bias")):
+        if key.endswith(old):
+            return key.removesuffix(old) + new
+    return key
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
