@@ -129,7 +129,11 @@ def test_checkpoint_files_give_what_their_folders_give(tasks, folders, tiny_mode
     results = [json.loads((tmp_path / name / "interpolation.json").read_text()) for name in ("folders", "files")]
     assert results[0]["curve"] == results[1]["curve"]
     written = [load_file(tmp_path / name / "model.safetensors") for name in ("folders", "files")]
-    assert all(torch.equal(weight, written[1][name]) for name, weight in written[0].items())
+    # transformers before version 5 can save BERT's norms under their old names.
+    ours, theirs = (
+        {n.replace(".gamma", ".weight").replace(".beta", ".bias"): w for n, w in e.items()} for e in written
+    )
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
     del weights[1]["bert.encoder.layer.0.output.dense.weight"]
     save_file(weights[1], second)
     (tmp_path / "damaged.ckpt").write_bytes(b"no checkpoint")
