@@ -80,6 +80,7 @@ def findings(
     """One finding for each arm, the control first.
 
     Runs are paired by sequence and seed: both have the same first-stage weights, order of examples and random numbers.
+    Of these pairs only those are used that every arm has finished.
 
     Args:
         config: the protocol.
@@ -98,7 +99,12 @@ def findings(
     texts = [config.arms()[config.control].written(settings) for settings in curve_settings]
     curve = [scores_of(config, text, results) for text in texts]
     names = [config.control, *(name for name in choices if name != config.control)]
-    return [_finding(config, choices[name], flat, curve, results, level) for name in names]
+    tables = [scores_of(config, choices[name].text, results) for name in names]
+    # The runs that every arm has finished, so that the means of a run in progress are of the same pairs.
+    common = {name: sorted(set.intersection(*(set(table[name]) for table in tables))) for name in flat}
+    if not any(common.values()):
+        common = {name: sorted(seeds) for name, seeds in flat.items()}
+    return [_finding(config, choices[name], flat, curve, results, common, level) for name in names]
 
 
 def scores_of(
@@ -120,12 +126,13 @@ def _finding(
     flat: Table,
     curve: Sequence[Table],
     results: Sequence[ComparisonResult],
+    common: Mapping[str, Sequence[int]],
     level: float,
 ) -> Finding:
     ours = scores_of(config, choice.text, results)
     label = config.arm_text(choice.text)
     runs = [run for result in results for run in result.runs if run["arm"] == label]
-    pairs = {name: sorted(set(ours[name]) & set(flat[name])) for name in ours if name in flat}
+    pairs = {name: sorted(set(ours[name]) & set(common[name])) for name in ours if name in common}
     pairs = {name: seeds for name, seeds in pairs.items() if seeds}
     if not pairs:
         raise InvalidResultError(f"The arm {choice.name} has no run that the control has, too; let the run go on.")
