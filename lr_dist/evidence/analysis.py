@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -233,14 +234,11 @@ def _bootstrap(
     count = sum(len(seeds) for seeds in known.values())
     if count == 1 or np.isnan(mean):
         return Estimate(mean, None, None, len(names), count)
-    rng = np.random.default_rng(0)
     cache: dict[tuple[str, tuple[int, ...]], tuple[float, ...] | None] = {}
     drawn = []
-    for _ in range(resamples):
+    for resample in _resamples(tuple((name, tuple(seeds)) for name, seeds in known.items()), resamples):
         rows = []
-        for index in rng.integers(len(names), size=len(names)):
-            name = names[index]
-            seeds = tuple(sorted(rng.choice(known[name], size=len(known[name]))))
+        for name, seeds in resample:
             if (name, seeds) not in cache:
                 cache[name, seeds] = value(name, seeds)
             if (row := cache[name, seeds]) is not None:
@@ -249,6 +247,19 @@ def _bootstrap(
             drawn.append(statistic(np.array(rows)))
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(mean, float(low), float(high), len(names), count)
+
+
+@functools.lru_cache(maxsize=8)
+def _resamples(pairs: tuple[tuple[str, tuple[int, ...]], ...], number: int) -> list[list[tuple[str, tuple[int, ...]]]]:
+    """Sequences drawn with replacement, each with seeds drawn likewise; the same for every arm and metric."""
+    rng = np.random.default_rng(0)
+    return [
+        [
+            (name, tuple(sorted(rng.choice(seeds, size=len(seeds)).tolist())))
+            for name, seeds in (pairs[index] for index in rng.integers(len(pairs), size=len(pairs)))
+        ]
+        for _ in range(number)
+    ]
 
 
 def _required(estimate: Estimate | None) -> Estimate:

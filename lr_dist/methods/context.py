@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -54,6 +55,4 @@ class StageContext:
 
 def hash_of(text: str) -> int:
     """A 63-bit number, the same in every process (Python's own hash is not)."""
-    import hashlib
-
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from lr_dist.checks import is_whole
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.rate_plan import RatePlan, StageRates
 from lr_dist.search.space import Space
@@ -151,9 +152,9 @@ class SearchConfig(SequenceConfig):
                 f"The start {self.start} has learned one task, and the sequences begin with different ones. Let all "
                 "begin with its task, or search from each start in a study of its own."
             )
-        if not _is_whole(self.trials) or self.trials < 1:
+        if not is_whole(self.trials) or self.trials < 1:
             raise ConfigurationError(f"trials must be a whole number from 1, not {shown(self.trials)}.")
-        if not self.seeds or not all(_is_whole(seed) and seed >= 0 for seed in self.seeds):
+        if not self.seeds or not all(is_whole(seed) and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds must be one or more whole numbers from 0, not {shown(self.seeds)}.")
         if not isinstance(self.pruner, str) or self.pruner not in (AUTO, *PRUNERS):
             raise ConfigurationError(f"pruner must be one of auto, {', '.join(PRUNERS)}, not {shown(self.pruner)}.")
@@ -161,7 +162,7 @@ class SearchConfig(SequenceConfig):
             raise ConfigurationError(f"Two objectives cannot be pruned: leave out --pruner {self.pruner}.")
         for name, least in (("confirm", 0), ("confirm_seeds", 1)):
             number = getattr(self, name)
-            if not _is_whole(number) or number < least:
+            if not is_whole(number) or number < least:
                 raise ConfigurationError(f"{name} must be a whole number from {least}, not {shown(number)}.")
         if self.confirm and self.goal.mode == "pareto":
             raise ConfigurationError("Two objectives have no best trials: leave out --confirm, or --objective pareto.")
@@ -180,7 +181,7 @@ class SearchConfig(SequenceConfig):
                 build_method(method)
         if len(set(self.seeds)) < len(self.seeds):
             raise ConfigurationError(f"seeds contains duplicates: {shown(self.seeds)}.")
-        if self.sampler_seed is not None and not (_is_whole(self.sampler_seed) and 0 <= self.sampler_seed < 2**32):
+        if self.sampler_seed is not None and not (is_whole(self.sampler_seed) and 0 <= self.sampler_seed < 2**32):
             raise ConfigurationError(
                 f"sampler_seed must be a whole number from 0 to 2^32 - 1, not {shown(self.sampler_seed)}."
             )
@@ -260,7 +261,3 @@ def _is_shift(task: TaskSpec) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
