@@ -12,13 +12,12 @@ from lr_dist.extras import require_libraries
 
 require_libraries("huggingface", "transformers", "accelerate")
 
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch import nn
 from torch.optim import Optimizer
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import ExportableState, TrainerState
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import is_sagemaker_mp_enabled, logging
 
@@ -28,6 +27,7 @@ from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.rate_warnings import optimizer_warnings
 from lr_dist._callback.step_phases import StepPhases
 from lr_dist._callback.table import print_table
+from lr_dist._callback.trainer_rates import CHECK, PHASES, LayerwiseRates, torch_optimizer
 from lr_dist.coverage import Coverage
 from lr_dist.distribution import LRDistribution, shown_distribution
 from lr_dist.errors import (
@@ -47,7 +47,6 @@ from lr_dist.errors import (
 )
 from lr_dist.groups import freeze_layers
 from lr_dist.layers import LayerMap, Overrides, Stacks, assign_layers
-from lr_dist.names import layer_of
 from lr_dist.presets import resolve_stage
 from lr_dist.rate_check import RateCheck
 from lr_dist.rate_plan import Phases, highest
@@ -63,8 +62,6 @@ logger = logging.get_logger(__name__)
 
 # Here the model's parameters stay the objects that the optimizer was made from; FSDP replaces them.
 _WHOLE_PARAMETERS = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-# Reading all parameters takes a fraction of a millisecond.
-_EVERY_STEPS = 100
 
 
 class LayerwiseTrainerMixin(_Trainer):
@@ -192,7 +189,7 @@ class LayerwiseTrainerMixin(_Trainer):
         options = {} if optimizer is None else {"optimizer": optimizer}
         scheduler = super().create_scheduler(num_training_steps, **options)
         self._set_rates(
-            _unwrapped(self.optimizer if optimizer is None else optimizer), scheduler, int(num_training_steps)
+            torch_optimizer(self.optimizer if optimizer is None else optimizer), scheduler, int(num_training_steps)
         )
         return scheduler
 
@@ -305,8 +302,8 @@ class LayerwiseTrainerMixin(_Trainer):
             written |= {"phases": str(self._layerwise_phases), "phase_starts": self._layerwise_steps.clock.state()}
         self._layerwise_callback.written = written
         self._layerwise_callback.coverage = self._coverage_check(optimizer)
-        setattr(optimizer, _PHASES, self._layerwise_steps)
-        setattr(optimizer, _CHECK, RateCheck(optimizer, done.tracks, type(self).__name__))
+        setattr(optimizer, PHASES, self._layerwise_steps)
+        setattr(optimizer, CHECK, RateCheck(optimizer, done.tracks, type(self).__name__))
         if self._layerwise_resumed is not None:
             _compare(self._layerwise_resumed, written)
 
@@ -379,87 +376,6 @@ class LayerwiseTrainerMixin(_Trainer):
                 f"layerwise_lr the checkpoint's distribution, {_NEW_RUN}"
             )
         return state
-
-
-class LayerwiseRates(TrainerCallback, ExportableState):
-    """Saves the state of `LayerwiseTrainerMixin` in checkpoints, and keeps the rates of the last step.
-
-    The mixin adds it to the Trainer's callbacks.
-
-    Attributes:
-        written: the distribution, the overrides and the groups, as plain data; the Trainer keeps it in the
-            `trainer_state.json` of each checkpoint.
-        rates: layer -> rate in the last step of the optimizer; where the groups of one layer differ, each group's.
-        coverage: compares the model with the optimizer; None if that is not done.
-    """
-
-    def __init__(self) -> None:
-        self.written: dict[str, Any] = {}
-        self.rates: dict[str, float] = {}
-        self.coverage: Coverage | None = None
-
-    def state(self) -> dict[str, Any]:
-        """The state that the Trainer saves and restores."""
-        return {"args": {}, "attributes": {"written": self.written}}
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse to train with an optimizer that was not split by layer."""
-        optimizer = kwargs["optimizer"]
-        if not self.written or [group.get("name") for group in optimizer.param_groups] != self.written["groups"]:
-            raise UnsupportedTrainerError(
-                f"The optimizer ({type(_unwrapped(optimizer)).__name__}) does not have the groups of the layers. A "
-                "Trainer that overrides create_optimizer or create_scheduler has to call super().create_optimizer() "
-                "and super().create_scheduler(...), which also take an optimizer and a schedule that were set before."
-            )
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Refuse a model in which a part was replaced after the optimizer was made; after the first step, warn."""
-        if self.coverage is not None and (state.global_step == 0 or state.global_step % _EVERY_STEPS == 0):
-            self._warn(state, self.coverage.warning(started=state.global_step > 0))
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Warn once if a rate is not the distribution's times the schedule's factor."""
-        if self.coverage is not None and state.global_step == 0:
-            self._warn(state, self.coverage.warning(started=False))
-        optimizer = _unwrapped(kwargs["optimizer"])
-        if (phases := getattr(optimizer, _PHASES, None)) is not None:
-            # Once more, for a Trainer whose `training_step` does not call the mixin's.
-            phases.before(state.global_step)
-            phases.drop_gradients()
-        check = getattr(optimizer, _CHECK, None)
-        if check is not None:
-            self._warn(state, check.warning(state.global_step))
-
-    def _warn(self, state: Any, warning: Warning | None) -> None:
-        if warning is not None and state.is_world_process_zero:
-            warnings.warn(warning, stacklevel=2)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Keep the step's rates: the Trainer logs only after the schedule has moved on."""
-        by_layer: dict[str, dict[str, float]] = {}
-        phases = getattr(_unwrapped(kwargs["optimizer"]), _PHASES, None)
-        for group in kwargs["optimizer"].param_groups:
-            rate = phases.rate(group) if phases else float(group["lr"])
-            by_layer.setdefault(layer_of(group["name"]), {})[group["name"]] = rate
-        self.rates = {}
-        for layer, rates in by_layer.items():
-            self.rates |= {layer: next(iter(rates.values()))} if len(set(rates.values())) == 1 else rates
-
-
-# Optimizers ----------------------------------------------------------------------------------------------
-
-
-def _unwrapped(optimizer: Any) -> Any:
-    """The torch optimizer inside accelerate's wrapper."""
-    while isinstance(optimizer, AcceleratedOptimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
-# The attributes of the optimizer that hold its `RateCheck` and its `StepPhases`. Not attributes of the callback: the
-# Trainer may replace its callbacks by those of a checkpoint. State dicts and pickles of an optimizer leave its
-# attributes out.
-_CHECK, _PHASES = "_lr_dist_rate_check", "_lr_dist_phases"
 
 
 # Checkpoints ---------------------------------------------------------------------------------------------
