@@ -6,7 +6,9 @@ import warnings
 from typing import Any
 
 import lightning.pytorch as L
+import pytest
 import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import BertConfig, BertForSequenceClassification
@@ -124,3 +126,24 @@ class SaveAfter(L.Callback):
         self.left -= 1
         if self.left == 0:
             trainer.save_checkpoint(self.path)
+
+
+in_every_way_of_training = pytest.mark.parametrize(
+    ("module", "trainer"),
+    [
+        ({}, {}),
+        ({}, {"accumulate_grad_batches": 2}),
+        ({}, {"gradient_clip_val": 0.05}),
+        ({"optimizer": torch.optim.AdamW, "lr": 1e-3, "eps": 1e-4, "fused": True}, {"accumulate_grad_batches": 4}),
+        ({}, {"precision": "bf16-mixed"}),
+        ({}, {"plugins": "scaled"}),
+    ],
+    ids=["plain", "accumulated", "clipped", "fused", "bf16", "scaled"],
+)
+
+
+def with_scaler(options: dict) -> dict:
+    """The Trainer's options of `in_every_way_of_training`, with a gradient scaler for `scaled`."""
+    if options.get("plugins") != "scaled":
+        return options
+    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))]}

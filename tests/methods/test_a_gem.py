@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from methods.rehearsing import Classifier, Drawn, Linear, SaveAfter, fit, learned, points, texts, weights
+from methods.rehearsing import Classifier, Drawn, Linear, SaveAfter, fit, learned, points, texts, weights, with_scaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -112,12 +111,6 @@ def test_the_fit_is_the_one_with_the_projection_of_whole_gradients(module, train
     apart = (weights(projecting) - weights(reference)).abs().max()
     assert apart < tolerance
     assert apart < 0.15 * (weights(plain) - weights(reference)).abs().max()
-
-
-def with_scaler(options: dict) -> dict:
-    if options.get("plugins") != "scaled":
-        return options
-    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))]}
 
 
 def test_a_stopped_stage_resumes_bit_for_bit(tmp_path):

@@ -5,8 +5,19 @@ from __future__ import annotations
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from methods.rehearsing import Classifier, Drawn, Linear, SaveAfter, fit, learned, points, texts, weights
+from methods.rehearsing import (
+    Classifier,
+    Drawn,
+    Linear,
+    SaveAfter,
+    fit,
+    in_every_way_of_training,
+    learned,
+    points,
+    texts,
+    weights,
+    with_scaler,
+)
 from torch import nn
 
 from lr_dist import LayerwiseLR
@@ -56,18 +67,7 @@ class Written(Classifier):
         return loss + ALPHA * distance + BETA * nn.functional.cross_entropy(logits[two], replayed["labels"][order][two])
 
 
-@pytest.mark.parametrize(
-    ("module", "trainer"),
-    [
-        ({}, {}),
-        ({}, {"accumulate_grad_batches": 2}),
-        ({}, {"gradient_clip_val": 0.05}),
-        ({"optimizer": torch.optim.AdamW, "lr": 1e-3, "eps": 1e-4, "fused": True}, {"accumulate_grad_batches": 4}),
-        ({}, {"precision": "bf16-mixed"}),
-        ({}, {"plugins": "scaled"}),
-    ],
-    ids=["plain", "accumulated", "clipped", "fused", "bf16", "scaled"],
-)
+@in_every_way_of_training
 def test_the_fit_is_the_one_with_the_terms_in_the_loss(module, trainer):
     replaying, plain = Classifier(**module), Classifier(**module)
     before = Classifier(**module)
@@ -85,12 +85,6 @@ def test_the_fit_is_the_one_with_the_terms_in_the_loss(module, trainer):
     assert apart < tolerance
     assert apart < 0.1 * (weights(plain) - weights(written)).abs().max()
     assert replaying.losses[0] == plain.losses[0]
-
-
-def with_scaler(options: dict) -> dict:
-    if options.get("plugins") != "scaled":
-        return options
-    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))]}
 
 
 def test_the_outputs_are_recorded_without_dropout_and_leave_no_trace():

@@ -7,8 +7,19 @@ import copy
 import lightning.pytorch as L
 import pytest
 import torch
-from lightning.pytorch.plugins.precision import MixedPrecision
-from methods.rehearsing import Classifier, Drawn, Linear, SaveAfter, fit, learned, points, texts, weights
+from methods.rehearsing import (
+    Classifier,
+    Drawn,
+    Linear,
+    SaveAfter,
+    fit,
+    in_every_way_of_training,
+    learned,
+    points,
+    texts,
+    weights,
+    with_scaler,
+)
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lr_dist import LayerwiseLR
@@ -53,18 +64,7 @@ class Joined(Classifier):
         return self.model(**batch).loss
 
 
-@pytest.mark.parametrize(
-    ("module", "trainer"),
-    [
-        ({}, {}),
-        ({}, {"accumulate_grad_batches": 2}),
-        ({}, {"gradient_clip_val": 0.05}),
-        ({"optimizer": torch.optim.AdamW, "lr": 1e-3, "eps": 1e-4, "fused": True}, {"accumulate_grad_batches": 4}),
-        ({}, {"precision": "bf16-mixed"}),
-        ({}, {"plugins": "scaled"}),
-    ],
-    ids=["plain", "accumulated", "clipped", "fused", "bf16", "scaled"],
-)
+@in_every_way_of_training
 def test_the_fit_is_the_one_with_joined_batches(module, trainer):
     replaying, plain = Classifier(**module), Classifier(**module)
     method = learned(Replay(ratio=0.75, size=20), replaying, texts(seed=2))
@@ -79,12 +79,6 @@ def test_the_fit_is_the_one_with_joined_batches(module, trainer):
     assert apart < tolerance
     assert apart < 0.1 * (weights(plain) - weights(joined)).abs().max()
     assert replaying.losses[0] == plain.losses[0]  # what is logged is the new task's
-
-
-def with_scaler(options: dict) -> dict:
-    if options.get("plugins") != "scaled":
-        return options
-    return {"plugins": [MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))]}
 
 
 class TwoHeads(L.LightningModule):
