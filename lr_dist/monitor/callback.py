@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,15 +20,12 @@ from lr_dist._lightning import (
     rank_zero_warn,
 )
 from lr_dist.errors import ConfigurationError, InexactResumeWarning, UnsupportedStrategyError, shown
-from lr_dist.layers import Overrides, Stacks
+from lr_dist.monitor.base import Monitor
 from lr_dist.monitor.host import Host
 from lr_dist.monitor.measurement import Measurement
-from lr_dist.monitor.old_tasks import Score
-from lr_dist.monitor.options import Options
-from lr_dist.monitor.results import Results
 
 
-class ForgettingMonitor(Callback, Results):
+class ForgettingMonitor(Callback, Monitor):
     """Scores old tasks while a new one is learned, and keeps the weights of the best trade-off.
 
         monitor = ForgettingMonitor({"sst2": old_loader}, metric=MulticlassAccuracy(2), keep="old >= 0.98")
@@ -86,49 +82,7 @@ class ForgettingMonitor(Callback, Results):
         LRDistError: layers that cannot be found (see `assign_layers`).
     """
 
-    def __init__(
-        self,
-        old: Mapping[str, Iterable[Any]] | Sequence[str],
-        *,
-        score: Score | Mapping[str, Score] | None = None,
-        metric: Any = None,
-        tokenizer: Any = None,
-        max_length: int = 128,
-        examples: int | None = None,
-        every_n_steps: int | None = None,
-        every_n_epochs: int | None = None,
-        keep: str | None = None,
-        monitor: str | None = None,
-        mode: str = "max",
-        restore: bool = True,
-        stop_when: str | None = None,
-        patience: int = 1,
-        movement: bool = True,
-        overrides: Overrides | None = None,
-        stacks: Stacks | None = None,
-    ) -> None:
-        self._options = Options(
-            old,
-            score=score,
-            metric=metric,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            examples=examples,
-            every_n_steps=every_n_steps,
-            every_n_epochs=every_n_epochs,
-            keep=keep,
-            monitor=monitor,
-            mode=mode,
-            stop_when=stop_when,
-            patience=patience,
-            movement=movement,
-            overrides=overrides,
-            stacks=stacks,
-        )
-        self.restore = restore
-        self._watch = self._options.watch()
-        self._seen_step = 0
-        self._validated_step: int | None = None
+    _validated_step: int | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what Lightning lends a callback for its fit."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lr_dist.extras import require_libraries
@@ -15,13 +16,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from lr_dist.errors import ConfigurationError, InexactResumeWarning, UnsupportedStrategyError
-from lr_dist.layers import Overrides, Stacks
+from lr_dist.monitor.base import Monitor
 from lr_dist.monitor.files import read_state, save_state
 from lr_dist.monitor.host import Host
 from lr_dist.monitor.measurement import Measurement
-from lr_dist.monitor.old_tasks import Score
-from lr_dist.monitor.options import Options
-from lr_dist.monitor.results import Results
 
 logger = logging.get_logger(__name__)
 
@@ -29,7 +27,7 @@ logger = logging.get_logger(__name__)
 FILE = "forgetting_monitor.safetensors"
 
 
-class ForgettingMonitorCallback(TrainerCallback, Results):
+class ForgettingMonitorCallback(TrainerCallback, Monitor):
     """Scores old tasks while a `transformers.Trainer` learns a new one; see `ForgettingMonitor` for all that it does.
 
         monitor = ForgettingMonitorCallback({"sst2": old_loader}, metric=MulticlassAccuracy(2), keep="old >= 0.98")
@@ -67,51 +65,9 @@ class ForgettingMonitorCallback(TrainerCallback, Results):
         LRDistError: as `ForgettingMonitor`.
     """
 
-    def __init__(
-        self,
-        old: Mapping[str, Iterable[Any]] | Sequence[str],
-        *,
-        score: Score | Mapping[str, Score] | None = None,
-        metric: Any = None,
-        tokenizer: Any = None,
-        max_length: int = 128,
-        examples: int | None = None,
-        every_n_steps: int | None = None,
-        every_n_epochs: int | None = None,
-        keep: str | None = None,
-        monitor: str | None = None,
-        mode: str = "max",
-        restore: bool = True,
-        stop_when: str | None = None,
-        patience: int = 1,
-        movement: bool = True,
-        overrides: Overrides | None = None,
-        stacks: Stacks | None = None,
-    ) -> None:
-        self._options = Options(
-            old,
-            score=score,
-            metric=metric,
-            tokenizer=tokenizer,
-            max_length=max_length,
-            examples=examples,
-            every_n_steps=every_n_steps,
-            every_n_epochs=every_n_epochs,
-            keep=keep,
-            monitor=monitor,
-            mode=mode,
-            stop_when=stop_when,
-            patience=patience,
-            movement=movement,
-            overrides=overrides,
-            stacks=stacks,
-        )
-        self.restore = restore
-        self._watch = self._options.watch()
-        self._trainer: Trainer | None = None
-        self._metrics: dict[str, Any] = {}
-        self._fresh: set[str] = set()  # metrics since the last measurement
-        self._seen_step = 0
+    _trainer: Trainer | None = None
+    _metrics: Mapping[str, Any] = MappingProxyType({})
+    _fresh: frozenset[str] = frozenset()  # metrics since the last measurement
 
     def attach(self, trainer: Trainer) -> ForgettingMonitorCallback:
         """Add this callback to `trainer`, and log through it."""
@@ -157,8 +113,8 @@ class ForgettingMonitorCallback(TrainerCallback, Results):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The metrics of the new task are those of the weights that were measured."""
-        self._metrics.update(kwargs.get("metrics") or {})
-        self._fresh |= set(kwargs.get("metrics") or {})
+        metrics = kwargs.get("metrics") or {}
+        self._metrics, self._fresh = {**self._metrics, **metrics}, self._fresh.union(metrics)
         # Several evaluation sets make a call each.
         if self._watch.measured(state.global_step) and self._fresh.issuperset(self._watch.trade_off.metrics):
             self._judge(args, control, kwargs["model"], final=True)
@@ -187,7 +143,7 @@ class ForgettingMonitorCallback(TrainerCallback, Results):
         if self._watch.measured(state.global_step):
             return
         row = self._watch.measure(model, _host(args), state.global_step, round(state.epoch or 0))
-        self._fresh = set()
+        self._fresh = frozenset()
         self._log(state, row)
         self._judge(args, control, model)
 
