@@ -79,11 +79,14 @@ def test_the_trial_of_a_killed_worker_is_marked_and_run_again_at_the_next_start(
     study = new_study(url, "kill")
     fill(study, PLAN)
     stuck = start_worker(url, seconds=600)
-    first = start_worker(url, seconds=0.01)
+    workers = [stuck]
     try:
         assert stuck.stdout is not None
         line = stuck.stdout.readline().split()
         number, rate = int(line[0]), float(line[1])
+        # Only now, or it might do all trials before the other has one.
+        first = start_worker(url, seconds=0.01)
+        workers.append(first)
         _wait_until(lambda: len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) == 5)
         # The other worker waits for the last one, because its process lives.
         assert first.poll() is None
@@ -99,7 +102,7 @@ def test_the_trial_of_a_killed_worker_is_marked_and_run_again_at_the_next_start(
         assert again.returncode == 0
         assert len(said.splitlines()) == 1
     finally:
-        for process in (first, stuck):
+        for process in workers:
             process.kill()
             process.wait()
     trials = study.get_trials()
