@@ -63,7 +63,9 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(PIP) torch -e '.[dev]'
+	$(PIP) torch -e '.[dev]' einconv einops opt-einsum
+	# Without torchvision, which it asks for and does not import: PyPI's build of it does not load beside a CPU build of torch.
+	$(PIP) --no-deps kronfluence
 	touch $@ $(VENV)/.demo
 
 $(OLDEST)/.test: pyproject.toml constraints-oldest.txt

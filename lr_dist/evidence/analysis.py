@@ -18,6 +18,7 @@ from lr_dist.sequence.result import ComparisonResult
 
 RESAMPLES = 2_000
 METRICS = ("p_o", "p_s", "average_accuracy", "forgetting")
+PROBED = ("probe_p_o", "probe_forgetting")
 
 Scores = Mapping[str, float]
 # sequence -> seed -> metric -> value
@@ -54,7 +55,7 @@ class Finding:
     Attributes:
         name: of the arm.
         text: the arm with its chosen settings.
-        means: metric -> mean over sequences and seeds.
+        means: metric -> mean over sequences and seeds; `probe_p_o` and `probe_forgetting` with a linear probe.
         differences: metric -> the arm minus the control.
         forgetting_gone: share of the control's forgetting that the arm does not have; None if the control forgets
             nothing.
@@ -156,14 +157,15 @@ def _finding(
     def forgotten(table: Table) -> Callable[[str, Sequence[int]], float | None]:
         return lambda name, seeds: mean_of(table, name, seeds, "forgetting")
 
+    measured = (*METRICS, *(PROBED if config.linear_probe else ()))
     return Finding(
         name=choice.name,
         text=choice.text,
         means={
             metric: statistics.fmean(mean_of(ours, name, seeds, metric) for name, seeds in pairs.items())
-            for metric in METRICS
+            for metric in measured
         },
-        differences={metric: _required(bootstrap(pairs, difference(metric), level)) for metric in METRICS},
+        differences={metric: _required(bootstrap(pairs, difference(metric), level)) for metric in measured},
         forgetting_gone=bootstrap_ratio(pairs, forgotten(ours), forgotten(flat), level),
         at_equal_p_s=bootstrap(pairs, gain, level),
         seconds=statistics.fmean([run["train_seconds"] for run in runs if run["status"] == "done"] or [0.0]),

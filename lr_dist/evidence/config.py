@@ -119,6 +119,9 @@ class EvidenceConfig(SequenceConfig):
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
     """Random seeds for the comparison; none of them was used for tuning."""
 
+    linear_probe: bool = False
+    """Measure on the held-out sequences what the encoder forgets, with a new head on it (true or false)."""
+
     settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -162,5 +165,6 @@ class EvidenceConfig(SequenceConfig):
             dev_size=self.dev_size,
             data_dir=self.data_dir,
             data_seed=self.data_seed,
+            linear_probe=self.linear_probe and evaluate_on == "validation",
             settings=replace(self.settings, evaluate_on=evaluate_on),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lr_dist.evidence.summary import Outcome
-from lr_dist.evidence.table import HEADER, NOTE, rows, verdict
+from lr_dist.evidence.table import NOTE, header, rows, verdict
 from lr_dist.extras import require_libraries
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.svg import new_figure, short, to_svg
@@ -26,7 +26,7 @@ def write_page(outcome: Outcome, path: str | Path) -> Path:
     html = environment.get_template("evidence.html").render(
         outcome=outcome,
         verdict=verdict(outcome),
-        header=HEADER,
+        header=header(outcome),
         rows=rows(outcome),
         note=NOTE,
         curves_svg=curves_figure(outcome),

@@ -10,12 +10,22 @@ from lr_dist.evidence.summary import Outcome
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADER = ("arm", "p_o", "p_s", "p_o - control", "p_s - control", "forgetting gone", "p_o at equal p_s", "s a run")
+HEADER = ("arm", "p_o", "p_s", "p_o - control", "p_s - control", "forgetting gone", "p_o at equal p_s")
+PROBED = ("p_o, new head", "the encoder forgets")
+
+
+def header(outcome: Outcome) -> tuple[str, ...]:
+    """The names of the columns."""
+    return (*HEADER, *(PROBED if _is_probed(outcome) else ()), "s a run")
 
 
 def rows(outcome: Outcome) -> list[tuple[str, ...]]:
-    """A row for each arm, in the columns of `HEADER`."""
+    """A row for each arm, in the columns of `header`."""
     return [_row(finding, index == 0) for index, finding in enumerate(outcome.findings)]
+
+
+def _is_probed(outcome: Outcome) -> bool:
+    return any("probe_p_o" in finding.means for finding in outcome.findings)
 
 
 def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
@@ -28,6 +38,7 @@ def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
         *(("control",) * 2 if is_control else (_signed(difference["p_o"]), _signed(difference["p_s"]))),
         "0 %" if is_control else _percent(finding.forgetting_gone),
         "0" if is_control else _signed(finding.at_equal_p_s),
+        *(f"{finding.means[name]:.3f}" for name in ("probe_p_o", "probe_forgetting") if name in finding.means),
         f"{finding.seconds:.0f}",
     )
 
@@ -37,7 +48,7 @@ def terminal_table(outcome: Outcome) -> Table:
     from rich.table import Table
 
     table = Table(title="Held-out sequences", box=None, padding=(0, 2, 0, 0))
-    for index, name in enumerate(HEADER):
+    for index, name in enumerate(header(outcome)):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows(outcome):
         table.add_row(*row)
@@ -46,7 +57,8 @@ def terminal_table(outcome: Outcome) -> Table:
 
 def markdown(outcome: Outcome) -> str:
     """The verdict and the table."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---|" + "---:|" * (len(HEADER) - 1)]
+    names = header(outcome)
+    lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
     lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in rows(outcome)]
     return "\n\n".join([verdict(outcome), "\n".join(lines), NOTE])
 
@@ -55,7 +67,8 @@ NOTE = (
     "Mean over sequences and seeds; differences to the tuned control, paired by sequence and seed, with 95% bootstrap "
     "intervals over sequences and seeds. Forgetting gone: share of the control's forgetting that the arm lacks. "
     "p_o at equal p_s: p_o minus that of the control's curve (its other settings) at the same p_s; n/a where the curve "
-    "does not reach it."
+    "does not reach it. New head: a linear head fitted to the frozen encoder; the encoder forgets what such a head "
+    "loses."
 )
 
 

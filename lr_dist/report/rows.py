@@ -19,7 +19,11 @@ NAMES = {
     "forgetting": "forgetting",
     "backward_transfer": "backward transfer",
     "forward_transfer": "forward transfer",
+    # Of a linear probe: a new head on the frozen encoder.
+    "probe_p_o": "p_o, new head",
+    "probe_forgetting": "the encoder forgets",
 }
+_PROBED = ("probe_p_o", "probe_forgetting")
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def table_rows(result: ComparisonResult, standing: Standings | None = None) -> l
     matrix, from_start = [baseline] * (len(baseline) + 1), "start" in result.model
     constant = sequence_metrics(matrix, from_start=from_start)
     relative = sequence_metrics(above_baseline(matrix, baseline), from_start=from_start)
-    cells = {name: (number(constant[name]), number(relative[name])) for name in NAMES}
+    cells = {name: (number(constant.get(name)), number(relative.get(name))) for name in NAMES}
     return [*rows, ArmRow("majority class", "", cells, ())]
 
 
@@ -74,9 +78,10 @@ def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
     if len(result.tasks) == 1:
         return ["p_s"]
     main = ["p_o", "p_s", "average_accuracy", "forgetting"]
+    probed = [name for name in _PROBED if any(name in summary["metrics"] for summary in result.summary)]
     rest = [] if len(result.tasks) == 2 else ["backward_transfer"]
     rest += [] if "start" in result.model else ["forward_transfer"]
-    return main + rest if wide else main
+    return main + rest + probed if wide else main + probed
 
 
 def task_lines(result: ComparisonResult) -> list[str]:
@@ -114,12 +119,12 @@ def _row(result: ComparisonResult, summary: Mapping[str, Any], standing: Standin
         for j, task in enumerate(result.tasks)
         if not was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
     )
-    cells = {name: (spread(metrics[name]), spread(relative[name])) for name in NAMES}
+    cells = {name: (spread(metrics.get(name)), spread(relative.get(name))) for name in NAMES}
     own = standing.of.get(summary["arm"]) if standing is not None else None
     finished = [run for run in result.runs if run["arm"] == summary["arm"] and run["status"] == "done"]
     seconds = statistics.fmean(run["train_seconds"] for run in finished)
     size = max(run.get("held_bytes", 0) for run in finished)
-    means = {name: metrics[name]["mean"] for name in NAMES if metrics[name] is not None}
+    means = {name: metrics[name]["mean"] for name in NAMES if metrics.get(name) is not None}
     numbers = means | {"seconds": seconds, "kept": size}
     if own is not None and own.value is not None:
         numbers["at_equal"] = own.value.difference.mean

@@ -90,8 +90,7 @@ class SequenceClassifier(L.LightningModule):
 
     def forward(self, batch: Mapping[str, Tensor], head: str | None = None) -> Tensor:
         """Outputs [batch, number of outputs] of one head (default: the active one), float32."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        vectors = self._vectors(inputs)
+        vectors = self.vectors(batch)
         return self._outputs(head, vectors, self.dropout(vectors))
 
     def task_outputs(self, batch: Mapping[str, Tensor], head: str | None) -> Tensor:
@@ -100,8 +99,7 @@ class SequenceClassifier(L.LightningModule):
 
     def heads_outputs(self, batch: Mapping[str, Tensor], heads: Sequence[str | None]) -> list[Tensor]:
         """`task_outputs` of several heads, from one pass through the backbone."""
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
-        vectors = self._vectors(inputs)
+        vectors = self.vectors(batch)
         dropped = self.dropout(vectors)
         return [self._outputs(head, vectors, dropped) for head in heads]
 
@@ -118,8 +116,9 @@ class SequenceClassifier(L.LightningModule):
         finally:
             self.first_position = before
 
-    def _vectors(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The texts' vectors [batch, hidden]."""
+    def vectors(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The texts' vectors [batch, hidden], which the heads see."""
+        inputs = {key: value for key, value in batch.items() if key != "labels"}
         if self.first_position is not None and self.device.type == "cpu":
             return first_states(self.backbone, inputs, self.first_position)
         hidden = self.backbone(**inputs).last_hidden_state

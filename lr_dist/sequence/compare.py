@@ -24,6 +24,8 @@ from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.heavy_tail import check_settings, needs_weights, with_rates_of
+from lr_dist.sequence.linear_probe import LinearProbe
+from lr_dist.sequence.measures import MakeMeasure
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.observers import Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked
@@ -36,6 +38,8 @@ from lr_dist.sequence.stage_store import StageStore
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
+# Of a configuration: what may change between two calls in one folder. A start's folder may have moved.
+_MAY_CHANGE = ("arms", "seeds", "start", "linear_probe")
 # Of an environment: where these differ, two runs of one seed round otherwise.
 MACHINE = ("processor", "accelerator", "fused_adamw", "packed")
 
@@ -63,10 +67,15 @@ class Comparison:
     config: CompareConfig
     bench: Bench
     arms: dict[str, Arm]
+    measures: tuple[MakeMeasure, ...] = ()
 
     @classmethod
-    def prepare(cls, config: CompareConfig) -> Comparison:
+    def prepare(cls, config: CompareConfig, measures: Sequence[MakeMeasure] = ()) -> Comparison:
         """Load and check model, tasks and arms; cheap checks come first.
+
+        Args:
+            config: the configuration.
+            measures: what is measured in every run, beside what the configuration asks for.
 
         Raises:
             LRDistError: an invalid model, task, arm or setting, each with its named error.
@@ -95,7 +104,8 @@ class Comparison:
                 method.check_tasks(bench.tokens)
             for distribution in arm.plan.distributions:
                 warn_of_rates(distribution, bench.model_info["num_layers"], bench.settings.lr, "AdamW")
-        return cls(replace(config, settings=bench.settings), bench, arms)
+        asked = (*((LinearProbe,) if config.linear_probe else ()), *measures)
+        return cls(replace(config, settings=bench.settings), bench, arms, asked)
 
     def run(self, output: Path, *, command: str, listener: Listener) -> ComparisonResult:
         """Run what is not in `output` yet, and update `output/result.json` after every run.
@@ -181,7 +191,8 @@ class Comparison:
         }
         try:
             test = TestAfterStages(listener.progressed)
-            observers = [ReportProgress(listener.progressed)]
+            measures = [make() for make in self.measures]
+            observers = [ReportProgress(listener.progressed), *measures]
             outcome = run_sequence(self.bench, self.arms[label], seed, test, observers, store=store)
         except DivergedError as error:
             return {**run, "status": "diverged", "reason": str(error)}
@@ -193,7 +204,9 @@ class Comparison:
             "matrix": outcome.matrix,
             "scores": outcome.scores,
             "methods": outcome.methods,
-            "metrics": sequence_metrics(matrix, from_start=from_start),
+            **({"measures": {each.name: each.result() for each in measures}} if measures else {}),
+            "metrics": sequence_metrics(matrix, from_start=from_start)
+            | {name: value for each in measures for name, value in each.metrics().items()},
             "metrics_above_baseline": sequence_metrics(relative, from_start=from_start),
             "seconds": round(outcome.seconds, 3),
             "train_seconds": round(outcome.train_seconds, 3),
@@ -208,6 +221,7 @@ class Comparison:
 
     def _identity(self, label: str, seed: int) -> str:
         """The identity of a run: two runs with the same one are the same run. The arm's label is not part of it."""
+        measures = [make() for make in self.measures]
         content = {
             "version": RUN_VERSION,
             "model": self.bench.model_info["fingerprint"],
@@ -216,6 +230,7 @@ class Comparison:
             "distribution": self.arms[label].plan.fingerprint,
             "seed": seed,
             **({} if self.bench.start is None else {"start": self.bench.start.fingerprint}),
+            **({"measures": {each.name: each.identity() for each in measures}} if measures else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -303,16 +318,22 @@ class Comparison:
         }
 
 
-def compare(config: CompareConfig, output: str | Path, *, listener: Listener, command: str = "") -> ComparisonResult:
+def compare(
+    config: CompareConfig,
+    output: str | Path,
+    *,
+    listener: Listener,
+    command: str = "",
+    measures: Sequence[MakeMeasure] = (),
+) -> ComparisonResult:
     """Check everything, then run the comparison in `output`; see `Comparison`."""
     folder = checked_folder(output)
-    return Comparison.prepare(config).run(folder, command=command, listener=listener)
+    return Comparison.prepare(config, measures).run(folder, command=command, listener=listener)
 
 
 def _fixed(config: Mapping[str, Any], model: Mapping[str, Any], data: Sequence[str]) -> dict[str, Any]:
     """The settings that must not change between two calls in one folder; arms and seeds may be added."""
-    kept = {key: value for key, value in config.items() if key not in ("arms", "seeds", "start")}
-    # A start's folder may have moved.
+    kept = {key: value for key, value in config.items() if key not in _MAY_CHANGE}
     head = model["start"]["head"] if "start" in model else None
     return {**kept, "weights": model["fingerprint"], "head of the start": head, "data": list(data)}
 

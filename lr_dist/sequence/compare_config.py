@@ -39,6 +39,10 @@ class CompareConfig(SequenceConfig):
     """Train the stages that arms share once: their weights are kept in the output folder until no run needs them. The
     results are the same without (true or false)."""
 
+    linear_probe: bool = False
+    """Fit a new head to each task on the frozen encoder, after the task and after the last one: what the encoder has
+    forgotten, whatever has become of the task's own head (true or false)."""
+
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigurationError("Nothing to learn: give --tasks, e.g. --tasks sst2 qqp.")
@@ -72,5 +76,6 @@ class CompareConfig(SequenceConfig):
             "limit": self.limit,
             "dev_size": self.dev_size,
             "data_seed": self.data_seed,
+            **({"linear_probe": True} if self.linear_probe else {}),
             **self.settings.to_dict(),
         }

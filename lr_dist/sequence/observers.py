@@ -8,7 +8,7 @@ accuracy matrix: `TestAfterStages` (all tasks before the first stage and after e
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -26,24 +26,24 @@ Scores = dict[str, float]
 
 
 class KnownScores:
-    """Scores by weights and task: weights that several runs reach are tested once.
+    """Scores by weights: weights that several runs reach are tested once.
 
     Args:
-        scores: (key of the weights, number of the task) -> every metric.
+        scores: (key of the weights, what was tested) -> every metric.
 
     Attributes:
         weights: key of the run's present weights, see `lr_dist.sequence.stage_key`; None in training.
     """
 
-    def __init__(self, scores: dict[tuple[str, int], Scores] | None = None) -> None:
+    def __init__(self, scores: dict[tuple[str, Hashable], Scores] | None = None) -> None:
         self.weights: str | None = None
         self._scores = {} if scores is None else scores
 
-    def get(self, index: int, test: Callable[[], Scores]) -> Scores:
-        """The scores on task `index`, tested if they are not known."""
+    def get(self, what: Hashable, test: Callable[[], Scores]) -> Scores:
+        """The scores of the present weights, tested if they are not known; `what` is the number of the task."""
         if self.weights is None:
             return test()
-        key = self.weights, index
+        key = self.weights, what
         if key not in self._scores:
             self._scores[key] = test()
         return dict(self._scores[key])

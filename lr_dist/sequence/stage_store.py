@@ -7,7 +7,7 @@ import io
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,14 +57,14 @@ class StageStore:
         max_bytes: upper bound of all files together.
 
     Attributes:
-        scores: (key of the weights, number of the task) -> every metric.
+        scores: (key of the weights, what was tested) -> every metric.
     """
 
     def __init__(self, folder: str | Path, *, needs: Needs = Needs(), max_bytes: int = MAX_BYTES) -> None:  # noqa: B008
         self.folder = Path(folder)
         self.needs = needs
         self.max_bytes = max_bytes
-        self.scores: dict[tuple[str, int], Scores] = {}
+        self.scores: dict[tuple[str, Hashable], Scores] = {}
         self._wanted: set[str] | None = None
 
     def want_only(self, keys: Iterable[str], to_read: Iterable[str] = ()) -> None:

@@ -1,9 +1,9 @@
 """A study of exactly N trials, even if workers are killed: every trial fills a numbered slot.
 
-All N trials are queued when a study starts. A worker claims a waiting trial (atomically, by the storage; for SQLite,
-under a file lock) and never creates one itself, so the total is correct by construction. A trial that is lost with its
-worker is queued again under the same slot, by any process that notices. If two processes do this at once, the trial
-with the lower number keeps the slot.
+Trials are queued for the slots in order, `WINDOW` at a time: every worker reads all waiting trials at every turn. A
+worker claims a waiting trial (atomically, by the storage; for SQLite, under a file lock), so a slot is filled once, and
+there are no more than N. A trial that is lost with its worker is queued again under the same slot, by any process that
+notices. If two processes do this at once, the trial with the lower number keeps the slot.
 
 A slot is settled by a trial that is complete, pruned, or failed for good with a `reason` (such as a diverged loss).
 """
@@ -46,6 +46,10 @@ MAX_LOST = 5
 SAMPLED: Mapping[str, Any] = {"params": {}, "attrs": {}}
 # A worker records itself as the owner right after it claims a trial. No owner after this time: it died in between.
 NAMELESS_S = 60.0
+# So many trials wait at most; more are queued when fewer than half of them are left.
+WINDOW = 100
+# The study's attribute that counts its slots, of which not all are queued.
+SLOTS = "lr_dist_slots"
 # Our key among the advisory locks of a PostgreSQL database.
 LOCK = 24040
 
@@ -75,6 +79,12 @@ def by_slot(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
     return current
 
 
+def number_of_slots(study: Study, current: Mapping[int, FrozenTrial]) -> int:
+    """Slots of a study, queued or not; `current` is what `by_slot` gave."""
+    noted = study.user_attrs.get(SLOTS)
+    return max(len(current), noted if isinstance(noted, int) else 0)
+
+
 def is_complete(study: Study, slots: int) -> bool:
     """Whether the first `slots` slots are all settled."""
     current = by_slot(study.get_trials(deepcopy=False))
@@ -82,10 +92,11 @@ def is_complete(study: Study, slots: int) -> bool:
 
 
 def fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
-    """Queue a trial for every slot that has no running, waiting or settled trial.
+    """Queue trials for the slots that have no running, waiting or settled one, in order, until `WINDOW` of them wait.
 
-    If a slot's trial was lost, the same trial is queued again. The other slots get the entries of the plan that fix
-    parameters and are not in the study yet, in order, and after those trials whose parameters are sampled.
+    Nothing is done while half of these still wait, unless a trial was lost: then the same trial is queued again. The
+    other slots get the entries of the plan that fix parameters and are not in the study yet, in order, and after those
+    trials whose parameters are sampled.
 
     Args:
         study: the study.
@@ -207,23 +218,34 @@ def _study_lock(study: Study) -> Iterator[None]:
 
 
 def _missing(trials: Sequence[FrozenTrial], plan: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether slots are to be filled now: those of lost trials, or new ones because few trials wait."""
     taken = by_slot(trials)
-    return any(slot not in taken for slot in range(len(plan)))
+    missing = {slot for slot in range(len(plan)) if slot not in taken}
+    if not missing:
+        return False
+    waiting = sum(trial.state == TrialState.WAITING for trial in taken.values())
+    return waiting <= WINDOW // 2 or any(slot_of(trial) in missing for trial in trials)
 
 
 def _fill(study: Study, plan: Sequence[Mapping[str, Any]]) -> None:
     trials = [t for t in study.get_trials(deepcopy=False) if slot_of(t) is not None]
     taken = by_slot(trials)
+    if len(plan) > number_of_slots(study, taken):
+        study.set_user_attr(SLOTS, len(plan))
     lost: dict[int, list[FrozenTrial]] = {}
     for trial in trials:
         if trial.state.is_finished() and not settled(trial):
             lost.setdefault(trial.user_attrs[SLOT], []).append(trial)
     last = {slot: attempts[-1] for slot, attempts in lost.items()}
     unqueued = iter(_not_queued(plan, list({**last, **taken}.values())))
+    waiting = sum(trial.state == TrialState.WAITING for trial in taken.values())
     for slot in range(len(plan)):
         if slot in taken:
             continue
         if slot not in last:
+            if waiting >= WINDOW:
+                continue
+            waiting += 1
             entry = next(unqueued, SAMPLED)
             study.enqueue_trial(dict(entry["params"]), user_attrs={**entry["attrs"], SLOT: slot})
             continue

@@ -33,7 +33,8 @@ class StudySummary:
     Attributes:
         name: of the study.
         slots: total number of trials of the complete study.
-        complete, pruned, failed, running, waiting: number of slots in each state; a diverged trial counts as failed.
+        complete, pruned, failed, running, waiting: number of slots in each state; a diverged trial counts as failed,
+            and a slot waits whether its trial is queued or not.
         best: the best complete and feasible trial; None if there is none, or for several objectives.
         precisions: precision -> number of trials started in it; a study with `auto` can have both.
         seconds_left: estimated from the trials and references that are finished, or from the epochs of those that are
@@ -65,20 +66,22 @@ class StudySummary:
             InvalidTrialsError: a trial was altered or damaged.
             StorageError: the study was deleted, or cannot be read.
         """
-        trials = list(by_slot(checked_trials(study)).values())
+        current = by_slot(checked_trials(study))
+        trials = list(current.values())
         with study_errors(study):
             references = work_of_references(study)
             confirming = _confirming(study)
-            work = [*references, work_of_trials(study, trials), *confirming]
+            own = work_of_trials(study, current)
+            work = [*references, own, *confirming]
         counts = Counter(trial.state for trial in trials)
         return cls(
             name=study.study_name,
-            slots=len(trials),
+            slots=own.slots,
             complete=counts[TrialState.COMPLETE],
             pruned=counts[TrialState.PRUNED],
             failed=counts[TrialState.FAIL],
             running=counts[TrialState.RUNNING],
-            waiting=counts[TrialState.WAITING],
+            waiting=own.slots - own.done - counts[TrialState.RUNNING],
             best=best_trial(study, trials),
             precisions=precisions(trials),
             seconds_left=seconds_left(work),
@@ -159,4 +162,4 @@ def _confirming(study: Study) -> list[Work]:
         confirmation = optuna.load_study(study_name=f"{CONFIRMATION}{study.study_name}", storage=storage_of(study))
     except KeyError:
         return []
-    return [work_of_trials(confirmation, list(by_slot(confirmation.get_trials(deepcopy=False)).values()))]
+    return [work_of_trials(confirmation, by_slot(confirmation.get_trials(deepcopy=False)))]

@@ -13,7 +13,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist.search.engine.optuna_private import storage_of
-from lr_dist.search.engine.slots import by_slot, settled
+from lr_dist.search.engine.slots import by_slot, number_of_slots, settled
 from lr_dist.search.trials.record import TrialRecord
 
 if TYPE_CHECKING:
@@ -81,10 +81,12 @@ def work_of_references(study: Study) -> list[Work]:
     return works
 
 
-def work_of_trials(study: Study, trials: Sequence[FrozenTrial]) -> Work:
-    """The trials of a study."""
+def work_of_trials(study: Study, current: Mapping[int, FrozenTrial]) -> Work:
+    """The trials of a study; `current` is the trial of each slot that is queued."""
     steps = _stored(study).get("trial")
-    return Work(trials, len(trials), steps if isinstance(steps, (int, float)) else None)
+    return Work(
+        list(current.values()), number_of_slots(study, current), steps if isinstance(steps, (int, float)) else None
+    )
 
 
 def seconds_left(works: Sequence[Work]) -> float | None:

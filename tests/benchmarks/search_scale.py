@@ -72,11 +72,6 @@ class Bench:
         print(f"{key}: {self.measured[key]}", file=sys.stderr, flush=True)
         return self.measured[key]
 
-    def spend(self, key: str, seconds: float) -> None:
-        """Add to a sum that a pause must not lose."""
-        self.measured[key] = self.measured.get(key, 0.0) + seconds
-        self._write()
-
     def look_at_the_clock(self) -> None:
         if self._end is not None and time.monotonic() > self._end:
             raise Paused
@@ -156,17 +151,14 @@ def queue(study: Study, trials: int) -> None:
 
 
 def queued(bench: Bench, trials: int, turns: int) -> dict[str, Any]:
-    """A study of which nothing has been run; goes on with queueing where it was."""
-    url = bench.database("queued")
+    """A study of which nothing has been run."""
+    url = bench.server.database(f"queued_{time.time_ns()}")
     study, objective = instant_search.open_instant(url, "scale", trials)
-    for first in range(0, trials, CHUNK):
-        bench.look_at_the_clock()
-        began = time.perf_counter()
-        queue(study, min(trials, first + CHUNK))
-        bench.spend("queue_seconds", time.perf_counter() - began)
+    began = time.perf_counter()
+    queue(study, trials)
     return {
         "trials": trials,
-        "queue_seconds": round(bench.measured["queue_seconds"], 2),
+        "queue_seconds": round(time.perf_counter() - began, 2),
         **worker_turns(study, objective, trials, turns),
     }
 

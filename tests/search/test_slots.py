@@ -446,3 +446,30 @@ def test_trials_that_were_handed_back_are_not_counted_as_lost(study):
             drain(study, objective, plan_of(3)[:1])
     drain(study, lr_of, plan_of(3)[:1])
     assert by_slot(study.trials)[0].state == TrialState.COMPLETE
+
+
+def test_a_long_study_is_queued_bit_by_bit_and_every_slot_once(database: optuna.Study, monkeypatch: Any) -> None:
+    monkeypatch.setattr(slots, "WINDOW", 10)
+    first = {"params": {"lr": 1e-3}, "attrs": {"label": "flat 1e-3"}}
+    late = {"params": {"lr": 1e-2}, "attrs": {"label": "flat 1e-2"}}
+    plan = [first, *[{"params": {}, "attrs": {}}] * 38, late]
+    fill(database, plan)
+    assert [t.user_attrs[SLOT] for t in database.trials] == list(range(10))
+    assert slots.number_of_slots(database, by_slot(database.trials)) == 40
+    for _ in range(4):  # six are left: nothing is queued
+        run_trial(database, claimed(database), lr_of)
+        fill(database, plan)
+    assert len(database.trials) == 10
+    # A lost one is queued again at once, however many wait.
+    trial = claimed(database)
+    move(trial, started=1.0)
+    release_dead(database)
+    fill(database, plan)
+    assert database.trials[10].user_attrs[SLOT] == 4
+    drain(database, lr_of, plan)
+    done = [t for t in database.trials if settled(t)]
+    assert sorted(t.user_attrs[SLOT] for t in done) == list(range(40))
+    assert {t.user_attrs.get("label"): t.params["lr"] for t in done if "label" in t.user_attrs} == {
+        "flat 1e-3": 1e-3,
+        "flat 1e-2": 1e-2,
+    }
