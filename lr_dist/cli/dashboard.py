@@ -63,6 +63,7 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
     from optuna_dashboard import wsgi
 
     from lr_dist.search.engine.storage import open_storage, storage_errors, study_errors
+    from lr_dist.search.page.note import write_note
     from lr_dist.search.trials.study import load_study
 
     logging.set_verbosity(logging.WARNING)
@@ -75,6 +76,7 @@ def serve(storage: str | None, output: str, host: str, port: int, allowed_hosts:
             study = load_study(opened, name)
         with study_errors(study):
             study.get_trials(deepcopy=False)
+            write_note(study)
     server = listen(host, port)
     server.set_app(only_for([host, *allowed_hosts], wsgi(opened)))
     print(f"Dashboard: http://{f'[{host}]' if ':' in host else host}:{server.server_port}/dashboard/", flush=True)

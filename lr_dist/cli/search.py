@@ -109,10 +109,12 @@ def _conclude(settings: Namespace, storage: str, folder: Path) -> None:
     from lr_dist.cli.terminal import clean
     from lr_dist.search.engine.storage import storage_errors
     from lr_dist.search.page.commands import next_commands
+    from lr_dist.search.page.note import write_note
     from lr_dist.search.page.report import write_report
 
     study = _open(settings)
     with storage_errors(storage):
+        write_note(study)
         try:
             # Several studies can have one folder.
             name = re.sub(r"[^\w.-]+", "-", settings.study)

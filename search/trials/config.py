@@ -72,6 +72,16 @@ class Goal:
         if len(set(rates)) < len(rates):
             raise ConfigurationError(f"reference_rates contains duplicates: {shown(rates)}.")
 
+    @property
+    def names(self) -> list[str]:
+        """The name of each objective."""
+        return {
+            "relative": ["rescaled scores, sum over the tasks"],
+            "sum": ["p_o + p_s"],
+            "constrained": ["p_o"],
+            "pareto": ["p_o", "p_s"],
+        }[self.mode]
+
     def to_dict(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"mode": self.mode}
         if self.mode == "constrained":

@@ -19,7 +19,7 @@ from lr_dist.search.space import Space
 from lr_dist.search.space.sampler import SlotSampler, tpe
 from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.record import keep
-from lr_dist.search.trials.study import IDENTITY, RESERVED
+from lr_dist.search.trials.study import IDENTITY, RESERVED, name_metrics
 from lr_dist.sequence.environment import describe_environment
 from lr_dist.sequence.interrupts import interruptible
 
@@ -122,6 +122,7 @@ def _run(
     )
     stored = study.user_attrs.get(IDENTITY)
     if stored is None and not study.get_trials(deepcopy=False):
+        name_metrics(study, ["score"])
         study.set_user_attr(IDENTITY, dict(identity))
     elif not isinstance(stored, Mapping) or any(stored.get(key) != identity[key] for key in ("goal", "space")):
         there = "no search of lr-dist" if not isinstance(stored, Mapping) else f"the space {stored.get('space')}"

@@ -52,6 +52,7 @@ def open_study(storage: BaseStorage, name: str, config: SearchConfig, identity: 
         try:
             study = optuna.create_study(storage=storage, study_name=name, directions=directions, **parts)
             # Before the identity, for which other commands wait.
+            name_metrics(study, config.goal.names)
             study.set_user_attr(PRUNER, config.chosen_pruner)
             study.set_user_attr(IDENTITY, new)
         except DuplicatedStudyError:  # another command has just created it
@@ -59,12 +60,22 @@ def open_study(storage: BaseStorage, name: str, config: SearchConfig, identity: 
     stored = _identity_of(study)
     if stored is None and not study.get_trials(deepcopy=False) and study.directions == directions:
         # The process that created it died before it could store the identity.
+        name_metrics(study, config.goal.names)
         study.set_user_attr(PRUNER, config.chosen_pruner)
         study.set_user_attr(IDENTITY, new)
     elif stored is None or _changed(stored, new):
         raise StudyMismatchError(_difference(name, stored, new))
     study.pruner = pruner(config, tasks, _pruner_of(study, config))
     return study
+
+
+def name_metrics(study: Study, names: list[str]) -> None:
+    """Name the values of the study's trials, for Optuna's plots, tables and dashboard."""
+    from optuna.exceptions import ExperimentalWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        study.set_metric_names(names)
 
 
 def load_study(storage: BaseStorage, name: str) -> Study:
