@@ -115,17 +115,9 @@ class LayerwiseTrainerMixin(_Trainer):
                 f"{type(self).__name__} is not a transformers.Trainer, which LayerwiseTrainerMixin needs. Write "
                 f"class {type(self).__name__}(LayerwiseTrainerMixin, Trainer)."
             )
-        rates = resolve_stage(layerwise_lr)
-        self._layerwise_distribution = highest(rates)
-        self._layerwise_phases = rates if isinstance(rates, Phases) else None
-        self._layerwise_steps = StepPhases(self._layerwise_phases)
-        if self._layerwise_phases is not None and layerwise_stacks is not None:
-            raise InvalidScheduleError(
-                "With layerwise_stacks=..., each submodule has its own depth, and phases of several depths are not "
-                "supported. Leave out the phases, or layerwise_stacks."
-            )
         self._layerwise_overrides = layerwise_overrides
         self._layerwise_stacks = layerwise_stacks
+        self._use_rates(resolve_stage(layerwise_lr))
         self._layerwise_allow_schedulers = tuple(layerwise_allow_schedulers)
         self._layerwise_verbose = layerwise_verbose
         self._layerwise_module: nn.Module | None = None
@@ -145,6 +137,28 @@ class LayerwiseTrainerMixin(_Trainer):
                     f"{cls.__name__} has {base.__name__} before LayerwiseTrainerMixin, so the mixin has no effect. "
                     f"Write the mixin first: class {cls.__name__}(LayerwiseTrainerMixin, {base.__name__})."
                 )
+
+    @property
+    def layerwise_lr(self) -> LRDistribution | Phases:
+        """The rates of the next `train`. They can be set until it makes its optimizer: in `model_init(trial)` for each
+        trial of `hyperparameter_search`. Rate 0 freezes, so set other ones together with a new model."""
+        return self._layerwise_phases or self._layerwise_distribution
+
+    @layerwise_lr.setter
+    def layerwise_lr(self, value: str | Path | Mapping[str, Any] | LRDistribution | Phases) -> None:
+        self._use_rates(resolve_stage(value))
+        self._refuse_unsupported()
+
+    def _use_rates(self, rates: LRDistribution | Phases) -> None:
+        phases = rates if isinstance(rates, Phases) else None
+        if phases is not None and self._layerwise_stacks is not None:
+            raise InvalidScheduleError(
+                "With layerwise_stacks=..., each submodule has its own depth, and phases of several depths are not "
+                "supported. Leave out the phases, or layerwise_stacks."
+            )
+        self._layerwise_distribution = highest(rates)
+        self._layerwise_phases = phases
+        self._layerwise_steps = StepPhases(phases)
 
     # Methods that the Trainer calls ----------------------------------------------------------------------
 

@@ -41,6 +41,7 @@ from lr_dist.errors import (
     UnsupportedTrainerError,
     ZeroRateError,
 )
+from lr_dist.search import Space
 
 # Nothing here may be said to leave the distribution.
 pytestmark = pytest.mark.filterwarnings("error::lr_dist.errors.RatesOffPlanWarning")
@@ -431,6 +432,37 @@ def test_a_model_made_anew_in_each_trial_of_a_search_gets_the_trials_rates(tmp_p
     shares = {"embeddings": 1 / 16, "layers.1": 1 / 4, "layers.2": 1 / 2, "head": 1}
     for rate, seen in zip(tried, (rates.seen[0], rates.seen[6]), strict=True):
         assert seen == pytest.approx({name: rate * share for name, share in shares.items()})
+
+
+def test_a_search_over_distributions_sets_them_with_the_model_of_each_trial(tmp_path: Path) -> None:
+    space = Space("shape", low=1e-6, high=1e-2)
+    tried: list[LRDistribution] = []
+
+    def model_init(trial: Any = None) -> torch.nn.Module:
+        if trial is not None:
+            tried.append(space.suggest(trial))
+            trainer.layerwise_lr = tried[-1]
+        return tiny.bert()
+
+    trainer, rates = layerwise(
+        tmp_path,
+        "flat:lr=1e-4,freeze=layers.0",
+        model_init=model_init,
+        eval_dataset=rows(4, seed=1),
+        max_steps=2,
+        lr_scheduler_type="constant",
+        eval_strategy="epoch",
+    )
+    trainer.train()
+    assert "layers.0" not in rates.seen[0]
+    best = trainer.hyperparameter_search(lambda trial: {}, backend="optuna", n_trials=2, direction="minimize")
+    for number, distribution in enumerate(tried):
+        assert rates.seen[2 * (number + 1)] == pytest.approx(distribution.rates(tiny.LAYERS))
+    assert len(rates.seen) == 6
+    assert space.distribution(best.hyperparameters) == tried[int(best.run_id)]
+    assert trainer.layerwise_lr == tried[-1]
+    with pytest.raises(InvalidDistributionError):
+        trainer.layerwise_lr = "flat:lr=-1"
 
 
 def test_evaluating_and_predicting_without_training_changes_nothing(tmp_path: Path) -> None:

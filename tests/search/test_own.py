@@ -9,10 +9,13 @@ from pathlib import Path
 
 import optuna
 import pytest
+import tiny
+import torch
 import yaml
 from optuna.trial import TrialState
+from tiny_trainer import layerwise, rows
 
-from lr_dist import LRDistribution
+from lr_dist import LayerwiseLR, LRDistribution
 from lr_dist.cli import main
 from lr_dist.errors import ConfigurationError, StudyMismatchError, TrialError
 from lr_dist.search import Space, optimize
@@ -130,3 +133,55 @@ def test_the_example_searches_a_lightning_module(tiny_model, tmp_path, capsys):
     assert f"accuracy {study.best_value:.3f} with LayerwiseLR(" in printed
     command = next(line for line in printed.splitlines() if line.startswith("lr-dist search status"))
     assert main(command.split()[1:]) == 0
+
+
+def test_optuna_integrations_lightning_callback_prunes_trials_of_an_own_search(tmp_path):
+    integration = pytest.importorskip("optuna_integration")
+
+    class Scored(tiny.Classifier):
+        """Validation scores that fall with the learning rate of the embeddings, from the first epoch on."""
+
+        def validation_step(self, batch, batch_idx):
+            self.log("score", -self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    epochs: list[int] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        pruning = integration.PyTorchLightningPruningCallback(trial, monitor="score")
+        rates = LayerwiseLR(SPACE.suggest(trial), verbose=False)
+        trainer = tiny.trainer(rates, pruning, max_epochs=4, default_root_dir=tmp_path, num_sanity_val_steps=0)
+        module = Scored(lambda module: torch.optim.AdamW(module.parameters(), lr=1e-4))
+        try:
+            trainer.fit(module, tiny.batches(2), tiny.batches(1))
+        finally:
+            epochs.append(trainer.current_epoch)
+        return trainer.callback_metrics["score"].item()
+
+    study = optimize(
+        objective,
+        SPACE,
+        trials=4,
+        queued=["flat:lr=1e-5", "flat:lr=1e-3", "flat:lr=1e-4", "flat:lr=1e-6"],
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=1, n_warmup_steps=0),
+        num_layers=tiny.LAYERS,
+    )
+    states = [trial.state for trial in study.trials]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED, TrialState.PRUNED, TrialState.COMPLETE]
+    assert epochs[0] == epochs[3] == 4
+    assert max(epochs[1:3]) <= 1
+    assert StudySummary.of(study).pruned == 2
+
+
+def test_an_objective_can_train_with_transformers_trainer(tmp_path):
+    seen: dict[int, dict[str, float]] = {}
+
+    def objective(trial: optuna.Trial) -> float:
+        rates = SPACE.suggest(trial)
+        trainer, recorded = layerwise(tmp_path, rates, max_steps=2, warmup_steps=0, eval_dataset=rows(4, seed=1))
+        trainer.train()
+        seen[trial.number] = recorded.seen[0]
+        return -trainer.evaluate()["eval_loss"]
+
+    study = optimize(objective, SPACE, trials=2, num_layers=tiny.LAYERS, seed=0)
+    for trial in study.trials:
+        assert seen[trial.number] == pytest.approx(distribution_of(trial).rates(tiny.LAYERS))
