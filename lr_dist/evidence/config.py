@@ -165,6 +165,7 @@ class EvidenceConfig(SequenceConfig):
             dev_size=self.dev_size,
             data_dir=self.data_dir,
             data_seed=self.data_seed,
+            eval_limit=self.eval_limit,
             linear_probe=self.linear_probe and evaluate_on == "validation",
             settings=replace(self.settings, evaluate_on=evaluate_on),
         )

@@ -25,6 +25,9 @@ class SequenceConfig:
     """Training examples to set aside as the dev split: a number, or a share between 0 and 1. By default a tenth, at
     most 1,000."""
 
+    eval_limit: int | None = field(default=None, kw_only=True)
+    """Number of examples per task to score on, always the same ones: quicker, and less exact. All by default."""
+
     data_dir: str | None = field(default=None, kw_only=True)
     """Folder with GLUE as parquet files. By default the environment variable LR_DIST_DATA, or else the hub."""
 

@@ -20,6 +20,7 @@ from lr_dist.sequence.fast.view import View, view_of
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.sequence.start import Start, check_start_tokenizer, load_start
 from lr_dist.tasks import Task, TokenizedTask, baseline_scores, cls_encoder, load_tasks, tokenize_task
+from lr_dist.tasks.draw import with_fewer_scored
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Bench:
         data_dir: str | None = None,
         data_seed: int = 0,
         start: str | None = None,
+        eval_limit: int | None = None,
     ) -> Bench:
         """Load and check the model and the tasks.
 
@@ -74,6 +76,7 @@ class Bench:
             data_dir: folder with the GLUE files.
             data_seed: seed of the draw.
             start: folder of a fine-tuned classifier that has learned the first task; it takes the place of `model`.
+            eval_limit: examples a task to score on; None for all.
 
         Raises:
             StartMismatchError: a start whose head, labels or tokenizer do not fit.
@@ -95,6 +98,8 @@ class Bench:
             encode=cls_encoder(backbone, tokenizer, max_length=length),
             dev_size=dev_size,
         )
+        if eval_limit is not None:
+            loaded = [with_fewer_scored(task, settings.evaluate_on, eval_limit) for task in loaded]
         if tokenizer.pad_token_id is None:
             raise ConfigurationError(f"The tokenizer of {model} has no padding token, so texts cannot be batched.")
         if start is not None and len(loaded) < 2:

@@ -94,6 +94,7 @@ class Comparison:
             data_dir=config.data_dir,
             data_seed=config.data_seed,
             start=config.start,
+            eval_limit=config.eval_limit,
         )
         if by_weights:
             arms = parse_arms([with_rates_of(spec, bench.backbone) for spec in specs])

@@ -76,6 +76,7 @@ class CompareConfig(SequenceConfig):
             "limit": self.limit,
             "dev_size": self.dev_size,
             "data_seed": self.data_seed,
+            **({} if self.eval_limit is None else {"eval_limit": self.eval_limit}),
             **({"linear_probe": True} if self.linear_probe else {}),
             **self.settings.to_dict(),
         }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from lr_dist.checks import check_whole, is_whole
 from lr_dist.errors import ConfigurationError, TaskDataError, shown
@@ -89,6 +90,27 @@ def draw_order(rows: int, key: str) -> list[int]:
     rng = random.Random(f"lr-dist {key}")
     numbers = [rng.random() for _ in range(rows)]
     return sorted(range(rows), key=numbers.__getitem__)
+
+
+def with_fewer_scored(task: Task, split: str, limit: int) -> Task:
+    """The task with at most `limit` rows in one split, always the same ones; its note says so.
+
+    Args:
+        task: The task.
+        split: "dev" or "validation".
+        limit: Rows to keep.
+
+    Raises:
+        ConfigurationError: A `limit` below 10, of which a score says nothing.
+    """
+    check_whole("eval_limit", limit, 10, error=ConfigurationError, hint="It counts examples to score on.")
+    rows: Dataset = getattr(task, split)
+    if limit >= len(rows):
+        return task
+    note = f"scored on {limit:,} of {len(rows):,} {split} examples"
+    kept = take_rows(rows, sorted(draw_order(len(rows), f"{split} limit")[:limit]))
+    changed: dict[str, Any] = {split: kept, "note": f"{task.note}; {note}" if task.note else note}
+    return replace(task, **changed)
 
 
 def _limited(raw: RawTask, train: Dataset, limit: int, seed: int) -> Dataset:

@@ -159,6 +159,7 @@ def load_benches(config: SearchConfig) -> list[Any]:
             data_dir=config.data_dir,
             data_seed=config.data_seed,
             start=config.start,
+            eval_limit=config.eval_limit,
         )
         for sequence in config.sequences
     ]

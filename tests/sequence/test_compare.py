@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -193,3 +194,13 @@ def test_a_killed_comparison_continues_and_ends_with_the_same_numbers(tiny_compa
     assert numbers(ComparisonResult.load(tmp_path / "result.json")) == numbers(tiny_comparison[0])
     assert len(list((tmp_path / "runs").glob("[!.]*.json"))) == 4
     assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+def test_an_eval_limit_scores_on_fewer_examples_and_trains_on_as_many(tiny_comparison, tiny_model, tmp_path):
+    whole, _, _ = tiny_comparison
+    config = replace(config_of(tiny_model, seeds=(0,)), eval_limit=20)
+    result = compare(config, tmp_path, listener=Listener(), command="test")
+    assert [task["examples"]["validation"] for task in result.tasks] == [20, 20]
+    assert [task["examples"]["train"] for task in result.tasks] == [t["examples"]["train"] for t in whole.tasks]
+    scores = [score for run in result.runs for row in run["matrix"] for score in row]
+    assert [score * 20 for score in scores] == pytest.approx([round(score * 20) for score in scores])

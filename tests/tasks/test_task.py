@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
-from lr_dist.errors import LRDistError, TaskDataError
+from lr_dist.errors import ConfigurationError, LRDistError, TaskDataError
+from lr_dist.tasks import load_task
+from lr_dist.tasks.draw import with_fewer_scored
 from lr_dist.tasks.task import Task, column_values, make_split, take_rows
 
 ROWS = [("one fish", 0), ("two fish", 1), ("red fish", 0), ("blue fish", 1)]
@@ -131,3 +133,22 @@ def test_importing_the_tasks_imports_no_heavy_library():
         env={"PATH": "", "PYTHONPATH": ":".join(sys.path)},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_fewer_examples_to_score_on_are_the_same_ones_and_said() -> None:
+    task = load_task("demo-sentiment")
+    few = with_fewer_scored(task, "validation", 40)
+    again = with_fewer_scored(load_task("demo-sentiment"), "validation", 40)
+    texts = few.validation["text_a"]
+    assert list(texts) == list(again.validation["text_a"])
+    assert len(texts) == 40
+    # A sample, in the order of the whole, not its beginning.
+    places = [list(task.validation["text_a"]).index(text) for text in texts]
+    assert places == sorted(places)
+    assert places[-1] > len(task.validation) // 2
+    assert few.train is task.train
+    assert few.fingerprint != task.fingerprint
+    assert f"scored on 40 of {len(task.validation)} validation examples" in few.note
+    assert with_fewer_scored(task, "dev", 10**6) is task
+    with pytest.raises(ConfigurationError, match="eval_limit must be"):
+        with_fewer_scored(task, "dev", 5)
