@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from lr_dist.cli.loggers import Tracker, add_logger_option, stages_as_steps
 from lr_dist.cli.options import add_options, read_options
 from lr_dist.extras import require_extras
 from lr_dist.runs.redact import redact_command
@@ -35,6 +36,7 @@ def parser() -> ArgumentParser:
     )
     add_options(p, CompareConfig)
     p.add_argument("--output", type=str, default="runs/compare", help="Folder for result.json and report.html.")
+    add_logger_option(p, "run")
     return p
 
 
@@ -50,8 +52,9 @@ def run(settings: Namespace) -> int:
 
     console = terminal()
     config = read_options(CompareConfig, settings)
+    tracker = None if settings.logger is None else Tracker(settings.logger, expanded(settings.output) / "logs")
     console.print("[dim]Checking model, tasks, arms and output ...[/dim]")
-    with _View(console) as view:
+    with _View(console, tracker, expanded(settings.output)) as view:
         fewer = use_usable_cores()
         if fewer:
             view.note(fewer)
@@ -66,10 +69,12 @@ def run(settings: Namespace) -> int:
 class _View:
     """Two bars (all runs with the time left, and the current run) and a line for each finished run."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, tracker: Tracker | None, output: Path) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self._console = console
+        self._tracker = tracker
+        self._output = output
         self._bars: Bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -132,3 +137,15 @@ class _View:
         else:
             outcome = f"[red]{escape(str(run['status']))}[/red]"
         self._console.print(f"{self._done}/{self._total} {self._label}: {outcome}", soft_wrap=True)
+        if self._tracker is not None and run["status"] == "done":
+            self._track(self._tracker, run)
+
+    def _track(self, tracker: Tracker, run: Mapping[str, Any]) -> None:
+        from lr_dist.sequence.result import ComparisonResult
+
+        result = ComparisonResult.load(self._output / "result.json")
+        settings = {"arm": run["arm"], "seed": run["seed"], **result.config, "arms": None, "seeds": None}
+        kept = {key: value for key, value in settings.items() if isinstance(value, (str, int, float))}
+        kept["tasks"] = " > ".join(task["name"] for task in result.tasks)
+        steps = stages_as_steps([task["name"] for task in result.tasks], run)
+        tracker.log(f"{run['arm']}, seed {run['seed']}", kept, steps)

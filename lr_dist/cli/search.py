@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from lr_dist.cli.loggers import Tracker, add_logger_option
 from lr_dist.cli.options import add_options, read_options
 from lr_dist.cli.studies import add_storage_options, load_existing_study, storage_or_default
 from lr_dist.errors import ConfigurationError, MissingExtraError
@@ -38,6 +39,7 @@ def parser() -> ArgumentParser:
     add_options(p, CompareConfig, only=["tasks"])
     add_options(p, SearchConfig)
     p.add_argument("--workers", type=int, default=1, help="Number of worker processes on this machine.")
+    add_logger_option(p, "trial")
     _add_study_options(p)
     return p
 
@@ -91,14 +93,16 @@ def run(settings: Namespace) -> int:
     folder = checked_folder(settings.output)
     storage = settings.storage or default_storage(folder)
     search = Search(config, storage, settings.study, settings.workers, folder)
+    tracker = None if settings.logger is None else Tracker(settings.logger, folder / "logs")
     console.print("[dim]Checking storage, model, tasks and space ...[/dim]")
     precision = search.prepare()
     if precision.asked == AUTO:
         console.print(precision.line, markup=False, highlight=False, soft_wrap=True)
     for note in search.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
-    with SearchView(console) as view:
+    with SearchView(console, tracker, _open(settings)) as view:
         search.run(view)
+        view.track(_open(settings))
     _status(settings)
     _conclude(settings, storage, folder)
     return 0
@@ -176,12 +180,20 @@ def _export(settings: Namespace) -> int:
 
 
 class SearchView:
-    """A live table of the study."""
+    """A live table of the study.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where.
+        tracker: gets the trials that end from now on.
+        study: as it is now.
+    """
+
+    def __init__(self, console: Console, tracker: Tracker | None = None, study: Any = None) -> None:
         from rich.live import Live
 
         self._console = console
+        self._tracker = tracker
+        self._tracked = set() if tracker is None else {trial.number for trial in _finished(study)}
         self._live: Live = Live(console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> SearchView:
@@ -196,10 +208,36 @@ class SearchView:
         from lr_dist.search.trials.summary import StudySummary
 
         self._live.update(overview(StudySummary.of(study), workers))
+        self.track(study)
+
+    def track(self, study: Any) -> None:
+        """Log the trials that have ended since the last call."""
+        if self._tracker is None:
+            return
+        from lr_dist.search.trials.summary import row_of
+
+        names = study.metric_names or []
+        for trial in _finished(study):
+            if trial.number in self._tracked:
+                continue
+            self._tracked.add(trial.number)
+            values = dict(zip(names, trial.values or (), strict=False))
+            row = {key: value for key, value in row_of(trial).items() if key not in trial.params}
+            scores = {key: value for key, value in row.items() if key.endswith((" p_o", " p_s", "seconds"))}
+            settings = {**trial.params, "study": study.study_name, "state": row["state"], "label": row["label"]}
+            metrics = {**values, **{key: value for key, value in scores.items() if value != ""}}
+            self._tracker.log(f"{study.study_name}, trial {trial.number}", settings, [metrics])
 
     def note(self, text: str) -> None:
         """Print a line above the table."""
         self._console.print(text, markup=False)
+
+
+def _finished(study: Any) -> list[FrozenTrial]:
+    """The trials that settle a slot."""
+    from lr_dist.search.engine.slots import settled
+
+    return [trial for trial in study.get_trials(deepcopy=False) if settled(trial)]
 
 
 def overview(summary: StudySummary, workers: int | None = None) -> RenderableType:
