@@ -30,7 +30,7 @@ from lr_dist.errors import (
 )
 from lr_dist.names import group_depth, group_names
 
-__all__ = ["LayerMap", "Overrides", "Stacks", "assign_layers", "clean_name", "group_names"]
+__all__ = ["LayerMap", "Overrides", "Stacks", "assign_layers", "clean_name", "group_names", "layer_modules"]
 
 Overrides = Mapping[str, str] | Sequence[tuple[str, str]]
 # Submodules that each have their own depth ("towers"): their paths, or name -> path.
@@ -130,6 +130,37 @@ def assign_layers(model: nn.Module, overrides: Overrides | None = None, stacks: 
     except SeveralStacksError as error:
         message = advice.several(tree, error.stacks, given, is_right)
         raise LayersNotFoundError(message) from None
+
+
+def layer_modules(
+    model: nn.Module, overrides: Overrides | None = None, stacks: Stacks | None = None
+) -> dict[str, tuple[nn.Module, ...]]:
+    """The modules that compute each layer, for hooks on them.
+
+    Args:
+        model: as `assign_layers` takes it.
+        overrides: see `assign_layers`.
+        stacks: see `assign_layers`.
+
+    Returns:
+        `layers.0` ... `layers.N-1` (with towers `vision/layers.0`, ...) -> the entries of the list of layers, in the
+        order in which they are called: one, or several where attention and feed-forward sublayers alternate. The
+        wrapped modules themselves: those that are called.
+
+    Raises:
+        LRDistError: what `assign_layers` raises.
+    """
+    assign_layers(model, overrides, stacks)  # for its errors
+    rules, tree = _compile(overrides), Tree(model)
+    modules: dict[str, tuple[nn.Module, ...]] = {}
+    for name, root in _roots(tree, stacks).items():
+        tower = _Tower(name, root, *find_stacks(tree, lambda p: _overriding(p, rules) is not None, root))
+        layers = iter(tower.groups[1:-1])
+        for stack in tower.stacks:
+            entries = list(stack.module.children())
+            for first in range(0, stack.depth * stack.period, stack.period):
+                modules[next(layers)] = tuple(entries[first : first + stack.period])
+    return modules
 
 
 class _Tower(NamedTuple):

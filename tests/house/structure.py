@@ -24,6 +24,8 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lr_dist.search.space",),
     ("lr_dist.search.engine",),
     ("lr_dist.search",),
+    # Above the sequence, which it joins as an observer.
+    ("lr_dist.retention",),
     ("lr_dist.sequence",),
     ("lr_dist.methods", "lr_dist.monitor"),
     (
