@@ -61,7 +61,7 @@ def hidden_states(
     states: dict[str, list[Tensor]] = {}
     # A module that joins the texts of a batch in one row says how to do without.
     padded = getattr(model, "padded_batches", nullcontext)
-    with undisturbed(model, host.device, [batches]), padded(), _eager():
+    with undisturbed(model, host.device, [batches]), padded(), _eager(model):
         for batch in batches:
             for part in _parts(batch):
                 given = moved_to(part, host.device)
@@ -194,10 +194,10 @@ def _refuse_encoder_decoder(model: nn.Module) -> None:
         )
 
 
-def _eager() -> Any:
-    """Without torch.compile, which ignores hooks that are added after it has compiled a model."""
-    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    return nullcontext() if set_stance is None else set_stance("force_eager")
+def _eager(model: nn.Module) -> Any:
+    """Without torch.compile, which ignores hooks that are added after it has compiled a module."""
+    compiled = any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in model.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
 def _device(model: nn.Module) -> torch.device:
