@@ -23,11 +23,15 @@ class Movement:
     Args:
         overrides: regex -> group name for parameters that no rule places (see `assign_layers`).
         stacks: submodules that have a depth of their own each.
+        frozen: weights that are not trained count, too.
     """
 
-    def __init__(self, overrides: Overrides | None = None, stacks: Stacks | None = None) -> None:
+    def __init__(
+        self, overrides: Overrides | None = None, stacks: Stacks | None = None, *, frozen: bool = False
+    ) -> None:
         self._overrides = overrides
         self._stacks = stacks
+        self._frozen = frozen
         self._start = Anchor()
         self._group_of: dict[str, str] = {}
         self._order: list[str] = []
@@ -50,7 +54,8 @@ class Movement:
         """Copy trainable weights that are not held yet; those of a checkpoint take the place of a copy."""
         if not self._group_of:
             self.place(module)
-        self._start.hold((name, p) for name, p in _named(module) if p.requires_grad and p.is_floating_point())
+        chosen = ((name, p) for name, p in _named(module) if p.is_floating_point())
+        self._start.hold((name, p) for name, p in chosen if p.requires_grad or self._frozen)
 
     @torch.no_grad()
     def by_layer(self, module: nn.Module) -> dict[str, float]:
