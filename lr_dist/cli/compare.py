@@ -12,8 +12,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from lr_dist.cli.loggers import Tracker, add_logger_option, stages_as_steps
 from lr_dist.cli.options import add_options, read_options
 from lr_dist.extras import require_extras
+from lr_dist.retention.config import RetentionCompareConfig
 from lr_dist.runs.redact import redact_command
-from lr_dist.sequence.compare_config import CompareConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,7 +34,7 @@ def parser() -> ArgumentParser:
         action=ActionConfigFile,
         help="YAML file with any of these options. The command line takes precedence.",
     )
-    add_options(p, CompareConfig)
+    add_options(p, RetentionCompareConfig)
     p.add_argument("--output", type=str, default="runs/compare", help="Folder for result.json and report.html.")
     add_logger_option(p, "run")
     return p
@@ -47,18 +47,25 @@ def run(settings: Namespace) -> int:
     from lr_dist.reading import expanded
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
+    from lr_dist.retention.compare import measures_of
     from lr_dist.runs.machine import use_usable_cores
     from lr_dist.sequence.compare import compare
 
     console = terminal()
-    config = read_options(CompareConfig, settings)
+    config = read_options(RetentionCompareConfig, settings)
     tracker = None if settings.logger is None else Tracker(settings.logger, expanded(settings.output) / "logs")
     console.print("[dim]Checking model, tasks, arms and output ...[/dim]")
     with _View(console, tracker, expanded(settings.output)) as view:
         fewer = use_usable_cores()
         if fewer:
             view.note(fewer)
-        result = compare(config, settings.output, listener=view, command=redact_command(["lr-dist", *sys.argv[1:]]))
+        result = compare(
+            config,
+            settings.output,
+            listener=view,
+            command=redact_command(["lr-dist", *sys.argv[1:]]),
+            measures=measures_of(config),
+        )
     report = write_report(result, Path(settings.output) / "report.html")
     print_comparison(result, console)
     result_file = expanded(settings.output) / "result.json"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lr_dist.extras import require_libraries
+from lr_dist.report.drift import drift_figures, probe_figures
 from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
 from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.report.standing import paragraph, standings
@@ -23,7 +24,11 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
 
 
 def render_report(result: ComparisonResult) -> str:
-    """The page's HTML; all text from the result is escaped."""
+    """The page's HTML; all text from the result is escaped.
+
+    Raises:
+        InvalidResultError: a measured drift that was altered by hand.
+    """
     require_libraries("report", "jinja2", "matplotlib", "scipy")
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -46,5 +51,7 @@ def render_report(result: ComparisonResult) -> str:
         tradeoff_svg=tradeoff if has_runs else "",
         legend=legend,
         matrices=matrix_figures(result),
+        drifts=drift_figures(result),
+        probes=probe_figures(result),
         diverged=[run for run in result.runs if run["status"] == "diverged"],
     )

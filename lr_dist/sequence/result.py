@@ -37,7 +37,8 @@ class ComparisonResult:
             metrics_above_baseline, steps, tokens, peak memory, `seconds` (wall time), `train_seconds` (as if every
             stage had been trained for this run), `taken_over` (numbers of the stages whose weights are from another
             run), `taken_over_seconds` (the part of `train_seconds` that was not spent again), `held_bytes` and
-            `held_examples` (what methods kept from stage to stage).
+            `held_examples` (what methods kept from stage to stage); with measures, `measures`: name of a measure ->
+            what it measured, such as `drift` (see `lr_dist.retention.compare`).
         summary: a mapping for each arm: label, runs, diverged, and mean, sd and n of every metric, of every entry
             of the matrix, and of the metrics above the baseline.
         planned_runs: how many runs the comparison has when it is complete.

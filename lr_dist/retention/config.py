@@ -1,0 +1,26 @@
+"""The settings of a comparison that measures retention, too; imports no torch, for `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lr_dist.sequence.compare_config import CompareConfig
+
+
+@dataclass(frozen=True)
+class RetentionCompareConfig(CompareConfig):
+    """`CompareConfig` with what `lr_dist.retention.compare.measures_of` reads."""
+
+    drift: bool = field(default=False, kw_only=True)
+    """Measure how far each layer's weights go in each stage; in the result, and as a heat map in the report (true or
+    false)."""
+
+    layer_probe: bool = field(default=False, kw_only=True)
+    """Measure which layer did the forgetting, too: after each later stage, put one layer back to where the stage found
+    it, and score the earlier tasks. Costs a test of the earlier tasks for each layer (true or false)."""
+
+    def to_dict(self) -> dict[str, Any]:
+        # A setting at its default must not change what earlier versions wrote.
+        asked = {"drift": self.drift, "layer_probe": self.layer_probe}
+        return {**super().to_dict(), **{name: value for name, value in asked.items() if value}}
