@@ -13,6 +13,7 @@ from lr_dist.methods.der import DER
 from lr_dist.methods.ema import EMA
 from lr_dist.methods.ewc import EWC
 from lr_dist.methods.finch import Finch
+from lr_dist.methods.fisher_rates import FisherRates
 from lr_dist.methods.freeze import Freeze
 from lr_dist.methods.interpolate import Interpolate
 from lr_dist.methods.interpolation import interpolate_weights, layer_alphas
@@ -36,6 +37,7 @@ METHODS: dict[str, type[Method]] = {
         EMA,
         EWC,
         Finch,
+        FisherRates,
         Freeze,
         Interpolate,
         Joint,
@@ -68,6 +70,7 @@ __all__ = [
     "EWC",
     "METHODS",
     "Finch",
+    "FisherRates",
     "Freeze",
     "Interpolate",
     "Joint",

@@ -108,6 +108,25 @@ def test_gradients_of_single_examples_are_refused_under_fsdp2(together: Run) -> 
         assert outcome["steps"] == 0
 
 
+FISHER = ("fisher-rates:power=1",)
+
+
+def test_rates_from_the_examples_of_all_processes_are_those_of_one(together: Run) -> None:
+    case = Case("fisher", "ddp", methods=FISHER, learned_before=True, optimizer="sgd")
+    outcomes = together(case)
+    assert checks.weights(case, outcomes) == []
+    (single,) = checks.alone(replace(case, strategy="single"))
+    assert checks.weights(replace(case, methods=()), [single]) != []
+    for outcome in outcomes:
+        learned, expected = (each["learned"]["fisher-rates"] for each in (outcome, single))
+        assert learned["factors"] == pytest.approx(expected["factors"], rel=0.2)
+
+
+def test_a_run_with_rates_from_examples_resumes_exactly(together: Run, tmp_path: Path) -> None:
+    case = Case("fisher", "ddp", methods=FISHER, learned_before=True)
+    assert checks.resumes(case, together, tmp_path) == []
+
+
 BORDER = ("interpolate:alpha=(linear:first=0.2,last=0.9)",)
 
 
