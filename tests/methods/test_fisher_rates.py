@@ -82,15 +82,16 @@ def test_a_step_of_the_second_stage_is_the_plain_one_times_the_factors(settings:
     expected = {**rates.rates(2), "head": 1.0}
     assert max(expected.values()) / min(expected.values()) > 1.1
     start = {name: p.detach().clone() for name, p in module.named_parameters()}
-    fit(module, LayerwiseLR(FLAT_SGD), method, data=batches(1, seed=5))
-    fit(twin, LayerwiseLR(FLAT_SGD), data=batches(1, seed=5))
+    # A high rate, so that steps stand out from the rounding of weights near 1.
+    fit(module, LayerwiseLR("flat:lr=10"), method, data=batches(1, seed=5))
+    fit(twin, LayerwiseLR("flat:lr=10"), data=batches(1, seed=5))
     assert method.outcome()["factors"] == pytest.approx({name: expected[name] for name in LAYERS})
     plain, group_of = dict(twin.named_parameters()), assign_layers(module).group_of
     moved = 0
     for name, p in module.named_parameters():
         step, own = plain[name].detach() - start[name], p.detach() - start[name]
-        torch.testing.assert_close(own, expected[group_of[name]] * step, rtol=1e-3, atol=2e-6)
-        moved += int(step.abs().max() > 1e-4)
+        torch.testing.assert_close(own, expected[group_of[name]] * step, rtol=1e-3, atol=1e-5)
+        moved += int(step.abs().max() > 1e-3)
     assert moved > 20
 
 
