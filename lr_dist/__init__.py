@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from lr_dist.monitor.callback import ForgettingMonitor
     from lr_dist.monitor.huggingface import ForgettingMonitorCallback
     from lr_dist.presets import load_preset, register_preset
+    from lr_dist.retention.huggingface import RetentionMonitorCallback
+    from lr_dist.retention.monitor import RetentionMonitor
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,8 @@ _HOME = {
     "LayerwiseLR": "lr_dist.callback",
     "LayerwiseTrainerMixin": "lr_dist.huggingface",
     "LossAdaptiveLR": "lr_dist.loss_adaptive",
+    "RetentionMonitor": "lr_dist.retention.monitor",
+    "RetentionMonitorCallback": "lr_dist.retention.huggingface",
     "LRDistribution": "lr_dist.distribution",
     "assign_layers": "lr_dist.layers",
     "load_preset": "lr_dist.presets",
@@ -52,6 +56,7 @@ _HOME = {
 _NEEDS = {
     "ForgettingMonitorCallback": ("huggingface", "transformers", "accelerate"),
     "LayerwiseTrainerMixin": ("huggingface", "transformers", "accelerate"),
+    "RetentionMonitorCallback": ("huggingface", "transformers", "accelerate"),
 }
 
 
@@ -87,6 +92,7 @@ __all__ = [
     "LayerSchedule",
     "LayerwiseLR",
     "LossAdaptiveLR",
+    "RetentionMonitor",
     "__version__",
     "assign_layers",
     "load_preset",
@@ -96,4 +102,4 @@ __all__ = [
 ]
 # `from lr_dist import *` brings what can be used here.
 if all(find_spec(module) for module in _NEEDS["LayerwiseTrainerMixin"][1:]):
-    __all__ += ["ForgettingMonitorCallback", "LayerwiseTrainerMixin"]
+    __all__ += ["ForgettingMonitorCallback", "LayerwiseTrainerMixin", "RetentionMonitorCallback"]

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import BertConfig, BertForSequenceClassification
 
+from lr_dist import LayerwiseLR
 from lr_dist.methods import METHODS, Method, build_method
 
 PLAIN, AGAIN = "without", "without, again"
@@ -77,7 +78,8 @@ def fit(name: str, module: Module, method: Method | None, arguments: Any, turns:
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[clock, *([method] if method else [])],
+        # Some methods act on the rates of layers.
+        callbacks=[LayerwiseLR("flat:lr=1e-5", verbose=False), clock, *([method] if method else [])],
     )
     try:
         trainer.fit(module, texts(arguments.batch * steps, arguments))
