@@ -219,6 +219,26 @@ class DivergedError(LRDistError, ArithmeticError):
     """A training loss that became NaN or infinite."""
 
 
+class InvalidMasksError(LRDistError, ValueError):
+    """Masks or orders that give no estimate: too few for a standard error, or larger than the text."""
+
+
+class RetentionTextError(LRDistError, ValueError):
+    """A text that cannot be scored: empty, too short, not UTF-8, or made of unknown tokens only."""
+
+
+class NoMaskedLMHeadError(LRDistError, ValueError):
+    """A model without weights that predict masked tokens; the message says how to fit a head."""
+
+
+class MaskedLMHeadError(LRDistError, ValueError):
+    """A fitted masked-LM head that is damaged, or belongs to other weights or another vocabulary."""
+
+
+class TokenizerMismatchError(LRDistError, ValueError):
+    """Two models that are compared on one text and cut it into different tokens."""
+
+
 class ScoringError(LRDistError, ValueError):
     """An old task that cannot be scored: no batches or labels, other shapes than the metric's, an undefined score."""
 

@@ -24,6 +24,7 @@ from lr_dist.errors import (
     MissingLibraryError,
     MissingWeightsError,
     ModelLoadError,
+    NoMaskedLMHeadError,
     shown,
 )
 from lr_dist.extras import require_libraries
@@ -135,6 +136,37 @@ def load_classifier_checkpoint(path: str, model: str, outputs: int, *, trust_rem
         )
     load_weights(classifier, path)
     return classifier.eval()
+
+
+def load_masked_lm(name: str, *, trust_remote_code: bool = False) -> nn.Module:
+    """A masked language model with its head, float32, in evaluation mode.
+
+    Args:
+        name: a folder that `save_pretrained` wrote, or a hub name.
+        trust_remote_code: run the Python code that comes with the model.
+
+    Raises:
+        NoMaskedLMHeadError: a decoder, or a file without the weights of the head, as of MiniLM and of classifiers.
+        ModelLoadError: as `load_backbone`.
+    """
+    transformers = _transformers()
+    path = resolve_model(name)
+    options = {"trust_remote_code": trust_remote_code, "output_loading_info": True, "dtype": torch.float32}
+    kind, missing = transformers.AutoModelForMaskedLM, []
+    with _quiet(transformers), _load_errors(name):
+        skeleton = _skeleton(transformers, path, trust_remote_code)
+        check_memory(path, sum(p.numel() for p in skeleton.parameters()))
+        masked = type(skeleton.config) in transformers.MODEL_FOR_MASKED_LM_MAPPING
+        if masked or trust_remote_code:
+            with torch.random.fork_rng(devices=[]):
+                model, report = kind.from_pretrained(path, weights_only=True, **options)
+            body = f"{model.base_model_prefix}."
+            missing = sorted(key for key in report.get("missing_keys", ()) if not key.startswith(body))
+            if not missing:
+                check_loaded(name, model, report)
+                return model.eval()
+    lacks = f": its file lacks {', '.join(missing[:3])}" if missing else f": {type(skeleton).__name__} is no encoder"
+    raise NoMaskedLMHeadError(f"{shown(name, PATH)} cannot predict masked tokens{lacks}.")
 
 
 def load_skeleton(name: str, *, trust_remote_code: bool = False) -> nn.Module:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def save_tiny_model(folder: Path) -> Path:
-    """Save a 3-layer BERT of hidden size 32 with random weights, and a tokenizer of the demo tasks' words."""
+def save_tiny_model(folder: Path, *, mask: bool = False) -> Path:
+    """Save a 3-layer BERT of hidden size 32 with random weights, and a tokenizer of the demo tasks' words.
+
+    With `mask`, the tokenizer has a mask token.
+    """
     import torch
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     from lr_dist.tasks import DEMO_TASKS, load_task
 
-    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3}
+    words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, **({"[MASK]": 4} if mask else {})}
     splitter = pre_tokenizers.Whitespace()
     for name in DEMO_TASKS:
         train = load_task(name).train
@@ -32,6 +35,7 @@ def save_tiny_model(folder: Path) -> Path:
         unk_token="[UNK]",
         cls_token="[CLS]",
         sep_token="[SEP]",
+        **({"mask_token": "[MASK]"} if mask else {}),
     )
     torch.manual_seed(0)
     config = BertConfig(

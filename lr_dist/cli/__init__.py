@@ -32,6 +32,7 @@ COMMANDS = {
     "presets": "lr_dist.cli.presets",
     "recommend": "lr_dist.cli.recommend",
     "report": "lr_dist.cli.report",
+    "retention": "lr_dist.cli.retention",
     "search": "lr_dist.cli.search",
     "combine": "lr_dist.cli.combine",
     "dashboard": "lr_dist.cli.dashboard",

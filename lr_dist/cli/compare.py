@@ -48,24 +48,23 @@ def run(settings: Namespace) -> int:
     from lr_dist.report.page import write_report
     from lr_dist.report.terminal import print_comparison
     from lr_dist.retention.compare import measures_of
+    from lr_dist.retention.measure import retention_of
     from lr_dist.runs.machine import use_usable_cores
     from lr_dist.sequence.compare import compare
+    from lr_dist.sequence.output import checked_folder
 
     console = terminal()
     config = read_options(RetentionCompareConfig, settings)
-    tracker = None if settings.logger is None else Tracker(settings.logger, expanded(settings.output) / "logs")
+    folder = checked_folder(settings.output)
+    tracker = None if settings.logger is None else Tracker(settings.logger, folder / "logs")
     console.print("[dim]Checking model, tasks, arms and output ...[/dim]")
-    with _View(console, tracker, expanded(settings.output)) as view:
+    with _View(console, tracker, folder) as view:
         fewer = use_usable_cores()
         if fewer:
             view.note(fewer)
-        result = compare(
-            config,
-            settings.output,
-            listener=view,
-            command=redact_command(["lr-dist", *sys.argv[1:]]),
-            measures=measures_of(config),
-        )
+        command = redact_command(["lr-dist", *sys.argv[1:]])
+        measures = (*measures_of(config), *retention_of(config, folder))
+        result = compare(config, folder, listener=view, command=command, measures=measures)
     report = write_report(result, Path(settings.output) / "report.html")
     print_comparison(result, console)
     result_file = expanded(settings.output) / "result.json"

@@ -22,8 +22,10 @@ NAMES = {
     # Of a linear probe: a new head on the frozen encoder.
     "probe_p_o": "p_o, new head",
     "probe_forgetting": "the encoder forgets",
+    # Of the pre-training: nats a token of a text, with a refitted masked-LM head.
+    "retention_lost": "nats lost",
 }
-_PROBED = ("probe_p_o", "probe_forgetting")
+_MEASURED = ("probe_p_o", "probe_forgetting", "retention_lost")
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,13 @@ def columns(result: ComparisonResult, *, wide: bool = True) -> list[str]:
     With two tasks, backward transfer is left out, because it equals minus the forgetting. Forward transfer says little
     if each task has its own head, and a start has none.
     """
+    measured = [name for name in _MEASURED if any(name in summary["metrics"] for summary in result.summary)]
     if len(result.tasks) == 1:
-        return ["p_s"]
+        return ["p_s", *measured]
     main = ["p_o", "p_s", "average_accuracy", "forgetting"]
-    probed = [name for name in _PROBED if any(name in summary["metrics"] for summary in result.summary)]
     rest = [] if len(result.tasks) == 2 else ["backward_transfer"]
     rest += [] if "start" in result.model else ["forward_transfer"]
-    return main + rest + probed if wide else main + probed
+    return main + rest + measured if wide else main + measured
 
 
 def task_lines(result: ComparisonResult) -> list[str]:

@@ -10,7 +10,7 @@ from lr_dist.sequence.compare_config import CompareConfig
 
 @dataclass(frozen=True)
 class RetentionCompareConfig(CompareConfig):
-    """`CompareConfig` with what `lr_dist.retention.compare.measures_of` reads."""
+    """`CompareConfig` with what `lr_dist.retention.compare.measures_of` and `lr_dist.retention.measure.retention_of` read."""
 
     drift: bool = field(default=False, kw_only=True)
     """Measure how far each layer's weights go in each stage; in the result, and as a heat map in the report (true or
@@ -20,7 +20,11 @@ class RetentionCompareConfig(CompareConfig):
     """Measure which layer did the forgetting, too: after each later stage, put one layer back to where the stage found
     it, and score the earlier tasks. Costs a test of the earlier tasks for each layer (true or false)."""
 
+    retention: str | None = field(default=None, kw_only=True)
+    """Measure what each run loses of the pre-training: a file of plain text, one text a line, such as a part of the
+    pre-training text. With settings as in FILE,texts=50,fit_texts=1000; see lr-dist retention."""
+
     def to_dict(self) -> dict[str, Any]:
         # A setting at its default must not change what earlier versions wrote.
-        asked = {"drift": self.drift, "layer_probe": self.layer_probe}
+        asked = {"drift": self.drift, "layer_probe": self.layer_probe, "retention": self.retention}
         return {**super().to_dict(), **{name: value for name, value in asked.items() if value}}

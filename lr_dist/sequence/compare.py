@@ -6,8 +6,10 @@ that are in the output folder are not repeated. Stages that arms share are train
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import operator
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from typing import Any, Protocol
 
 from lr_dist._distribution.sanity import warn_of_rates
 from lr_dist.errors import ConfigurationError, DivergedError, InvalidResultError, MixedHardwareWarning
+from lr_dist.methods import Needs
 from lr_dist.runs.atomic import write_json
 from lr_dist.runs.precision import AUTO, FULL, MIXED
 from lr_dist.sequence.arm import Arm, parse_arms
@@ -39,7 +42,7 @@ from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
 # Of a configuration: what may change between two calls in one folder. A start's folder may have moved.
-_MAY_CHANGE = ("arms", "seeds", "start", "linear_probe")
+_MAY_CHANGE = ("arms", "seeds", "start", "linear_probe", "retention")
 # Of an environment: where these differ, two runs of one seed round otherwise.
 MACHINE = ("processor", "accelerator", "fused_adamw", "packed")
 
@@ -158,7 +161,9 @@ class Comparison:
             self._warn_of_other_machines(done.values())
             if self.bench.precision.asked == AUTO:
                 listener.note(self.bench.precision.line)
-        stages = SharedStages(output / "stages", self.bench, self.arms, left if self.config.keep_stages else ())
+        needs = functools.reduce(operator.or_, (make().needs for make in self.measures), Needs())
+        shared = left if self.config.keep_stages else ()
+        stages = SharedStages(output / "stages", self.bench, self.arms, shared, needs)
         if line := stages.describe():
             listener.note(line)
         given = self.bench.first_trained
