@@ -89,18 +89,53 @@ def run(settings: Namespace) -> int:
             "head": quality,
             "retention": {"before": {head: per_token(values).to_dict() for head, values in scores.items()}},
         }
-        retention = None
+        retention, layers = None, None
         if after:
             retention = probe.measure(after, store=folder / "after.jsonl")
+            layers = _layers(encoder, after, rows.scored, model.pad_id)
             result["after"] = {"name": settings.after, "fingerprint": weights_fingerprint(after)}
             result["retention"] = retention.to_dict()
+            result["layers"] = layers
         result["environment"] = describe_environment({"precision": precision.to_dict()})
         write_json(folder / "retention.json", result)
     console.print(_head_line(quality), markup=False, highlight=False, soft_wrap=True)
     console.print(_table(result, retention))
+    if layers:
+        console.print(_layer_table(layers))
     for line in _explained(result, retention, folder):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
+
+
+def _layers(before: Any, after: Any, rows: Any, pad_id: int) -> dict[str, dict[str, float | None]] | None:
+    """None for a model whose layers cannot be told: what it has lost is known all the same."""
+    from lr_dist.errors import LayersNotFoundError, UnplacedParametersError
+    from lr_dist.retention.by_layer import by_layer
+
+    try:
+        return by_layer(before, after, rows, pad_id)
+    except (LayersNotFoundError, UnplacedParametersError):
+        return None
+
+
+def _layer_table(layers: dict[str, dict[str, float | None]]) -> Table:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(
+        title="by layer",
+        caption="drift: how far the weights went, relative to their size (L2). CKA: how alike the texts' hidden states "
+        "still are (unbiased linear, 1 = the same up to rotation and scale).",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("layer")
+    for name in ("drift", "CKA"):
+        table.add_column(name, justify="right")
+    for layer, values in layers.items():
+        cells = ("" if value is None else f"{value:.4f}" for value in (values["drift"], values["cka"]))
+        table.add_row(layer, *cells)
+    return table
 
 
 def _head_line(quality: dict[str, Any]) -> str:

@@ -62,6 +62,6 @@ def _caption(result: ComparisonResult) -> str:
     retained = f"p_o: score on {escape(old)} after learning {escape(last)}; " if len(result.tasks) > 1 else ""
     lost = "nats lost: log likelihood of the text, per token, that a refitted head cannot get back. "
     return (
-        f"{retained}p_s: score on {escape(last)}. {lost if 'retention' in result.config else ''}"
+        f"{retained}p_s: score on {escape(last)}. {lost if 'retention_lost' in columns(result) else ''}"
         f"Second line: 0 = majority class, 1 = perfect. Mean ± standard deviation over {seeds} seed(s)."
     )

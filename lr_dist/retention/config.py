@@ -10,7 +10,7 @@ from lr_dist.sequence.compare_config import CompareConfig
 
 @dataclass(frozen=True)
 class RetentionCompareConfig(CompareConfig):
-    """`CompareConfig` with what `lr_dist.retention.compare.measures_of` and `lr_dist.retention.measure.retention_of` read."""
+    """`CompareConfig` with what `measures_of` and `retention_of` of `lr_dist.retention` read."""
 
     drift: bool = field(default=False, kw_only=True)
     """Measure how far each layer's weights go in each stage; in the result, and as a heat map in the report (true or

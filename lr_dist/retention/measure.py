@@ -16,9 +16,9 @@ from lr_dist.methods import Needs
 from lr_dist.models import load_tokenizer
 from lr_dist.names import did_you_mean
 from lr_dist.reading import expanded
+from lr_dist.retention.config import RetentionCompareConfig
 from lr_dist.retention.prepare import TextRows, draw_rows, head_quality, load_before, probe_of
 from lr_dist.retention.probe import FROZEN, REFITTED, Retention, RetentionProbe
-from lr_dist.retention.config import RetentionCompareConfig
 from lr_dist.retention.text_config import RetentionConfig
 from lr_dist.runs.machine import training_device
 from lr_dist.sequence.bench import Bench

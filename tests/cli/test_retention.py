@@ -80,6 +80,12 @@ def test_what_is_lost_is_printed_and_written(folders, text, tmp_path, capsys) ->
         assert f"{lost[head]['mean']:.3f} ± {lost[head]['error']:.3f}" in printed
     assert lost["frozen"]["mean"] > lost["refitted"]["mean"] > 3 * lost["refitted"]["error"]
     assert result["schema_version"] == 1
+    # Two layers were changed, from the first on; the embeddings were not.
+    assert list(result["layers"]) == ["embeddings", "layers.0", "layers.1"]
+    assert [values["drift"] > 0.01 for values in result["layers"].values()] == [False, True, True]
+    assert result["layers"]["embeddings"]["cka"] == pytest.approx(1, abs=1e-5)
+    assert result["layers"]["layers.1"]["cka"] < 0.999
+    assert "layers.1" in printed
     assert result["text"]["scored"]["texts"] == 24
     assert result["head"]["beats_unigram"]
     assert result["head"]["fitted"] is None
