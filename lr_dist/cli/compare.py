@@ -63,7 +63,10 @@ def run(settings: Namespace) -> int:
         if fewer:
             view.note(fewer)
         command = redact_command(["lr-dist", *sys.argv[1:]])
-        measures = (*measures_of(config), *retention_of(config, folder))
+        measures = (
+            *measures_of(config),
+            *retention_of(config.retention, config.start or config.model, folder / "retention"),
+        )
         result = compare(config, folder, listener=view, command=command, measures=measures)
     report = write_report(result, Path(settings.output) / "report.html")
     print_comparison(result, console)

@@ -19,6 +19,7 @@ from lr_dist.sequence.result import ComparisonResult
 RESAMPLES = 2_000
 METRICS = ("p_o", "p_s", "average_accuracy", "forgetting")
 PROBED = ("probe_p_o", "probe_forgetting")
+LOST = "retention_lost"
 
 Scores = Mapping[str, float]
 # sequence -> seed -> metric -> value
@@ -55,7 +56,8 @@ class Finding:
     Attributes:
         name: of the arm.
         text: the arm with its chosen settings.
-        means: metric -> mean over sequences and seeds; `probe_p_o` and `probe_forgetting` with a linear probe.
+        means: metric -> mean over sequences and seeds; `probe_p_o` and `probe_forgetting` with a linear probe,
+            `retention_lost` (nats a token) with retention.
         differences: metric -> the arm minus the control.
         forgetting_gone: share of the control's forgetting that the arm does not have; None if the control forgets
             nothing.
@@ -157,7 +159,7 @@ def _finding(
     def forgotten(table: Table) -> Callable[[str, Sequence[int]], float | None]:
         return lambda name, seeds: mean_of(table, name, seeds, "forgetting")
 
-    measured = (*METRICS, *(PROBED if config.linear_probe else ()))
+    measured = (*METRICS, *(PROBED if config.linear_probe else ()), *((LOST,) if config.retention else ()))
     return Finding(
         name=choice.name,
         text=choice.text,

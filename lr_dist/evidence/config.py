@@ -122,6 +122,10 @@ class EvidenceConfig(SequenceConfig):
     linear_probe: bool = False
     """Measure on the held-out sequences what the encoder forgets, with a new head on it (true or false)."""
 
+    retention: str | None = None
+    """Measure on the held-out sequences what each run loses of the pre-training: a file of plain text, one text a line,
+    with settings as in FILE,texts=50,fit_texts=1000; see lr-dist retention."""
+
     settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True)
 
     def __post_init__(self) -> None:

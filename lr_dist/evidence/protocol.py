@@ -17,6 +17,7 @@ from typing import Any
 from lr_dist.errors import ConfigurationError, OutputInUseError
 from lr_dist.evidence.config import EvidenceConfig, TaskSpec
 from lr_dist.evidence.tuning import Choice, choose
+from lr_dist.retention.measure import retention_of
 from lr_dist.runs.atomic import write_json
 from lr_dist.sequence.compare import Listener, compare
 from lr_dist.sequence.result import ComparisonResult, read_json
@@ -130,6 +131,8 @@ class Evidence:
         return choices
 
     def _run_steps(self, steps: Sequence[Step], listener_of: Callable[..., Listener], command: str) -> None:
+        # One head for all sequences.
+        retention = retention_of(self.config.retention, self.config.model, self.output / "retention")
         waiting = list(enumerate(steps, 1))
         busy = 0
         while waiting:
@@ -137,10 +140,10 @@ class Evidence:
             config = self.config.comparison(
                 step.tasks, list(step.texts), step.seeds, "dev" if step.part == TUNING else "validation"
             )
+            measures = retention if step.part == HELD_OUT else ()
+            listener = listener_of(step, number, len(steps))
             try:
-                compare(
-                    config, step.folder(self.output), listener=listener_of(step, number, len(steps)), command=command
-                )
+                compare(config, step.folder(self.output), listener=listener, command=command, measures=measures)
             except OutputInUseError:
                 # Another process works on this sequence; come back, and wait when all that is left is theirs.
                 waiting.append((number, step))

@@ -101,6 +101,7 @@ def config_dict(config: EvidenceConfig) -> dict[str, Any]:
         "seeds": list(config.seeds),
         **({} if config.eval_limit is None else {"eval_limit": config.eval_limit}),
         **({"linear_probe": True} if config.linear_probe else {}),
+        **({"retention": config.retention} if config.retention else {}),
         **config.settings.to_dict(),
     }
 

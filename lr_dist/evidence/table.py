@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 HEADER = ("arm", "p_o", "p_s", "p_o - control", "p_s - control", "forgetting gone", "p_o at equal p_s")
 PROBED = ("p_o, new head", "the encoder forgets")
+MEASURED = ("probe_p_o", "probe_forgetting", "retention_lost")
 
 
 def header(outcome: Outcome) -> tuple[str, ...]:
     """The names of the columns."""
-    return (*HEADER, *(PROBED if _is_probed(outcome) else ()), "s a run")
+    lost = any("retention_lost" in finding.means for finding in outcome.findings)
+    return (*HEADER, *(PROBED if _is_probed(outcome) else ()), *(("nats lost",) if lost else ()), "s a run")
 
 
 def rows(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -38,7 +40,7 @@ def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
         *(("control",) * 2 if is_control else (_signed(difference["p_o"]), _signed(difference["p_s"]))),
         "0 %" if is_control else _percent(finding.forgetting_gone),
         "0" if is_control else _signed(finding.at_equal_p_s),
-        *(f"{finding.means[name]:.3f}" for name in ("probe_p_o", "probe_forgetting") if name in finding.means),
+        *(f"{finding.means[name]:.3f}" for name in MEASURED if name in finding.means),
         f"{finding.seconds:.0f}",
     )
 
@@ -68,7 +70,8 @@ NOTE = (
     "intervals over sequences and seeds. Forgetting gone: share of the control's forgetting that the arm lacks. "
     "p_o at equal p_s: p_o minus that of the control's curve (its other settings) at the same p_s; n/a where the curve "
     "does not reach it. New head: a linear head fitted to the frozen encoder; the encoder forgets what such a head "
-    "loses."
+    "loses. Nats lost: log likelihood of the pre-training text, per token, that a refitted masked-LM head cannot get "
+    "back."
 )
 
 

@@ -16,7 +16,6 @@ from lr_dist.methods import Needs
 from lr_dist.models import load_tokenizer
 from lr_dist.names import did_you_mean
 from lr_dist.reading import expanded
-from lr_dist.retention.config import RetentionCompareConfig
 from lr_dist.retention.prepare import TextRows, draw_rows, head_quality, load_before, probe_of
 from lr_dist.retention.probe import FROZEN, REFITTED, Retention, RetentionProbe
 from lr_dist.retention.text_config import RetentionConfig
@@ -147,17 +146,19 @@ class RetentionSetup:
             return probe.measure(self._encoder.to(training_device()))
 
 
-def retention_of(config: RetentionCompareConfig, folder: Path) -> tuple[MakeMeasure, ...]:
-    """The measure that a comparison asks for; `folder` is its output folder.
+def retention_of(text: str | None, model: str, folder: Path) -> tuple[MakeMeasure, ...]:
+    """The measure for a text form, or none for None.
+
+    Args:
+        text: see `parse_retention`.
+        model: name of the pre-trained model, or of the start.
+        folder: for a fitted head.
 
     Raises:
         ConfigurationError: an invalid text form.
         RetentionTextError: a text that cannot be used.
     """
-    if not config.retention:
-        return ()
-    asked = parse_retention(config.retention)
-    return (RetentionSetup(config.start or config.model, asked, folder / "retention"),)
+    return () if not text else (RetentionSetup(model, parse_retention(text), folder),)
 
 
 # Of a configuration: where something is, or a bound of the memory.
