@@ -45,11 +45,22 @@ class MLMHead(nn.Module):
         # Logits of about 1 beside the bias at first.
         nn.init.constant_(self.norm.weight, 1 / float(self.decoder.norm(dim=1).mean()))
         self.info: dict[str, Any] = {}
+        self._cast: Tensor | None = None
 
     def forward(self, states: Tensor) -> Tensor:
         """Logits [positions, vocabulary] of states [positions, hidden]."""
         vectors = self.norm(nn.functional.gelu(self.transform(states)))
-        return nn.functional.linear(vectors, self.decoder, self.bias)
+        return nn.functional.linear(vectors, self._matrix(), self.bias)
+
+    def _matrix(self) -> Tensor:
+        """E in autocast's type; kept, because autocast casts a matrix that is not trained again in every call."""
+        device = self.decoder.device
+        if not torch.is_autocast_enabled(device.type):
+            return self.decoder
+        dtype = torch.get_autocast_dtype(device.type)
+        if self._cast is None or self._cast.dtype != dtype or self._cast.device != device:
+            self._cast = self.decoder.to(dtype)
+        return self._cast
 
     def save(self, path: str | Path) -> Path:
         """Write transform and bias as safetensors, with `info` and the decoder's fingerprint.

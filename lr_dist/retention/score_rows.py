@@ -128,7 +128,7 @@ def _means(
             states, targets = model.hidden_states([rows[i] for i, _ in batch], masks)
             counts = [int(plans[i].sizes[j]) for i, j in batch]
             for name, head in heads.items():
-                values = head_log_probs(head, states, targets, at_once=8 * size).cpu()
+                values = head_log_probs(head, states, targets).cpu()
                 for (i, j), part in zip(batch, values.split(counts), strict=True):
                     means[name][i][j] = part.double().mean()
     return means

@@ -64,7 +64,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def measured(arguments: list[str], output: Path) -> dict[str, Any]:
-    assert main(["retention", *arguments, *FAST, "--output", str(output)]) == 0
+    assert main(["retention", *FAST, *arguments, "--output", str(output)]) == 0
     return json.loads((output / "retention.json").read_text())
 
 
