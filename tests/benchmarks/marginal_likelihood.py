@@ -3,8 +3,9 @@
     python tests/benchmarks/marginal_likelihood.py --model minilm --text FILE --rounds 5
 
 Both compute the same log-probabilities of the same texts under the same masks. They alternate, and the ratio of the
-medians is printed: of the seconds, and of the processor's seconds, which other processes do not stretch. `--precision` is that of the batches; one mask at a
-time is computed as a plain call of the model, in float32, and again in the precision of the batches.
+medians is printed: of the seconds, and of the processor's seconds, which other processes do not stretch.
+`--precision` is that of the batches; one mask at a time is computed as a plain call of the model, in float32, and again
+in the precision of the batches.
 """
 
 from __future__ import annotations
