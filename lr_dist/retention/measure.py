@@ -21,7 +21,7 @@ from lr_dist.retention.probe import FROZEN, REFITTED, Retention, RetentionProbe
 from lr_dist.retention.text_config import RetentionConfig
 from lr_dist.runs.machine import training_device
 from lr_dist.sequence.bench import Bench
-from lr_dist.sequence.measures import MakeMeasure, Measure
+from lr_dist.sequence.measures import Measure
 from lr_dist.sequence.observers import SequenceState
 from lr_dist.sequence.stage import Stage
 
@@ -76,7 +76,7 @@ class RetentionSetup:
     Args:
         model: name of the pre-trained model (or of the start, against which is then measured).
         config: the text, and how it is scored.
-        folder: where a fitted head and the scores before are kept.
+        folder: where a fitted head is kept; None: nowhere.
         report: receives what is done, before the first run.
 
     Attributes:
@@ -91,7 +91,7 @@ class RetentionSetup:
         self,
         model: str,
         config: RetentionConfig,
-        folder: Path,
+        folder: Path | None,
         *,
         report: Callable[[str, int, int], None] = lambda doing, done, total: None,
     ) -> None:
@@ -146,13 +146,13 @@ class RetentionSetup:
             return probe.measure(self._encoder.to(training_device()))
 
 
-def retention_of(text: str | None, model: str, folder: Path) -> tuple[MakeMeasure, ...]:
+def retention_of(text: str | None, model: str, folder: Path | None) -> tuple[RetentionSetup, ...]:
     """The measure for a text form, or none for None.
 
     Args:
         text: see `parse_retention`.
         model: name of the pre-trained model, or of the start.
-        folder: for a fitted head.
+        folder: for a fitted head; None: it is not kept.
 
     Raises:
         ConfigurationError: an invalid text form.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lr_dist.checks import is_whole
+from lr_dist.checks import check_finite, is_whole
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.rate_plan import RatePlan, StageRates
 from lr_dist.search.space import Space
@@ -138,6 +138,14 @@ class SearchConfig(SequenceConfig):
     """With --first: keep the weights after the first task in the output folder until the study is complete, so that
     all trials go on from them. The results are the same without (true or false)."""
 
+    retention: str | None = None
+    """Measure what each run loses of the pre-training: a file of plain text, one text a line, with settings as in
+    FILE,texts=50,fit_texts=1000. A trial that loses more than --most-lost violates the constraint."""
+
+    most_lost: float = 0.1
+    """With --retention: the most that a trial may lose, as a mean over its runs, in nats a token of the text, with a
+    refitted head."""
+
     settings: SequenceSettings = field(
         default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"), kw_only=True
     )
@@ -183,6 +191,7 @@ class SearchConfig(SequenceConfig):
                     "A staged space searches a factor for the later tasks; with --first they have rates of their own. "
                     "Leave out --first, or --staged true."
                 )
+        check_finite("most_lost", self.most_lost, error=ConfigurationError)
         if self.methods:
             # Imported here: methods are Lightning callbacks, and reading a study must not import Lightning.
             from lr_dist.methods import build_method

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lr_dist.methods import Needs
 from lr_dist.rate_plan import RatePlan
 from lr_dist.search.trials.config import SearchConfig
 from lr_dist.sequence.arm import Arm
@@ -17,7 +18,11 @@ FOLDER = "stages"
 
 
 def first_stages(
-    folder: Path | None, config: SearchConfig, benches: Sequence[Bench], seeds: Sequence[int]
+    folder: Path | None,
+    config: SearchConfig,
+    benches: Sequence[Bench],
+    seeds: Sequence[int],
+    measured: Needs = Needs(),  # noqa: B008  (frozen)
 ) -> StageStore | None:
     """A store that keeps the first stages, for `run_sequence`; None if they are not shared.
 
@@ -29,11 +34,12 @@ def first_stages(
         config: of the study.
         benches: one per sequence.
         seeds: of the runs.
+        measured: parts of the model that measures of the runs need.
     """
     first = config.first_rates
     if folder is None or first is None or not config.keep_stages:
         return None
-    store = StageStore(folder / FOLDER)
+    store = StageStore(folder / FOLDER, needs=measured)
     arm = Arm("first", RatePlan((first,)), config.methods)
     needs = needs_of(arm) | store.needs
     keys = [stage_keys(bench_key(bench, needs), bench, arm, seed)[0] for bench in benches for seed in seeds]

@@ -177,7 +177,17 @@ def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
     known = {**config.identity(info["fingerprint"], data), "num_layers": info["num_layers"]}
     if benches[0].start is not None:
         known |= {"start": config.start, "head of the start": benches[0].start.fingerprint}
+    if config.retention is not None:
+        known["retention"] = {"most_lost": config.most_lost, **_retention(config, None)[0].identity}
     return known
+
+
+def _retention(config: SearchConfig, folder: Path | None) -> tuple[Any, ...]:
+    """The measure that the configuration asks for, as a tuple of one, or of none; a fitted head is kept in `folder`."""
+    from lr_dist.retention.measure import retention_of
+
+    place = None if folder is None else folder / "retention"
+    return retention_of(config.retention, config.start or config.model, place)
 
 
 @dataclass(frozen=True)
@@ -202,6 +212,7 @@ class _Work:
         from lr_dist.search.engine.storage import open_storage, storage_errors
         from lr_dist.search.engine.worker import drain
         from lr_dist.search.trials.confirmation import confirmation_config, confirmation_name, confirmation_plan
+        from lr_dist.methods import Needs
         from lr_dist.search.trials.first_stages import first_stages
         from lr_dist.search.trials.precision import in_precision_of_study
         from lr_dist.search.trials.references import run_references, trial_steps
@@ -221,7 +232,9 @@ class _Work:
                 running, slots = confirmation_config(config), confirmation_plan(study, config, layers)
                 study = open_study(storage, confirmation_name(study.study_name), running, identity(running, benches))
                 note_workload(study, trial_steps(running, benches), {})
-            store = first_stages(self.search.folder, config, benches, running.seeds)
+            measures = _retention(config, self.search.folder)
+            needs = measures[0]().needs if measures else Needs()
+            store = first_stages(self.search.folder, config, benches, running.seeds, needs)
             references = run_references(storage, config, benches, store=store)
             if references is not None:
-                drain(study, SequenceObjective(running, benches, references, store), slots)
+                drain(study, SequenceObjective(running, benches, references, store, measures), slots)

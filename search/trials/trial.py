@@ -20,11 +20,15 @@ from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.interrupts import interruptible, interrupts_held_back
+from lr_dist.sequence.measures import MakeMeasure
 from lr_dist.sequence.metrics import was_learned
 from lr_dist.sequence.observers import EpochEnd, Observer, SequenceState, TestAfterEpochs
 from lr_dist.sequence.runner import SequenceRun, count_steps, run_sequence
 from lr_dist.sequence.stage import Stage
 from lr_dist.sequence.stage_store import StageStore
+
+# Of a run's metrics, see `lr_dist.retention.measure`.
+LOST = "retention_lost"
 
 
 class SequenceObjective:
@@ -37,6 +41,7 @@ class SequenceObjective:
         benches: one per sequence.
         references: one per sequence.
         store: of the first stages, see `first_stages`; None to learn them in every trial.
+        measures: what is measured in every run; their metrics are kept with it.
     """
 
     def __init__(
@@ -45,8 +50,10 @@ class SequenceObjective:
         benches: Sequence[Bench],
         references: Sequence[Reference],
         store: StageStore | None = None,
+        measures: Sequence[MakeMeasure] = (),
     ) -> None:
         self.config = config
+        self.measures = tuple(measures)
         self.store = store
         self.benches = list(benches)
         self.references = list(references)
@@ -76,7 +83,11 @@ class SequenceObjective:
                 else:
                     by_epoch = place == 0 and not by_instance
                     prune = self._pruning(trial, index, before) if by_epoch else _no_pruning
-                    run = {"sequence": index, **run_once(bench, arm, seed, prune, self.store, [progress])}
+                    measures = [make() for make in self.measures]
+                    observers = [progress, *measures]
+                    run = {"sequence": index, **run_once(bench, arm, seed, prune, self.store, observers)}
+                    for measure in measures:
+                        run["metrics"] = {**run.get("metrics", {}), **measure.metrics()}
                     runs.append(run)
                     keep(trial, runs=runs)
                 if by_instance:
@@ -124,6 +135,9 @@ class SequenceObjective:
             excess = violation(goal, self.references[index], _mean_final(index, runs))
             if excess is not None:
                 trial.set_constraint(f"p_s of sequence {index}", excess)
+            if self.config.retention is not None:
+                lost = [run["metrics"][LOST] for run in runs if run["sequence"] == index]
+                trial.set_constraint(f"nats lost of sequence {index}", statistics.fmean(lost) - self.config.most_lost)
         return tuple(statistics.fmean(column) for column in zip(*by_seed, strict=True))
 
     def _sequence(self, index: int, runs: Sequence[dict[str, Any]]) -> SequenceScores:
