@@ -209,10 +209,10 @@ class _Work:
 
         torch.set_num_threads(threads_of(self.search.workers))
         remember(self.measured)
+        from lr_dist.methods import Needs
         from lr_dist.search.engine.storage import open_storage, storage_errors
         from lr_dist.search.engine.worker import drain
         from lr_dist.search.trials.confirmation import confirmation_config, confirmation_name, confirmation_plan
-        from lr_dist.methods import Needs
         from lr_dist.search.trials.first_stages import first_stages
         from lr_dist.search.trials.precision import in_precision_of_study
         from lr_dist.search.trials.references import run_references, trial_steps
