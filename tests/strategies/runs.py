@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from lr_dist import ExactResume, ForgettingMonitor, LayerwiseLR
+from lr_dist import ExactResume, ForgettingMonitor, LayerwiseLR, RetentionMonitor
 from lr_dist.layers import clean_name
 from lr_dist.methods import build_method
 
@@ -56,6 +56,7 @@ class Case:
         methods: text forms of methods against forgetting.
         learned_before: the methods have been through a stage with other data, which left the weights as they are.
         monitored: options of a ForgettingMonitor; without any, there is none.
+        retained: options of a RetentionMonitor; without any, there is none.
         logs_by_rank: whether the module logs a metric, `rank_score`, that rises in one process and falls in the other.
         options: of the Trainer.
         dropout: above 0, every process draws its own random numbers.
@@ -78,6 +79,7 @@ class Case:
     methods: tuple[str, ...] = ()
     learned_before: bool = False
     monitored: tuple[tuple[str, Any], ...] = ()
+    retained: tuple[tuple[str, Any], ...] = ()
     logs_by_rank: bool = False
     options: tuple[tuple[str, Any], ...] = ()
     dropout: float = 0.0
@@ -357,6 +359,8 @@ def _fit(case: Case, processes: int, module: Module, kept: _Keeper, rates: tiny.
     callbacks += methods
     if case.monitored:
         callbacks.append(_monitor(**dict(case.monitored)))
+    if case.retained:
+        callbacks.append(_retention_monitor(**dict(case.retained)))
     if case.save_after is not None:
         callbacks.append(_SaveAfter(case.save_after, str(case.checkpoint)))
     if case.save_at_step is not None:
@@ -385,6 +389,18 @@ def _monitor(**options: Any) -> ForgettingMonitor:
     loader = DataLoader(TensorDataset(tokens, (tokens[:, 1] > 20).long()), 4, shuffle=True)
     metric = MulticlassAccuracy(2, average="micro")
     return ForgettingMonitor({"first": loader}, score=_score, metric=metric, restore=False, **options)
+
+
+def _retention_monitor(other: bool = False, **options: Any) -> RetentionMonitor:
+    """Reads twelve texts in two batches; `other` compares with another model instead of the start."""
+    tokens = torch.randint(0, 40, (12, 7), generator=torch.Generator().manual_seed(6))
+    if other:
+        options["reference"] = tiny.bert(seed=7)
+    return RetentionMonitor([{"input_ids": part} for part in tokens.chunk(2)], run=_run, **options)
+
+
+def _run(module: Any, batch: Any) -> None:
+    module.model(**batch)
 
 
 def _score(module: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -434,6 +450,8 @@ class _Keeper(L.Callback):
             if isinstance(callback, ForgettingMonitor):
                 self.outcome["history"] = [{**row.to_dict(), "seconds": 0.0} for row in callback.history]
                 self.outcome["best"] = {"step": callback.best_step, "weights": callback.best_weights}
+            if isinstance(callback, RetentionMonitor):
+                self.outcome["history"] = [{**row.to_dict(), "seconds": 0.0} for row in callback.history]
 
 
 def _own(value: Any) -> Any:

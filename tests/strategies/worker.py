@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from strategies.runs import Case, perform
 
+PAIRS = ("options", "layerwise", "monitored", "retained")
+
 
 def main() -> None:
     if sys.platform == "linux":
@@ -25,7 +27,7 @@ def main() -> None:
     Path(sys.argv[1]).touch()
     for line in sys.stdin:
         task = json.loads(line)
-        pairs = {name: tuple(map(tuple, task["case"].pop(name))) for name in ("options", "layerwise", "monitored")}
+        pairs = {name: tuple(map(tuple, task["case"].pop(name))) for name in PAIRS}
         case = Case(**task["case"], **pairs)
         print(f"--- {case.name}", file=sys.stderr, flush=True)
         outcome = perform(case, processes)
