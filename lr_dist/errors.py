@@ -243,6 +243,21 @@ class ScoringError(LRDistError, ValueError):
     """An old task that cannot be scored: no batches or labels, other shapes than the metric's, an undefined score."""
 
 
+# Influence -----------------------------------------------------------------------------------------------
+
+
+class InfluenceError(LRDistError, ValueError):
+    """An influence that cannot be computed: no examples, an empty text, an invalid setting, no convergence."""
+
+
+class SingularCurvatureError(InfluenceError, ArithmeticError):
+    """A Hessian, or its approximation, that cannot be inverted without (more) damping."""
+
+
+class UnsupportedModelError(InfluenceError, TypeError):
+    """A model without layers that influence can be computed for."""
+
+
 # Warnings ------------------------------------------------------------------------------------------------
 
 

@@ -1,1 +1,1 @@
-"""What is left of earlier knowledge after a fine-tune, layer by layer."""
+"""What is left of earlier knowledge: marginal likelihood, drift, influence."""

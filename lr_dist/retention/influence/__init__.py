@@ -1,0 +1,1 @@
+"""Influence functions over several stages: which training examples a later prediction, or its loss, rests on."""
