@@ -29,15 +29,16 @@ from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.heavy_tail import check_settings, needs_weights, with_rates_of
 from lr_dist.sequence.linear_probe import LinearProbe
 from lr_dist.sequence.measures import MakeMeasure
+from lr_dist.sequence.keep_stages import KeepStages, weights_folder
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
-from lr_dist.sequence.observers import Progress, ReportProgress, TestAfterStages
+from lr_dist.sequence.observers import Observer, Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked
 from lr_dist.sequence.result import ComparisonResult, read_json, upgraded_run
 from lr_dist.sequence.runner import check_methods_of_start, count_steps, learns_jointly, run_sequence
 from lr_dist.sequence.schema import check_run
 from lr_dist.sequence.settings import RUN_VERSION
 from lr_dist.sequence.shared_stages import SharedStages
-from lr_dist.sequence.stage_store import StageStore
+from lr_dist.sequence.stage_store import StageStore, stage_bytes
 from lr_dist.sequence.summary import summarise_runs
 from lr_dist.tasks import Task
 
@@ -161,12 +162,15 @@ class Comparison:
             self._warn_of_other_machines(done.values())
             if self.bench.precision.asked == AUTO:
                 listener.note(self.bench.precision.line)
-        needs = functools.reduce(operator.or_, (make().needs for make in self.measures), Needs())
+        watched = [*(make() for make in self.measures), *([KeepStages] if self.config.keep_weights else [])]
+        needs = functools.reduce(operator.or_, (each.needs for each in watched), Needs())
         shared = left if self.config.keep_stages else ()
         stages = SharedStages(output / "stages", self.bench, self.arms, shared, needs)
         if line := stages.describe():
             listener.note(line)
         given = self.bench.first_trained
+        if self.config.keep_weights:
+            listener.note(self._describe_kept(output, done))
         steps = {
             label: count_steps(self.bench.tokens, self.config.settings, jointly=learns_jointly(arm), given=given)
             for label, arm in self.arms.items()
@@ -178,7 +182,8 @@ class Comparison:
             if self.config.keep_stages:
                 stages.begin((label, seed))
             listener.run_started(label, seed, steps[label])
-            run = self._run_one(label, seed, listener, stages.store if self.config.keep_stages else None)
+            keep = [KeepStages(self.kept_weights(output, label, seed))] if self.config.keep_weights else []
+            run = self._run_one(label, seed, listener, stages.store if self.config.keep_stages else None, keep)
             write_json(runs_folder / self._file_name(label, seed), run)
             done[label, seed] = run
             result = self._result(done, command, len(plan))
@@ -187,7 +192,26 @@ class Comparison:
         stages.end()
         return result
 
-    def _run_one(self, label: str, seed: int, listener: Listener, store: StageStore | None) -> dict[str, Any]:
+    def kept_weights(self, output: Path, label: str, seed: int) -> Path:
+        """The folder with the weights after each stage of a run, if they are kept."""
+        return weights_folder(output, self._identity(label, seed))
+
+    def _describe_kept(self, output: Path, done: Collection[tuple[str, int]]) -> str:
+        size = stage_bytes(self.bench.backbone.state_dict()) * len(self.bench.tasks) / 2**20
+        line = f"weights: about {size:,.0f} MiB for each run are kept in {output / 'weights'}"
+        missing = [
+            f"{label}, seed {seed}" for label, seed in done if not self.kept_weights(output, label, seed).is_dir()
+        ]
+        if not missing:
+            return line
+        return (
+            f"{line}. Of runs that were finished without --keep-weights there are none ({'; '.join(missing)}); delete "
+            f"their files in {output / 'runs'} to make them again"
+        )
+
+    def _run_one(
+        self, label: str, seed: int, listener: Listener, store: StageStore | None, keep: Sequence[Observer] = ()
+    ) -> dict[str, Any]:
         run: dict[str, Any] = {
             "identity": self._identity(label, seed),
             "arm": label,
@@ -198,7 +222,7 @@ class Comparison:
         try:
             test = TestAfterStages(listener.progressed)
             measures = [make() for make in self.measures]
-            observers = [ReportProgress(listener.progressed), *measures]
+            observers = [ReportProgress(listener.progressed), *measures, *keep]
             outcome = run_sequence(self.bench, self.arms[label], seed, test, observers, store=store)
         except DivergedError as error:
             return {**run, "status": "diverged", "reason": str(error)}

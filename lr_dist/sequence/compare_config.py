@@ -43,6 +43,10 @@ class CompareConfig(SequenceConfig):
     """Fit a new head to each task on the frozen encoder, after the task and after the last one: what the encoder has
     forgotten, whatever has become of the task's own head (true or false)."""
 
+    keep_weights: bool = False
+    """Keep the weights after every stage of every run in the folder weights of the output, for lr-dist influence (true
+    or false)."""
+
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ConfigurationError("Nothing to learn: give --tasks, e.g. --tasks sst2 qqp.")

@@ -32,7 +32,7 @@ class KeepStages(Observer):
 
     def path(self, stage: Stage) -> Path:
         """The file of a stage."""
-        return self.folder / f"stage-{stage.index + 1}.safetensors"
+        return stage_file(self.folder, stage.index)
 
     def stage_ended(self, run: SequenceState, stage: Stage) -> None:
         from safetensors.torch import save
@@ -41,3 +41,13 @@ class KeepStages(Observer):
         weights = {name: value.detach().cpu().clone() for name, value in run.module.state_dict().items()}
         about = {"task": stage.task.name, "seed": str(run.seed), "model": run.bench.model_info.get("fingerprint", "")}
         write_bytes(self.path(stage), save(weights, about))
+
+
+def stage_file(folder: Path, index: int) -> Path:
+    """The file with the weights after stage `index` (from 0)."""
+    return folder / f"stage-{index + 1}.safetensors"
+
+
+def weights_folder(output: Path, identity: str) -> Path:
+    """Where a comparison in `output` keeps the weights of the run with this identity."""
+    return output / "weights" / identity[:32]

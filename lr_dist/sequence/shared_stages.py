@@ -28,7 +28,7 @@ class SharedStages:
         bench: model and tasks.
         arms: label -> arm.
         left: (label, seed) of the runs that are to be made.
-        measured: parts of the model that measures of the runs need.
+        watched: parts of the model that observers of all runs need.
 
     Attributes:
         order: the runs, those that share stages after each other.
@@ -41,11 +41,11 @@ class SharedStages:
         bench: Bench,
         arms: Mapping[str, Arm],
         left: Sequence[Run],
-        measured: Needs = Needs(),  # noqa: B008  (frozen)
+        watched: Needs = Needs(),  # noqa: B008  (frozen)
     ) -> None:
         needs = functools.reduce(operator.or_, (needs_of(arm) for arm in arms.values()), Needs())
         # Of the words that are not trained on, only those of the held-out examples, which are cheap.
-        self.store = StageStore(folder, needs=Needs(held_out=needs.held_out) | measured)
+        self.store = StageStore(folder, needs=Needs(held_out=needs.held_out) | watched)
         shared = {own: bench_key(bench, own) for own in {needs_of(arms[label]) | self.store.needs for label, _ in left}}
         self._keys: dict[Run, tuple[StageKeys, ...]] = {
             (label, seed): stage_keys(shared[needs_of(arms[label]) | self.store.needs], bench, arms[label], seed)[
