@@ -25,6 +25,7 @@ from lr_dist.runs.redact import redact_usage
 COMMANDS = {
     "compare": "lr_dist.cli.compare",
     "evidence": "lr_dist.cli.evidence",
+    "influence": "lr_dist.cli.influence",
     "interpolate": "lr_dist.cli.interpolate",
     "layers": "lr_dist.cli.layers",
     "methods": "lr_dist.cli.methods",

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # import its own room and those below.
 ROOMS: tuple[tuple[str, ...], ...] = (
     ("lr_dist.cli", "lr_dist.__main__"),
-    ("lr_dist.evidence", "lr_dist.advice"),
+    ("lr_dist.evidence", "lr_dist.advice", "lr_dist.tracing"),
     ("lr_dist.report",),
     ("lr_dist.search.page",),
     ("lr_dist.search.combining", "lr_dist.search.kenneweg2022"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -51,34 +52,29 @@ def layer_gradients(
                 calls = [(name, given, output) for name, pairs in seen.items() for given, output in pairs]
                 slopes = torch.autograd.grad(values.sum(), [output for _, _, output in calls], allow_unused=True)
             parts: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in layers}
-            for (name, given, _), slope in zip(calls, slopes, strict=True):
+            for (name, given, output), slope in zip(calls, slopes, strict=True):
                 if given.shape[0] != len(values):
                     raise UnsupportedModelError(
                         f"The layer {name} computes {given.shape[0]} rows for {len(values)} examples, so their "
                         "gradients cannot be told apart. Use a form of the model that pads batches."
                     )
-                parts[name].append((given, torch.zeros_like(_) if slope is None else slope))
-            yield {
-                name: (lambda name=name, pairs=tuple(pairs): _of_rows(modules[name], pairs))  # type: ignore[misc]
-                for name, pairs in parts.items()
-            }
+                parts[name].append((given, torch.zeros_like(output) if slope is None else slope))
+            yield {name: partial(_of_rows, modules[name], tuple(pairs), len(values)) for name, pairs in parts.items()}
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _of_rows(module: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-    weight = module.weight
+def _of_rows(module: nn.Module, pairs: Sequence[tuple[Tensor, Tensor]], rows: int) -> Tensor:
+    weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor)
-    total: Tensor | None = None
+    # A layer that a measure does not use, such as another task's head, has no gradient.
+    total = weight.new_zeros(rows, weight.shape[0], weight.shape[1] + (bias is not None))
     for given, slope in pairs:
         a, g = given.to(weight.dtype), slope.to(weight.dtype)
-        if module.bias is not None:
+        if bias is not None:
             a = torch.cat([a, a.new_ones(*a.shape[:-1], 1)], dim=-1)
-        each = torch.bmm(g.reshape(len(g), -1, g.shape[-1]).transpose(1, 2), a.reshape(len(a), -1, a.shape[-1]))
-        total = each if total is None else total + each
-    if total is None:
-        raise UnsupportedModelError("A layer was not called for a batch; its gradients are not known.")
+        total += torch.bmm(g.reshape(len(g), -1, g.shape[-1]).transpose(1, 2), a.reshape(len(a), -1, a.shape[-1]))
     return total
 
 

@@ -1,0 +1,122 @@
+"""Influences of training examples in words: a table in the terminal, and a self-contained HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lr_dist.extras import require_libraries
+from lr_dist.report.theme import PALETTE, css_colour
+from lr_dist.runs.atomic import write_text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_LONGEST = 140
+
+
+def heading(kind: str, answer: Mapping[str, Any], tasks: Mapping[str, str]) -> str:
+    """What was asked and what the model says, in a sentence."""
+    if kind == "predictions":
+        sure = f" with probability {answer['probability']:.2f}" if "probability" in answer else ""
+        return f"{tasks['later']}: predicted {answer['prediction']}{sure}"
+    rose = "rose" if answer["loss_after"] > answer["loss_before"] else "fell"
+    return (
+        f"{tasks['earlier']}: the loss of {answer['label']} {rose} from {answer['loss_before']:.3f} to "
+        f"{answer['loss_after']:.3f} while {tasks['later']} was learned"
+    )
+
+
+def questions(kind: str, tasks: Mapping[str, str]) -> tuple[str, str]:
+    """Titles of the two lists of an answer."""
+    if kind == "predictions":
+        return (
+            f"Examples of {tasks['earlier']} that the prediction rests on",
+            f"Examples of {tasks['earlier']} that speak against it",
+        )
+    return (
+        f"Examples of {tasks['later']} that did most to the forgetting",
+        f"Examples of {tasks['later']} that helped to keep it",
+    )
+
+
+def answers(result: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(kind, answer) of all questions, in their order."""
+    for kind in ("predictions", "forgetting"):
+        for answer in result[kind]:
+            yield kind, answer
+
+
+def influence_view(result: Mapping[str, Any]) -> RenderableType:
+    """All answers as one rich renderable."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for kind, answer in answers(result):
+        parts += [Text(f"\n{answer['text']}", style="bold"), Text(heading(kind, answer, result["tasks"]))]
+        for title, side in zip(questions(kind, result["tasks"]), ("for", "against"), strict=True):
+            table = Table(title=title, title_justify="left", title_style="italic")
+            table.add_column("", justify="right")
+            table.add_column("label")
+            table.add_column("example", ratio=1)
+            table.add_column("if removed", justify="right")
+            table.add_column("mostly in")
+            for place, entry in enumerate(answer[side], 1):
+                table.add_row(
+                    str(place),
+                    Text(entry["label"]),
+                    Text(cut(entry["text"])),
+                    f"{entry['estimated_change_if_removed']:+.2g}",
+                    main_layer(entry),
+                )
+            parts.append(table if answer[side] else Text(f"{title}: none of the candidates."))
+    return Group(*parts)
+
+
+def cut(text: str) -> str:
+    """At most a few lines of a text."""
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def main_layer(entry: Mapping[str, Any]) -> str:
+    """The group of layers with the largest share, and the share."""
+    group = max(entry["layers"], key=lambda name: abs(entry["layers"][name]))
+    return f"{group} ({abs(entry['layers'][group]):.0%})"
+
+
+def write_influence_page(result: Mapping[str, Any], path: str | Path) -> Path:
+    """Write the page and return its path.
+
+    Raises:
+        MissingExtraError: jinja2 is not installed (extra `report`).
+        UnwritableFileError: the page cannot be written.
+    """
+    require_libraries("report", "jinja2")
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    groups = list(
+        dict.fromkeys(g for _, a in answers(result) for s in ("for", "against") for e in a[s] for g in e["layers"])
+    )
+    colours = {group: css_colour(PALETTE[place % len(PALETTE)]) for place, group in enumerate(groups)}
+    page = environment.get_template("influence.html").render(
+        result=result,
+        answers=[
+            (answer, heading(kind, answer, result["tasks"]), _lists(kind, answer, result))
+            for kind, answer in answers(result)
+        ],
+        colours=colours,
+        main_layer=main_layer,
+    )
+    return write_text(path, page, instead="Give another --output.")
+
+
+def _lists(kind: str, answer: Mapping[str, Any], result: Mapping[str, Any]) -> list[tuple[str, list[Any]]]:
+    return [
+        (title, answer[side]) for title, side in zip(questions(kind, result["tasks"]), ("for", "against"), strict=True)
+    ]

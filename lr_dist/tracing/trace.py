@@ -1,0 +1,282 @@
+"""Which training examples a prediction rests on, and which made the model forget an earlier one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lr_dist.checks import check_finite, check_whole
+from lr_dist.errors import InfluenceError
+from lr_dist.layers import assign_layers
+from lr_dist.retention.influence.ekfac import LayerScores, Queries, stage_influence, two_stage_influence
+from lr_dist.retention.influence.factors import Factors, InverseCurvature, fit_factors
+from lr_dist.retention.influence.model_stage import ModelStage
+from lr_dist.retention.influence.objectives import Batch, check_labels
+from lr_dist.sequence.classifier import SequenceClassifier
+from lr_dist.sequence.environment import peak_memory_mb
+from lr_dist.tracing.kept_run import KeptRun, collated, objective_of
+
+_AT_ONCE = 10
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """How influence is computed.
+
+    Raises:
+        InfluenceError: a value out of range.
+    """
+
+    top: int = 20
+    """Examples to show on each side of a question."""
+
+    candidates: int = 1000
+    """Training examples of each stage to judge, drawn at random; the factors are fitted on them."""
+
+    labels: str = "sampled"
+    """Labels for the factors: sampled (one an example, from the model) or expected (the mean over all classes)."""
+
+    damping: float = 0.1
+    """Damping of a stage's curvature, as a share of the mean eigenvalue of each layer."""
+
+    pull: float = 1.0
+    """How strongly the later stage is held at the earlier one's weights, in units of its mean eigenvalue. Fine-tuning
+    has no such term; it stands for the start and the few steps."""
+
+    batch_size: int = 8
+    """Training examples in one pass of influence."""
+
+    draw_seed: int = 0
+    """Seed of the drawn candidates and of sampled labels."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("top", 1), ("candidates", 2), ("batch_size", 1), ("draw_seed", 0)):
+            check_whole(name, getattr(self, name), least, error=InfluenceError)
+        check_labels(self.labels)
+        for name in ("damping", "pull"):
+            check_finite(name, getattr(self, name), positive=True, error=InfluenceError)
+
+
+class Tracer:
+    """Answers questions about the model after a stage of a run.
+
+    Args:
+        run: with kept weights.
+        stage: number of the later stage, from 1 (0 is the first); the earlier one is the stage before it.
+        settings: of the computation.
+        factors: folder where factors are kept and found again.
+        note: receives a line on what is done.
+
+    Raises:
+        InfluenceError: no such stage, or none before it.
+    """
+
+    def __init__(
+        self,
+        run: KeptRun,
+        stage: int,
+        settings: TraceSettings,
+        factors: Path,
+        note: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if not 1 <= stage < len(run.bench.tasks):
+            raise InfluenceError(
+                f"The run has {len(run.bench.tasks)} stage(s), so the later stage is one from 2 on, not {stage + 1}."
+            )
+        self.run, self.later, self.earlier, self.settings = run, stage, stage - 1, settings
+        self.mixed = run.bench.precision.chosen == "bf16-mixed"
+        self._folder, self._note = factors, note
+        self._stages: dict[int, tuple[ModelStage, list[int], Factors]] = {}
+        self.seconds: dict[str, float] = {}
+
+    def predictions(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """For texts of the later task: the earlier stage's examples that its prediction rests on."""
+        if not texts:
+            return []
+        rows = [self.run.encode(self.later, text) for text in texts]
+        earlier, drawn, factors = self._stage(self.earlier)
+        later, _, after = self._stage(self.later)
+        found = []
+        pull = self.settings.pull * after.mean_value()
+        inverse = InverseCurvature(factors, factors.relative_damping(self.settings.damping))
+        began = time.perf_counter()
+        for start in range(0, len(rows), _AT_ONCE):
+            batches, predicted = self._predicted(later.model, rows[start : start + _AT_ONCE])
+            queries = Queries(batches, self._support)
+            scores = two_stage_influence(earlier, later, inverse, after, queries, pull=pull, mixed=self.mixed)
+            for place, (text, said) in enumerate(zip(texts[start:], predicted, strict=False)):
+                sides = self._sides(scores, place, self.earlier, drawn, ("supports it", "speaks against it"))
+                found.append({"text": text, **said, **sides})
+        self._took("predictions", began)
+        return found
+
+    def forgotten(self, texts: Sequence[tuple[str, float | None]]) -> list[dict[str, Any]]:
+        """For examples of the earlier task: the later stage's examples that raised its loss most.
+
+        Args:
+            texts: text and label; without a label, the one that was predicted after the earlier stage.
+        """
+        if not texts:
+            return []
+        task = self.run.bench.tasks[self.earlier]
+        objective = objective_of(task)
+        rows = [self.run.encode(self.earlier, text) for text, _ in texts]
+        later, drawn, factors = self._stage(self.later)
+        before = self.run.model(self.earlier)
+        inverse = InverseCurvature(factors, factors.constant_damping(self.settings.pull * factors.mean_value()))
+        began = time.perf_counter()
+        found = []
+        for (text, label), row in zip(texts, rows, strict=True):
+            known = self._label(before, row) if label is None else label
+            batch = self._batch(self.earlier, [row], known)
+            with torch.no_grad():
+                was, now = (float(objective.losses(model, batch)) for model in (before, later.model.eval()))
+            scores = stage_influence(later, inverse, Queries([batch], objective.losses), mixed=self.mixed)
+            sides = self._sides(scores, 0, self.later, drawn, ("made it forget", "helped to keep it"))
+            label_text = self.run.label(self.earlier, known)
+            found.append({"text": text, "label": label_text, "loss_before": was, "loss_after": now, **sides})
+        self._took("forgetting", began)
+        return found
+
+    def most_forgotten(self, count: int) -> list[tuple[str, float | None]]:
+        """Validation examples of the earlier task whose loss rose most in the later stage, with their labels."""
+        if count <= 0:
+            return []
+        tokens, task = self.run.bench.tokens[self.earlier], self.run.bench.tasks[self.earlier]
+        objective, models = objective_of(task), (self.run.model(self.earlier), self.run.model(self.later))
+        split = tokens.validation.rows_at(range(min(len(tokens.validation), self.settings.candidates)))
+        rises: list[float] = []
+        for row in range(len(split)):
+            batch = self._batch(self.earlier, [split[row]], float(split.labels[row]))
+            with torch.no_grad():
+                was, now = (float(objective.losses(model, batch)) for model in models)
+            rises.append(now - was)
+        order = sorted(range(len(rises)), key=lambda row: -rises[row])[:count]
+        return [(self._validation_text(row), float(split.labels[row])) for row in order]
+
+    def about(self) -> dict[str, Any]:
+        """What the answers depend on, as plain data."""
+        stages = {}
+        for index, (stage, drawn, factors) in sorted(self._stages.items()):
+            stages[self.run.bench.tasks[index].name] = {
+                "stage": index + 1,
+                "candidates": len(drawn),
+                "training_examples": len(self.run.bench.tokens[index].train),
+                "layers": list(stage.layers),
+                "left_out": dict(stage.excluded),
+                "mean_eigenvalue": factors.mean_value(),
+                "damping": factors.relative_damping(self.settings.damping),
+                "pull": self.settings.pull * factors.mean_value(),
+                "factors": {k: v for k, v in factors.about.items() if k not in ("layers", "left_out")},
+            }
+        return {"stages": stages, "seconds": self.seconds, "process_peak_memory_mb": peak_memory_mb()}
+
+    def _stage(self, index: int) -> tuple[ModelStage, list[int], Factors]:
+        if index not in self._stages:
+            name = self.run.bench.tasks[index].name
+            drawn = self.run.draw(index, self.settings.candidates, self.settings.draw_seed)
+            model = self.run.model(index)
+            stage = self.run.stage(model, index, drawn, batch_size=self.settings.batch_size)
+            self._note(f"Factors of {name}: {len(drawn)} examples, {len(stage.layers)} layers (kept in {self._folder})")
+            began = time.perf_counter()
+            factors = fit_factors(
+                stage,
+                self._folder,
+                labels=self.settings.labels,  # type: ignore[arg-type]
+                seed=self.settings.draw_seed,
+                mixed=self.mixed,
+            )
+            self._took(f"factors of {name}", began)
+            self._stages[index] = stage, drawn, factors
+        return self._stages[index]
+
+    def _predicted(
+        self, model: nn.Module, rows: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[Batch], list[dict[str, Any]]]:
+        """A batch for each text, labelled with what is predicted, and the prediction in words."""
+        task = self.run.bench.tasks[self.later]
+        batches, said = [], []
+        for row in rows:
+            label = self._label(model, row, self.later)
+            batch = self._batch(self.later, [row], label)
+            with torch.no_grad():
+                value = float(self._support(model, batch))
+            batches.append(batch)
+            more = {"probability": math.exp(value)} if task.kind == "classification" else {}
+            said.append({"prediction": self.run.label(self.later, label), **more})
+        return batches, said
+
+    def _support(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What a prediction is measured by [rows]: the log-probability of its class, or the predicted number."""
+        task = self.run.bench.tasks[self.later]
+        objective = objective_of(task)
+        if task.kind == "regression":
+            return objective.outputs(model, batch).squeeze(-1)
+        return -objective.losses(model, batch)
+
+    def _label(self, model: nn.Module, row: Mapping[str, Any], stage: int | None = None) -> float:
+        index = self.earlier if stage is None else stage
+        task = self.run.bench.tasks[index]
+        with torch.no_grad():
+            outputs = objective_of(task).outputs(model.eval(), self._batch(index, [row], 0))
+        return float(outputs.argmax()) if task.kind == "classification" else float(outputs)
+
+    def _batch(self, stage: int, rows: Sequence[Mapping[str, Any]], label: float) -> dict[str, Tensor]:
+        tokens = self.run.bench.tokens[stage]
+        bare = [{name: value for name, value in row.items() if name != "label"} for row in rows]
+        return collated(bare, label, tokens.pad_token_id, whole=tokens.task.kind == "classification")
+
+    def _validation_text(self, row: int) -> str:
+        from lr_dist.tracing.kept_run import PAIR
+
+        example = self.run.bench.tasks[self.earlier].validation[row]
+        return f" {PAIR} ".join(str(example[name]) for name in ("text_a", "text_b") if name in example)
+
+    def _sides(
+        self, scores: LayerScores, query: int, stage: int, drawn: Sequence[int], words: tuple[str, str]
+    ) -> dict[str, Any]:
+        """The examples with the largest scores of either sign, in words."""
+        total = scores.total[query]
+        order = total.argsort(descending=True).tolist()
+        group_of = _groups(self._stages[stage][0].model)
+        count = len(self.run.bench.tokens[stage].train)
+
+        def entry(place: int, word: str) -> dict[str, Any]:
+            parts: dict[str, float] = {}
+            for name, values in scores.layers.items():
+                group = group_of(name)
+                parts[group] = parts.get(group, 0.0) + float(values[query, place])
+            size = sum(abs(value) for value in parts.values()) or 1.0
+            row = drawn[place]
+            return {
+                "row": row,
+                "text": self.run.text(stage, row),
+                "label": self.run.label(stage, float(self.run.bench.tokens[stage].train.labels[row])),
+                "effect": word,
+                "score": float(total[place]),
+                "estimated_change_if_removed": -float(total[place]) / count,
+                "layers": {group: value / size for group, value in parts.items()},
+            }
+
+        top = self.settings.top
+        return {
+            "for": [entry(place, words[0]) for place in order[:top] if total[place] > 0],
+            "against": [entry(place, words[1]) for place in order[::-1][:top] if total[place] < 0],
+        }
+
+    def _took(self, what: str, began: float) -> None:
+        self.seconds[what] = round(self.seconds.get(what, 0.0) + time.perf_counter() - began, 3)
+
+
+def _groups(model: nn.Module) -> Callable[[str], str]:
+    """Path of a layer in the module -> its group by depth."""
+    assert isinstance(model, SequenceClassifier)
+    group_of = assign_layers(model.backbone).group_of
+    return lambda name: group_of.get(f"{name.removeprefix('backbone.')}.weight", "head")
