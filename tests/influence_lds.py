@@ -186,9 +186,10 @@ def datamodeling_score(influences: np.ndarray, subsets: np.ndarray, outcomes: np
 
 
 def rank_correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean over columns of the Spearman correlation."""
+    """Mean over columns of the Spearman correlation; a column without spread counts as 0."""
     a, b = (rankdata(each, axis=0) - (len(each) + 1) / 2 for each in (one, other))
-    return float(np.nanmean((a * b).sum(0) / np.sqrt((a**2).sum(0) * (b**2).sum(0))))
+    sizes = np.sqrt((a**2).sum(0) * (b**2).sum(0))
+    return float(np.mean((a * b).sum(0) / np.where(sizes == 0, 1, sizes)))
 
 
 def interval(influences: np.ndarray, subsets: np.ndarray, outcomes: np.ndarray, draws: int = 500) -> list[float]:

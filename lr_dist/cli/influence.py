@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 DEFAULTS = {
     "top": 20,
     "candidates": 1000,
+    "factor_examples": 256,
     "labels": "sampled",
     "damping": 0.1,
     "pull": 1.0,
@@ -47,7 +48,13 @@ def parser() -> ArgumentParser:
         "--candidates",
         type=int,
         default=DEFAULTS["candidates"],
-        help="Training examples of each stage to judge, drawn at random; the factors are fitted on them.",
+        help="Training examples of each stage to judge, drawn at random.",
+    )
+    p.add_argument(
+        "--factor-examples",
+        type=int,
+        default=DEFAULTS["factor_examples"],
+        help="Number of candidates that the factors are fitted on, which takes most of the time.",
     )
     p.add_argument(
         "--labels",

@@ -38,7 +38,10 @@ class TraceSettings:
     """Examples to show on each side of a question."""
 
     candidates: int = 1000
-    """Training examples of each stage to judge, drawn at random; the factors are fitted on them."""
+    """Training examples of each stage to judge, drawn at random."""
+
+    factor_examples: int = 256
+    """How many of the candidates the factors are fitted on, which takes most of the time."""
 
     labels: str = "sampled"
     """Labels for the factors: sampled (one an example, from the model) or expected (the mean over all classes)."""
@@ -57,7 +60,9 @@ class TraceSettings:
     """Seed of the drawn candidates and of sampled labels."""
 
     def __post_init__(self) -> None:
-        for name, least in (("top", 1), ("candidates", 2), ("batch_size", 1), ("draw_seed", 0)):
+        for name, least in (
+            *(("top", 1), ("candidates", 2), ("factor_examples", 2), ("batch_size", 1), ("draw_seed", 0)),
+        ):
             check_whole(name, getattr(self, name), least, error=InfluenceError)
         check_labels(self.labels)
         for name in ("damping", "pull"):
@@ -184,10 +189,15 @@ class Tracer:
             drawn = self.run.draw(index, self.settings.candidates, self.settings.draw_seed)
             model = self.run.model(index)
             stage = self.run.stage(model, index, drawn, batch_size=self.settings.batch_size)
-            self._note(f"Factors of {name}: {len(drawn)} examples, {len(stage.layers)} layers (kept in {self._folder})")
+            # Evenly over the lengths, by which the candidates are sorted.
+            fitted = drawn[:: -(-len(drawn) // self.settings.factor_examples)]
+            base = self.run.stage(model, index, fitted, batch_size=self.settings.batch_size)
+            self._note(
+                f"Factors of {name}: {len(fitted)} examples, {len(stage.layers)} layers (kept in {self._folder})"
+            )
             began = time.perf_counter()
             factors = fit_factors(
-                stage,
+                base,
                 self._folder,
                 labels=self.settings.labels,  # type: ignore[arg-type]
                 seed=self.settings.draw_seed,

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from lr_dist.errors import InfluenceError, ModelMismatchError, SingularCurvatureError, UnsupportedModelError
-from lr_dist.retention.influence.ekfac import Queries, gradient_products, stage_influence, two_stage_influence
+from lr_dist.retention.influence.ekfac import (
+    MeanQuery,
+    Queries,
+    gradient_products,
+    stage_influence,
+    two_stage_influence,
+)
 from lr_dist.retention.influence.exact import TrainedStage, influence
 from lr_dist.retention.influence.factors import Factors, InverseCurvature, fit_factors
 from lr_dist.retention.influence.model_stage import ModelStage
@@ -283,6 +289,16 @@ def test_a_tied_decoder_is_left_out_and_masks_are_averaged(tmp_path: Path) -> No
     torch.testing.assert_close(scores, (each[:, ::2] + each[:, 1::2]) / 2)
     with pytest.raises(InfluenceError, match=r"sampled"):
         fit_factors(stage, tmp_path, labels="expected")
+
+
+def test_a_mean_query_is_the_mean_of_its_rows(kept: Path) -> None:
+    stage = bert_stage()
+    factors = fit_factors(stage, kept)
+    inverse = InverseCurvature(factors, factors.relative_damping())
+    batches = [stack(texts(3, seed=9)), stack(texts(5, seed=8))]
+    each = stage_influence(stage, inverse, Queries(batches, stage.objective.losses)).total
+    mean = stage_influence(stage, inverse, MeanQuery(batches, stage.objective.losses)).total
+    torch.testing.assert_close(mean, each.mean(0, keepdim=True), rtol=1e-4, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was(kept: Path) -> None:

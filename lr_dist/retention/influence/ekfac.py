@@ -78,6 +78,23 @@ class Queries:
         return collected(layer_gradients(model, layers, batches, self.measure, mixed=mixed), layers)
 
 
+@dataclass(frozen=True)
+class MeanQuery(Queries):
+    """One query: the mean of the measure over all rows, such as the loss on held-out examples."""
+
+    def gradients(self, model: nn.Module, layers: Sequence[str], *, mixed: bool = False) -> dict[str, Tensor]:
+        """Layer -> gradient [1, outputs, inputs (+ 1)]; only the sum over rows is held in memory."""
+        total: dict[str, Tensor] = {}
+        rows = 0
+        for batch in self.batches:
+            parts = Queries([batch], self.measure).gradients(model, layers, mixed=mixed)
+            rows += len(next(iter(parts.values())))
+            total = {name: total.get(name, 0) + part.sum(0, keepdim=True) for name, part in parts.items()}
+        if not rows:
+            raise InfluenceError("No queries: name at least one text.")
+        return {name: part / rows for name, part in total.items()}
+
+
 def stage_influence(
     stage: ModelStage, inverse: InverseCurvature, queries: Queries, *, mixed: bool = False
 ) -> LayerScores:
