@@ -27,9 +27,9 @@ from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.heavy_tail import check_settings, needs_weights, with_rates_of
+from lr_dist.sequence.keep_stages import KeepStages, weights_folder
 from lr_dist.sequence.linear_probe import LinearProbe
 from lr_dist.sequence.measures import MakeMeasure
-from lr_dist.sequence.keep_stages import KeepStages, weights_folder
 from lr_dist.sequence.metrics import above_baseline, sequence_metrics
 from lr_dist.sequence.observers import Observer, Progress, ReportProgress, TestAfterStages
 from lr_dist.sequence.output import checked_folder, locked

@@ -73,6 +73,7 @@ class KeptRun:
             config["tasks"],
             SequenceSettings(**{name: value for name, value in config.items() if name in known}),
             limit=config.get("limit"),
+            eval_limit=config.get("eval_limit"),
             dev_size=config.get("dev_size"),
             data_dir=config.get("data_dir"),
             data_seed=config.get("data_seed", 0),

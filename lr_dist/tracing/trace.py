@@ -212,7 +212,8 @@ class Tracer:
     ) -> tuple[list[Batch], list[dict[str, Any]]]:
         """A batch for each text, labelled with what is predicted, and the prediction in words."""
         task = self.run.bench.tasks[self.later]
-        batches, said = [], []
+        batches: list[Batch] = []
+        said: list[dict[str, Any]] = []
         for row in rows:
             label = self._label(model, row, self.later)
             batch = self._batch(self.later, [row], label)

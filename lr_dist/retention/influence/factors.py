@@ -150,9 +150,10 @@ def fit_factors(
             shutil.rmtree(place)
             _fit(stage, place, labels, several, seed, mixed)
         write_json(place / "about.json", about)
+    damage = (*_damage(), OSError, KeyError)
     try:
         return Factors(_read(stage, place, several), about)
-    except (*_damage(), OSError, KeyError):
+    except damage:
         shutil.rmtree(place)
         return fit_factors(stage, folder, labels=labels, seed=seed, mixed=mixed)
 

@@ -45,7 +45,7 @@ class ModelStage:
     model: nn.Module
     objective: Objective
     rows: Sequence[Row]
-    collate: Callable[[list[Row]], Batch]
+    collate: Callable[[list[Any]], Batch]
     repeats: int = 1
     batch_size: int = 8
     layers: tuple[str, ...] = field(init=False)
