@@ -258,6 +258,33 @@ class UnsupportedModelError(InfluenceError, TypeError):
     """A model without layers that influence can be computed for."""
 
 
+# Knowledge ------------------------------------------------------------------------------------------------
+
+
+class KnowledgeError(LRDistError, ValueError):
+    """Knowledge that cannot be used: a malformed row, nothing to make prototypes from, classes that do not fit."""
+
+
+class HypernymCycleError(KnowledgeError):
+    """A word that is its own hypernym (or part) through a chain of facts, which the message shows."""
+
+
+class ContradictionError(KnowledgeError):
+    """Facts that exclude each other: synonyms that are antonyms, a word of both polarities."""
+
+
+class UnknownRelationError(KnowledgeError, LookupError):
+    """A fact with a relation that is not known and has no template."""
+
+
+class TemplateError(KnowledgeError):
+    """A template that lacks a slot, has an unknown one, or gives the same text two labels."""
+
+
+class EquationError(KnowledgeError, ArithmeticError):
+    """An equation that cannot be read, or has no finite real value somewhere in its ranges."""
+
+
 # Warnings ------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,1 @@
+"""Knowledge: bringing it in before the tasks (prototypes, informed pre-training), and amalgamating teachers."""
