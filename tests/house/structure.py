@@ -24,10 +24,10 @@ ROOMS: tuple[tuple[str, ...], ...] = (
     ("lr_dist.search.space",),
     ("lr_dist.search.engine",),
     ("lr_dist.search",),
+    ("lr_dist.knowledge",),
     # Above the sequence, which it joins as an observer.
     ("lr_dist.retention",),
     ("lr_dist.sequence",),
-    ("lr_dist.retention",),
     ("lr_dist.methods", "lr_dist.monitor"),
     (
         *("lr_dist.callback", "lr_dist.loss_adaptive", "lr_dist.exact_resume", "lr_dist._callback"),

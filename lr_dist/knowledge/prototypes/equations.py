@@ -238,7 +238,15 @@ def _combined(left: Any, op: ast.operator, right: Any, whole: str) -> Any:
                 raise EquationError(f"{shown(whole)} divides by 0.")
             return left / right
         case ast.Pow():
-            if right.is_number and abs(float(right)) > _MOST_EXPONENT:
+            if _as_float(right) > _MOST_EXPONENT:
                 raise EquationError(f"{shown(whole)}: an exponent is at most {_MOST_EXPONENT}, not {right}.")
+            too_large = left.is_number and left != 0 and abs(math.log10(abs(complex(left)))) * _as_float(right) > 300
+            if too_large:
+                raise EquationError(f"{shown(whole)}: {left}**{right} is too large for a number.")
             return left**right
     raise EquationError(f"{shown(whole)}: only + - * / and ** are allowed.")
+
+
+def _as_float(exponent: Any) -> float:
+    """Its absolute value; 1 for what is not a number."""
+    return abs(complex(exponent)) if exponent.is_number else 1.0

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lr_dist.errors import ContradictionError, HypernymCycleError, KnowledgeError, UnknownRelationError, shown
 from lr_dist.extras import require_libraries
@@ -127,7 +127,7 @@ class KnowledgeGraph:
         return self._directed("hypernym")
 
     def ancestors(self, word: str, distance: int) -> Iterator[tuple[str, tuple[Fact, ...]]]:
-        """Hypernyms up to `distance` steps away, each with a shortest chain of facts that leads there; nearest first."""
+        """Hypernyms up to `distance` steps away, nearest first, each with a shortest chain of facts to it."""
         reached: dict[str, tuple[Fact, ...]] = {self.kind_of(word): ()}
         front = list(reached)
         for _ in range(distance):

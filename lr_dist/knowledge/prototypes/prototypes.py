@@ -148,8 +148,8 @@ def make_prototypes(
         if other.label != example.label:
             raise TemplateError(
                 f"{shown(' / '.join(example.texts))} is {other.label} by {', '.join(map(str, other.facts))} and "
-                f"{example.label} by {', '.join(map(str, example.facts))}. Make the templates tell them apart, or remove "
-                "a fact."
+                f"{example.label} by {', '.join(map(str, example.facts))}. Make the templates tell them apart, or "
+                "remove a fact."
             )
     against = Tested(tested)
     kept = [example for key, example in known.items() if key not in against.keys]

@@ -71,11 +71,10 @@ def _synsets(path: Path) -> Iterator[tuple[str, list[str], list[tuple[str, str, 
             # Adjectives may carry a marker of syntax, as in "galore(ip)".
             words = [word.partition("(")[0] for word in parts[4 : 4 + 2 * count : 2]]
             rest = parts[4 + 2 * count :]
+            columns = (rest[1 + i :: 4][: int(rest[0])] for i in range(4))
             pointers = [
-                (symbol, offset, pos, int(words_[:2], 16), int(words_[2:], 16))
-                for symbol, offset, pos, words_ in zip(
-                    *(rest[1 + i :: 4][: int(rest[0])] for i in range(4)), strict=True
-                )
+                (symbol, offset, pos, int(places[:2], 16), int(places[2:], 16))
+                for symbol, offset, pos, places in zip(*columns, strict=True)
             ]
             yield parts[0], [word if word.isalpha() and word.islower() else "" for word in words], pointers
         except (IndexError, ValueError) as error:
