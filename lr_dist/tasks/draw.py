@@ -113,15 +113,32 @@ def with_fewer_scored(task: Task, split: str, limit: int) -> Task:
     return replace(task, **changed)
 
 
-def _limited(raw: RawTask, train: Dataset, limit: int, seed: int) -> Dataset:
+def limited_rows(name: str, labels: Sequence[int] | None, rows: int, limit: int, seed: int) -> list[int]:
+    """The row numbers that a limit keeps, in their order; smaller limits keep a part of what larger ones keep.
+
+    Only for the sake of a class without a row, one row may differ.
+
+    Args:
+        name: of the task, for messages.
+        labels: of the rows of a classification, so that every class keeps at least one; None for a regression.
+        rows: number of rows.
+        limit: rows to keep; more than exist keeps all.
+        seed: of the draw.
+
+    Raises:
+        ConfigurationError: an invalid limit, or fewer rows than classes.
+    """
     check_whole("limit", limit, 2, error=ConfigurationError, hint="It counts train rows; leave it out for all of them.")
-    if limit >= len(train):
-        return train
-    order = draw_order(len(train), f"limit {seed}")
-    chosen = order[:limit]
-    if raw.kind == "classification":
-        chosen = _with_every_class(raw.name, order, limit, column_values(train, "label"))
-    return take_rows(train, sorted(chosen))
+    if limit >= rows:
+        return list(range(rows))
+    order = draw_order(rows, f"limit {seed}")
+    return sorted(order[:limit] if labels is None else _with_every_class(name, order, limit, labels))
+
+
+def _limited(raw: RawTask, train: Dataset, limit: int, seed: int) -> Dataset:
+    labels = column_values(train, "label") if raw.kind == "classification" else None
+    rows = limited_rows(raw.name, labels, len(train), limit, seed)
+    return train if len(rows) == len(train) else take_rows(train, rows)
 
 
 def _with_every_class(name: str, order: Sequence[int], limit: int, labels: Sequence[int]) -> list[int]:

@@ -1,36 +1,88 @@
-"""Prototypes as a task folder, which every command takes as `NAME=FOLDER`."""
+"""Prototypes as a folder: a task that every command takes as `NAME=FOLDER`, or the points of an equation."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lr_dist.knowledge.prototypes.config import PrototypesConfig
+from lr_dist.knowledge.prototypes.equations import read_equation
 from lr_dist.knowledge.prototypes.examples import Example
-from lr_dist.knowledge.prototypes.prototypes import Prototypes
+from lr_dist.knowledge.prototypes.files import read_graph
+from lr_dist.knowledge.prototypes.prototypes import make_prototypes
+from lr_dist.knowledge.prototypes.templates import Templates
 from lr_dist.runs.atomic import write_json, write_text
 
 SCHEMA_VERSION = 1
+_INSTEAD = "Give another --output."
 
 
-def write_task(prototypes: Prototypes, folder: Path, about: dict[str, Any]) -> None:
-    """Write train.jsonl, validation.jsonl (examples of held-out subjects) and prototypes.json.
+def write_prototypes(config: PrototypesConfig, folder: Path, command: str = "") -> list[str]:
+    """Make prototypes and write them.
 
-    Args:
-        prototypes: what is written.
-        folder: made if needed.
-        about: further keys of prototypes.json, such as where the knowledge is from.
+    A graph gives train.jsonl and validation.jsonl (examples of words that train is not about), an equation points.csv;
+    prototypes.json says what they are made from.
+
+    Returns:
+        Lines for the reader.
 
     Raises:
-        KnowledgeError: too few examples to hold some out.
+        LRDistError: knowledge, templates or a test task that cannot be used.
         UnwritableFileError: a file cannot be written.
     """
+    about: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "kind": "prototypes", "command": command}
+    about |= {"knowledge": config.knowledge, "seed": config.seed}
+    if config.is_equation:
+        return _write_points(config, folder, about)
+    templates = Templates.read(config.templates)
+    graph = read_graph(config.knowledge, templates.own_relations)
+    prototypes = make_prototypes(
+        graph, config.kind, templates, per_class=config.per_class, seed=config.seed, tested=_tested(config)
+    )
     train, validation = prototypes.split()
     for name, examples in (("train", train), ("validation", validation)):
-        write_text(folder / f"{name}.jsonl", _lines(examples), instead="Give another --output.")
-    about = {"schema_version": SCHEMA_VERSION, "kind": "prototypes", **about, "prototypes": prototypes.to_dict()}
+        write_text(folder / f"{name}.jsonl", _lines(examples), instead=_INSTEAD)
+    about |= {"facts": len(graph.facts), "fingerprint": graph.fingerprint, "prototypes": prototypes.to_dict()}
     write_json(folder / "prototypes.json", about)
+    leakage = prototypes.leakage
+    return [
+        f"{len(graph.facts)} facts of {config.knowledge}: {len(train)} examples to learn, {len(validation)} held out "
+        f"({', '.join(prototypes.classes)}; {prototypes.duplicates} duplicates left out).",
+        f"Compared with {leakage.checked} test texts: {leakage.removed} left out because they are among them, "
+        f"{leakage.contained} are a part of one."
+        if config.test
+        else "Compared with no test texts; name their task with --test.",
+        f"As a task: --tasks prototypes={folder} ...",
+    ]
+
+
+def _write_points(config: PrototypesConfig, folder: Path, about: dict[str, Any]) -> list[str]:
+    equation = read_equation(config.knowledge)
+    points = equation.sample(config.per_class, config.seed)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*points.names, equation.target])
+    writer.writerows(
+        [*map(repr, row), repr(value)]
+        for row, value in zip(points.inputs.tolist(), points.values.tolist(), strict=True)
+    )
+    write_text(folder / "points.csv", text.getvalue(), instead=_INSTEAD)
+    write_json(folder / "prototypes.json", {**about, "equation": str(equation), "points": len(points.values)})
+    return [f"{len(points.values)} points of {equation} in {folder / 'points.csv'}."]
+
+
+def _tested(config: PrototypesConfig) -> list[tuple[str, ...]]:
+    if config.test is None:
+        return []
+    from lr_dist.tasks import load_task
+    from lr_dist.tasks.task import text_keys
+
+    task = load_task(config.test, data_dir=config.data_dir)
+    return [*text_keys(task.dev), *text_keys(task.validation)]
 
 
 def _lines(examples: Sequence[Example]) -> str:

@@ -1,0 +1,89 @@
+"""`lr-dist informed`: pre-train on prototypes of knowledge, then learn a task from few examples."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+from lr_dist.cli.options import add_options, read_options
+from lr_dist.extras import require_extras, require_libraries
+from lr_dist.knowledge.informed.config import InformedConfig
+from lr_dist.runs.redact import redact_command
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    p = ArgumentParser(
+        description="Make prototypes from knowledge, pre-train on them, and learn a task from few examples: against no "
+        "prototypes, shuffled labels, prototypes in the training set, and unrelated text."
+    )
+    p.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options.")
+    add_options(p, InformedConfig)
+    p.add_argument("--output", type=str, default="runs/informed", help="Folder for runs, result.json and report.html.")
+    return p
+
+
+def run(settings: Namespace) -> int:
+    """Run or continue the experiment, print its table, write its page."""
+    require_libraries("knowledge", "networkx")
+    require_extras("tasks", "report")
+    from lr_dist.cli.terminal import terminal
+    from lr_dist.knowledge.informed.experiment import Experiment
+    from lr_dist.reading import expanded
+    from lr_dist.report.informed import terminal_table, verdict, write_informed
+    from lr_dist.runs.machine import use_usable_cores
+    from lr_dist.sequence.output import checked_folder
+
+    console = terminal()
+    config = read_options(InformedConfig, settings)
+    output = checked_folder(settings.output)
+    lines = _Lines(console)
+    if fewer := use_usable_cores():
+        lines.note(fewer)
+    experiment = Experiment(config)
+    knowledge = experiment.material.knowledge
+    lines.note(
+        f"{knowledge['facts']} facts of {knowledge['source']}: {knowledge['examples']} prototypes "
+        f"({knowledge['kind']}); {knowledge['leakage']['removed']} left out because they are in dev or the test texts"
+    )
+    result = experiment.run(output, listener=lines, command=redact_command(["lr-dist", *sys.argv[1:]]))
+    page = write_informed(result, Path(output) / "report.html")
+    console.print(terminal_table(result))
+    console.print(verdict(result), markup=False, highlight=False)
+    console.print(f"Result: {expanded(output) / 'result.json'}\nReport: {page}", soft_wrap=True, markup=False)
+    return 0
+
+
+class _Lines:
+    """A line for each run, with the time that is left in its phase."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._began = time.monotonic()
+        self._done = self._before = self._total = 0
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def started(self, phase: str, runs: int, runs_before: int) -> None:
+        self._began = time.monotonic()
+        self._done = self._before = runs_before
+        self._total = runs
+        self.note(f"{phase}: {runs} runs" + (f", {runs_before} are there already" if runs_before else ""))
+
+    def run_ended(self, run: Mapping[str, Any]) -> None:
+        self._done += 1
+        left = (time.monotonic() - self._began) / (self._done - self._before) * (self._total - self._done)
+        outcome = f"{run['score']:.3f}" if run["status"] == "done" else run["status"]
+        self.note(
+            f"  {self._done}/{self._total} {run['label']}, {run['limit']} examples, {run['rates']}, "
+            f"seed {run['seed']}: {outcome}; about {left / 60:.0f} min left here"
+        )

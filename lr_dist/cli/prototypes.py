@@ -1,0 +1,45 @@
+"""`lr-dist prototypes`: make a labelled data set from knowledge, as a task folder."""
+
+from __future__ import annotations
+
+import sys
+
+from jsonargparse import ArgumentParser, Namespace
+
+from lr_dist.cli.options import add_options, read_options
+from lr_dist.extras import require_extras, require_libraries
+from lr_dist.knowledge.prototypes.config import PrototypesConfig
+from lr_dist.runs.redact import redact_command
+
+
+def parser() -> ArgumentParser:
+    """The command's options."""
+    p = ArgumentParser(
+        description="Make labelled prototypes from a graph of facts (or points from an equation) and write them to a "
+        "folder that compare, search and informed take as a task, NAME=FOLDER."
+    )
+    add_options(p, PrototypesConfig)
+    p.add_argument("--output", type=str, default="prototypes", help="Folder for train, validation and prototypes.json.")
+    p.add_argument(
+        "--print-templates", type=bool, default=False, help="Print the shipped templates as YAML, to be edited."
+    )
+    return p
+
+
+def run(settings: Namespace) -> int:
+    """Write the folder and say what is in it."""
+    from lr_dist.cli.terminal import clean, terminal
+    from lr_dist.knowledge.prototypes.folder import write_prototypes
+    from lr_dist.knowledge.prototypes.templates import shipped_templates
+    from lr_dist.sequence.output import checked_folder
+
+    if settings.print_templates:
+        print(clean(shipped_templates()), end="")
+        return 0
+    config = read_options(PrototypesConfig, settings)
+    require_libraries("knowledge", *(("sympy",) if config.is_equation else ("networkx",)))
+    require_extras("tasks")
+    folder = checked_folder(settings.output)
+    lines = write_prototypes(config, folder, redact_command(["lr-dist", *sys.argv[1:]]))
+    terminal(highlight=False).print("\n".join(lines), markup=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,56 @@
+"""`PrototypesConfig`: from which knowledge prototypes are made, and how many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lr_dist.checks import check_whole
+from lr_dist.errors import ConfigurationError, shown
+from lr_dist.knowledge.prototypes.examples import KINDS
+from lr_dist.knowledge.prototypes.prototypes import PER_CLASS
+
+
+@dataclass(frozen=True)
+class PrototypesConfig:
+    """The settings of `lr-dist prototypes`.
+
+    Raises:
+        ConfigurationError: no knowledge, an unknown kind, or a value out of range.
+    """
+
+    knowledge: str = ""
+    """Graph of facts: everyday or polarity (shipped), wordnet:FOLDER, a TSV or JSON file of (subject, relation,
+    object); or an equation: a YAML file with equation and ranges."""
+
+    kind: str = "polarity"
+    """Kind of prototypes from a graph: pairs, statements or polarity."""
+
+    templates: str | None = None
+    """YAML file with templates; --print-templates true shows the shipped ones."""
+
+    per_class: int = PER_CLASS
+    """Prototypes of each class, at most; of an equation, the number of points."""
+
+    seed: int = 0
+    """Seed of the draw."""
+
+    test: str | Mapping[str, Any] | None = None
+    """Task whose dev and validation texts must not be among the prototypes: those are left out and counted."""
+
+    data_dir: str | None = None
+    """Folder with GLUE, for --test. By default the environment variable LR_DIST_DATA, or else the hub."""
+
+    def __post_init__(self) -> None:
+        if not self.knowledge:
+            raise ConfigurationError("No knowledge: give --knowledge, e.g. --knowledge polarity.")
+        if self.kind not in KINDS:
+            raise ConfigurationError(f"kind must be {', '.join(KINDS)}, not {shown(self.kind)}.")
+        check_whole("per_class", self.per_class, 2, error=ConfigurationError)
+        check_whole("seed", self.seed, 0, error=ConfigurationError)
+
+    @property
+    def is_equation(self) -> bool:
+        """Whether the knowledge is a YAML file, which holds an equation."""
+        return self.knowledge.endswith((".yaml", ".yml"))
