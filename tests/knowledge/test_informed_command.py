@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -33,46 +34,46 @@ def knowledge(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model: Path, knowledge: Path, output: Path, *more: str) -> list[str]:
-    words = "--task demo-sentiment --limits 8 24 --seeds 0..1 --tuning-seeds 7 --rates flat:lr=1e-3 flat:lr=3e-3"
-    sizes = "--stage-rates flat:lr=3e-3 --stage-epochs 6 --min-steps 12 --curve-points 2 --curve-rows 30"
+    words = "--task demo-sentiment --limits 8 --seeds 0..1 --tuning-seeds 7 --rates flat:lr=1e-3 flat:lr=3e-3"
+    sizes = "--stage-rates flat:lr=3e-3 --stage-epochs 2 --min-steps 4 --curve-points 2 --curve-rows 30 --dev-size 40"
     paths = ["--model", str(model), "--knowledge", str(knowledge), "--output", str(output)]
     templates = ["--templates", str(knowledge.with_name("templates.yaml")), "--precision", "32-true"]
     return ["informed", *paths, *templates, *words.split(), *sizes.split(), *more]
 
 
-def test_informed_compares_all_arms_and_continues_where_it_stopped(
+def test_informed_compares_its_arms_and_continues_where_it_stopped(
     model: Path, knowledge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = command(model, knowledge, tmp_path, "--parts", "head")
+    few = command(model, knowledge, tmp_path, "--parts", "head", "--rates", "flat:lr=3e-3")
     assert main(few) == 0
     result = InformedResult.load(tmp_path / "result.json")
     labels = ["none", "informed", "informed: head", "shuffled", "mixed", "unrelated"]
     assert sorted({run["label"] for run in result.runs}) == sorted(labels)
-    assert len(result.runs) == result.planned_runs == 6 * 2 * 2
+    assert len(result.runs) == result.planned_runs == 6 * 2
     assert {run["status"] for run in result.runs} == {"done"}
     # Equal compute: one stage of mixed has the steps of both stages of informed.
-    of = {(run["label"], run["limit"], run["seed"]): run for run in result.runs}
-    informed, mixed, unrelated = (of[name, 8, 0] for name in ("informed", "mixed", "unrelated"))
+    of = {(run["label"], run["seed"]): run for run in result.runs}
+    informed, mixed, unrelated = (of[name, 0] for name in ("informed", "mixed", "unrelated"))
     assert informed["stage_steps"] == unrelated["stage_steps"] > 0
     assert mixed["steps"] == informed["steps"] + informed["stage_steps"]
     # The head comes with the prototypes, except that of unrelated text.
     assert informed["zero_shot"] is not None
     assert unrelated["zero_shot"] is None
-    assert {choice.tried for choice in result.choices} == {2}
     page = (tmp_path / "report.html").read_text()
     assert "Which part carries the gain" in page
     assert "Speed of learning" in page
-    assert "http" not in page.replace("http://www.w3.org", "").replace("https://www.w3.org", "")
+    assert not re.search(r"(?:src|href)=.http", page)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
-    lost = next(iter(files))
-    lost.unlink()
+    # One of the results and one of the tuning is lost.
+    lost = [path for path in files if json.loads(path.read_text())["label"] == "mixed"][:2]
+    for path in lost:
+        path.unlink()
     capsys.readouterr()
     assert main(few) == 0
     again = InformedResult.load(tmp_path / "result.json")
-    scores = [[run["score"] for run in each.runs] for each in (result, again)]
-    assert scores[0] == scores[1]
+    assert [run["score"] for run in again.runs] == [run["score"] for run in result.runs]
     changed = [path for path in (tmp_path / "runs").iterdir() if path.stat().st_mtime_ns != files[path]]
-    assert changed == [lost]
+    assert sorted(changed) == sorted(lost)
 
 
 def test_a_prototype_folder_is_a_task_that_compare_learns_first(model: Path, tmp_path: Path) -> None:
@@ -81,7 +82,7 @@ def test_a_prototype_folder_is_a_task_that_compare_learns_first(model: Path, tmp
     about = json.loads((folder / "prototypes.json").read_text())
     assert about["prototypes"]["leakage"]["checked"] > 0
     tasks = ["--tasks", f"facts={folder}", "demo-sentiment", "--limit", "60", "--epochs", "1"]
-    arms = ["--arms", "flat:lr=1e-3 + replay:ratio=0.5", "--seeds", "0", "--precision", "32-true"]
+    arms = ["--arms", "flat:lr=1e-3 + replay:ratio=0.5,size=40", "--seeds", "0", "--precision", "32-true"]
     assert main(["compare", "--model", str(model), *tasks, *arms, "--output", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert [task["name"] for task in result["tasks"]] == ["facts", "demo-sentiment"]

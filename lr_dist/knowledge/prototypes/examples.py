@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,24 +54,25 @@ def pair_examples(graph: KnowledgeGraph, templates: Templates) -> Iterator[Examp
     that exclude each other (antonyms; disjoint words and what is below them): contradiction both ways, with "not"
     entailment.
     """
+    pair = _Pairs(graph)
     for word, parent, facts in _hypernyms(graph):
         for frame in _frames(graph, templates, word, "noun"):
-            yield _pair(graph, frame, "says", word, "says", parent, "entailment", facts)
-            yield _pair(graph, frame, "says", word, "denies", parent, "contradiction", facts)
-            yield _pair(graph, frame, "says", parent, "says", word, "neutral", facts, about=word)
-            yield _pair(graph, frame, "says", parent, "denies", word, "neutral", facts, about=word)
+            yield pair(frame, "says", word, "says", parent, "entailment", facts)
+            yield pair(frame, "says", word, "denies", parent, "contradiction", facts)
+            yield pair(frame, "says", parent, "says", word, "neutral", facts, about=word)
+            yield pair(frame, "says", parent, "denies", word, "neutral", facts, about=word)
     for fact in graph.of("synonym"):
         form = _form_of_pair(graph, fact)
         for frame in _frames(graph, templates, fact.subject, form):
             for a, b in ((fact.subject, fact.object), (fact.object, fact.subject)):
-                yield _pair(graph, frame, "says", a, "says", b, "entailment", (fact,))
-                yield _pair(graph, frame, "says", a, "denies", b, "contradiction", (fact,))
+                yield pair(frame, "says", a, "says", b, "entailment", (fact,))
+                yield pair(frame, "says", a, "denies", b, "contradiction", (fact,))
     for a, b, facts in _exclusions(graph):
         form = "noun" if facts[0].relation == "disjoint" else _form_of_pair(graph, facts[0])
         for frame in _frames(graph, templates, a, form):
             for x, y in ((a, b), (b, a)):
-                yield _pair(graph, frame, "says", x, "says", y, "contradiction", facts)
-                yield _pair(graph, frame, "says", x, "denies", y, "entailment", facts)
+                yield pair(frame, "says", x, "says", y, "contradiction", facts)
+                yield pair(frame, "says", x, "denies", y, "entailment", facts)
 
 
 def statement_examples(graph: KnowledgeGraph, templates: Templates) -> Iterator[Example]:
@@ -159,20 +161,27 @@ def _frames(graph: KnowledgeGraph, templates: Templates, word: str, default: str
     return templates.pairs.get("noun" if form in ("noun", "mass", "unique") else form, ())
 
 
-def _pair(
-    graph: KnowledgeGraph,
-    frame: Frame,
-    first: str,
-    a: str,
-    second: str,
-    b: str,
-    label: str,
-    facts: tuple[Fact, ...],
-    *,
-    about: str = "",
-) -> Example:
-    texts = tuple(fill(getattr(frame, side), graph, "noun", word=word) for side, word in ((first, a), (second, b)))
-    return Example(texts, label, facts, about or a, f"{facts[0].relation}, {first}, {second}")
+class _Pairs:
+    """Makes pairs; each word is put into each frame once."""
+
+    def __init__(self, graph: KnowledgeGraph) -> None:
+        self._written = functools.cache(lambda template, word: fill(template, graph, "noun", word=word))
+
+    def __call__(
+        self,
+        frame: Frame,
+        first: str,
+        a: str,
+        second: str,
+        b: str,
+        label: str,
+        facts: tuple[Fact, ...],
+        *,
+        about: str = "",
+    ) -> Example:
+        """What the frame says (or denies) of a as premise, and of b as hypothesis."""
+        texts = self._written(getattr(frame, first), a), self._written(getattr(frame, second), b)
+        return Example(texts, label, facts, about or a, f"{facts[0].relation}, {first}, {second}")
 
 
 def _statements(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Leakage:
         }
 
 
+@functools.lru_cache(maxsize=2**17)
 def words_of(text: str) -> tuple[str, ...]:
     """The words of a text in lower case, without punctuation."""
     return tuple(_WORD.findall(text.casefold()))
