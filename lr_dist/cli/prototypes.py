@@ -31,15 +31,16 @@ def run(settings: Namespace) -> int:
     from lr_dist.cli.terminal import clean, terminal
     from lr_dist.knowledge.prototypes.folder import write_prototypes
     from lr_dist.knowledge.prototypes.templates import shipped_templates
-    from lr_dist.sequence.output import checked_folder
+    from lr_dist.reading import expanded
 
     if settings.print_templates:
         print(clean(shipped_templates()), end="")
         return 0
     config = read_options(PrototypesConfig, settings)
     require_libraries("knowledge", *(("sympy",) if config.is_equation else ("networkx",)))
-    require_extras("tasks")
-    folder = checked_folder(settings.output)
+    if config.test is not None:
+        require_extras("tasks")
+    folder = expanded(settings.output)
     lines = write_prototypes(config, folder, redact_command(["lr-dist", *sys.argv[1:]]))
     terminal(highlight=False).print("\n".join(lines), markup=False, soft_wrap=True)
     return 0

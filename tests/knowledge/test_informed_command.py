@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tiny_folder import save_tiny_model
 
+import lr_dist.extras
 from lr_dist.cli import main
 from lr_dist.knowledge.informed.result import InformedResult
 
@@ -44,12 +45,13 @@ def command(model: Path, knowledge: Path, output: Path, *more: str) -> list[str]
 def test_informed_compares_its_arms_and_continues_where_it_stopped(
     model: Path, knowledge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    few = command(model, knowledge, tmp_path, "--parts", "head", "--rates", "flat:lr=3e-3")
+    arms = ["--arms", "none", "informed", "mixed", "unrelated"]
+    few = command(model, knowledge, tmp_path, "--parts", "head", "--rates", "flat:lr=3e-3", *arms)
     assert main(few) == 0
     result = InformedResult.load(tmp_path / "result.json")
-    labels = ["none", "informed", "informed: head", "shuffled", "mixed", "unrelated"]
+    labels = ["none", "informed", "informed: head", "mixed", "unrelated"]
     assert sorted({run["label"] for run in result.runs}) == sorted(labels)
-    assert len(result.runs) == result.planned_runs == 6 * 2
+    assert len(result.runs) == result.planned_runs == 5 * 2
     assert {run["status"] for run in result.runs} == {"done"}
     # Equal compute: one stage of mixed has the steps of both stages of informed.
     of = {(run["label"], run["seed"]): run for run in result.runs}
@@ -116,6 +118,23 @@ def test_wrong_settings_are_refused_before_anything_is_trained(
     model: Path, knowledge: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str
 ) -> None:
     more = more if "--kind" in more or "--task" not in more else [*more, "--kind", "polarity"]
-    assert main(command(model, knowledge, tmp_path, *more)) == 1
+    assert main(command(model, knowledge, tmp_path, *more)) == 2
     assert message in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["prototypes", "--knowledge", "polarity"], "networkx"),
+        (["prototypes", "--knowledge", "equation.yaml"], "sympy"),
+        (["informed", "--knowledge", "polarity", "--task", "sst2"], "networkx"),
+    ],
+)
+def test_the_extra_is_named_where_it_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], missing: str
+) -> None:
+    found = lr_dist.extras.find_spec
+    monkeypatch.setattr(lr_dist.extras, "find_spec", lambda name: None if name == missing else found(name))
+    assert main(arguments) == 2
+    assert f"This needs {missing}, not installed here: pip install 'lr-dist[knowledge]'" in capsys.readouterr().err
