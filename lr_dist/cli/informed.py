@@ -25,7 +25,7 @@ def parser() -> ArgumentParser:
         description="Make prototypes from knowledge, pre-train on them, and learn a task from few examples: against no "
         "prototypes, shuffled labels, prototypes in the training set, and unrelated text."
     )
-    p.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options.")
+    p.add_argument("--config", action=ActionConfigFile, help="YAML file with options of the experiment.")
     add_options(p, InformedConfig)
     p.add_argument("--output", type=str, default="runs/informed", help="Folder for runs, result.json and report.html.")
     return p
