@@ -101,6 +101,9 @@ class InformedConfig:
     """Training examples to set aside as the dev split: a number, or a share between 0 and 1. By default a tenth, at
     most 1,000."""
 
+    eval_limit: int | None = None
+    """Number of test examples to score on, always the same ones: quicker, and less exact. All by default."""
+
     data_dir: str | None = None
     """Folder with GLUE as parquet files. By default the environment variable LR_DIST_DATA, or else the hub."""
 

@@ -26,7 +26,7 @@ from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.fast.view import view_of
 from lr_dist.sequence.seeds import derive_seed
 from lr_dist.tasks import Task, TokenizedTask, TokenSplit, baseline_scores, load_task, tokenize_task
-from lr_dist.tasks.draw import draw_order, limited_rows
+from lr_dist.tasks.draw import draw_order, limited_rows, with_fewer_scored
 from lr_dist.tasks.task import column_values, make_split, take_rows, text_keys
 from lr_dist.tasks.token_cache import FlatRows
 
@@ -68,6 +68,8 @@ class Material:
         templates = Templates.read(config.templates)
         graph = read_graph(config.knowledge, templates.own_relations)
         whole = load_task(config.task, data_dir=config.data_dir, dev_size=config.dev_size)
+        if config.eval_limit is not None:
+            whole = with_fewer_scored(whole, config.settings.evaluate_on, config.eval_limit)
         if whole.kind != "classification":
             raise ConfigurationError(
                 f"{whole.name} is a regression; prototypes of texts are classes. Give another task."
