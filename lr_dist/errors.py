@@ -285,6 +285,22 @@ class EquationError(KnowledgeError, ArithmeticError):
     """An equation that cannot be read, or has no finite real value somewhere in its ranges."""
 
 
+class TeacherError(LRDistError, ValueError):
+    """A teacher that cannot be used: fewer than two labels, labels without names, other outputs than labels."""
+
+
+class DropoutOffError(LRDistError, ValueError):
+    """Monte-Carlo passes that cannot differ: a model without dropout, or fewer than two passes."""
+
+
+class NonFiniteScoresError(LRDistError, ArithmeticError):
+    """Scores of a teacher that are NaN or infinite."""
+
+
+class EmptyTextError(LRDistError, ValueError):
+    """Texts of which a tokenizer leaves nothing, or no texts at all."""
+
+
 # Warnings ------------------------------------------------------------------------------------------------
 
 
@@ -366,6 +382,10 @@ class MixedHardwareWarning(UserWarning):
 
 class KeptStageWarning(UserWarning):
     """A trained stage that could not be kept for other runs, or a kept one that cannot be used; it is trained again."""
+
+
+class UnusableScoresWarning(UserWarning):
+    """A file of kept scores that cannot be used; its texts are scored again."""
 
 
 class UnfilledBufferWarning(UserWarning):
