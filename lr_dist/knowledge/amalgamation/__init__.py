@@ -30,6 +30,20 @@ _WHERE = {
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
+__all__ = [
+    "LabelUnion",
+    "Objective",
+    "certainty",
+    "divergence",
+    "entropy",
+    "hard_targets",
+    "make_objective",
+    "margin_weights",
+    "soft_targets",
+    "uhc_loss",
+    "vkd_targets",
+]
+
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:

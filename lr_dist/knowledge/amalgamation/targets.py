@@ -1,7 +1,7 @@
 """What a student learns from the scores of its teachers, and the loss that it learns by (pure torch).
 
-MUKA: Li et al. 2021, arXiv 2112.07327. UHC: Vongkulbhisal et al. 2019, arXiv 1904.08439. VKD is what MUKA's authors call
-plain distillation from the concatenated logits.
+MUKA: Li et al. 2021, arXiv 2112.07327. UHC: Vongkulbhisal et al. 2019, arXiv 1904.08439. VKD is what MUKA's authors
+call plain distillation from the concatenated logits.
 """
 
 from __future__ import annotations
