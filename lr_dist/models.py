@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,6 +108,50 @@ def load_classifier(name: str, *, trust_remote_code: bool = False) -> nn.Module:
                 f"would start at random. Give a folder that save_pretrained wrote after the training."
             )
         check_loaded(name, model, report)
+    return model.eval()
+
+
+def load_new_classifier(name: str, labels: Sequence[str], *, seed: int = 0, trust_remote_code: bool = False) -> Any:
+    """A sequence classifier from pre-trained weights, with a new head for these labels, float32, in evaluation mode.
+
+    A head in the file is left out, as it has other labels.
+
+    Args:
+        name: `minilm`, a hub name, or a folder.
+        labels: names of the head's outputs; they become `id2label` of its config.
+        seed: of the head's initial weights (and of the pooler's, where the file has none).
+        trust_remote_code: run the Python code that comes with the model.
+
+    Raises:
+        MissingWeightsError: weights of the body are missing.
+        ModelLoadError: as `load_backbone`.
+    """
+    transformers = _transformers()
+    path = resolve_model(name)
+    named = {"id2label": dict(enumerate(labels)), "label2id": {label: index for index, label in enumerate(labels)}}
+    options = {"trust_remote_code": trust_remote_code, "output_loading_info": True, "dtype": torch.float32}
+    with _quiet(transformers), _load_errors(name):
+        skeleton = _skeleton(transformers, path, trust_remote_code)
+        check_memory(path, sum(p.numel() for p in skeleton.parameters()))
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, **named)
+        config.problem_type = "single_label_classification"
+        kind = transformers.AutoModelForSequenceClassification
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model, report = kind.from_pretrained(
+                path, weights_only=True, config=config, ignore_mismatched_sizes=True, **options
+            )
+        body = f"{model.base_model_prefix}."
+        of_body = {
+            **report,
+            "missing_keys": [key for key in report.get("missing_keys", ()) if key.startswith(body)],
+            "mismatched_keys": [
+                entry
+                for entry in report.get("mismatched_keys", ())
+                if str(entry[0] if isinstance(entry, tuple) else entry).startswith(body)
+            ],
+        }
+        check_loaded(name, model, of_body)
     return model.eval()
 
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "influence": "lr_dist.cli.influence",
     "informed": "lr_dist.cli.informed",
     "interpolate": "lr_dist.cli.interpolate",
+    "amalgamate": "lr_dist.cli.amalgamate",
     "layers": "lr_dist.cli.layers",
     "methods": "lr_dist.cli.methods",
     "plan": "lr_dist.cli.plan",

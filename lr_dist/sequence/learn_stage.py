@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
-import logging
-import signal
-import threading
 import time
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,14 +14,14 @@ from typing_extensions import override
 
 from lr_dist._lightning import Callback, L
 from lr_dist.callback import LayerwiseLR
-from lr_dist.errors import DivergedError, RateRangeWarning, StuckLayersWarning
+from lr_dist.errors import DivergedError
 from lr_dist.groups import freeze_layers
 from lr_dist.layers import assign_layers
 from lr_dist.methods import Method, Order, StageContext
 from lr_dist.rate_plan import highest
 from lr_dist.runs.machine import training_device
-from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.evaluate import evaluate
+from lr_dist.sequence.fitting import fit_or_interrupt, quiet_lightning
 from lr_dist.sequence.joint_loader import JointLoader
 from lr_dist.sequence.observers import Observer, SequenceState
 from lr_dist.sequence.seeds import derive_seed, set_seed
@@ -152,7 +147,7 @@ def _train(
     began = time.perf_counter()
     if keep is not None:
         keep.start(began, relay)
-    with _quiet():
+    with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=settings.epochs,
             accelerator="auto",
@@ -166,7 +161,7 @@ def _train(
             callbacks=[LayerwiseLR(stage.rates, verbose=False, exact_resume=False), *callbacks, relay],
         )
         try:
-            _fit_or_interrupt(trainer, run.module, loader)
+            fit_or_interrupt(trainer, run.module, loader)
         except DivergedError as error:
             names = [str(callback) for callback in callbacks if isinstance(callback, Method)]
             if not names:
@@ -297,37 +292,3 @@ class _Relay(Callback):
         for observer in self._observers:
             observer.epoch_ended(self._run, self._stage, trainer.current_epoch)
         self.seconds += time.perf_counter() - began
-
-
-def _fit_or_interrupt(trainer: L.Trainer, module: SequenceClassifier, loader: Any) -> None:
-    """Fit; on Ctrl-C raise KeyboardInterrupt, where Lightning calls sys.exit(1) and leaves the signal ignored."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, loader)
-    except SystemExit:
-        if trainer.interrupted:
-            raise KeyboardInterrupt from None
-        raise
-    finally:
-        if main:
-            signal.signal(signal.SIGINT, handler)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Lightning's start-up lines and its advice on loaders and loggers, which would repeat for every task."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\..*")
-            # Given once for all runs, before the first.
-            for category in (RateRangeWarning, StuckLayersWarning):
-                warnings.simplefilter("ignore", category)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

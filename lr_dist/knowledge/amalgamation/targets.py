@@ -6,7 +6,7 @@ call plain distillation from the concatenated logits.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn.functional import log_softmax
 from lr_dist.checks import check_finite
 from lr_dist.errors import ConfigurationError, NonFiniteScoresError, TeacherError
 from lr_dist.knowledge.amalgamation.certainty import certainty, margin_weights
+from lr_dist.knowledge.amalgamation.config import TARGETS
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
 
 TAU = 0.2
@@ -156,8 +157,8 @@ def make_objective(
         TeacherError: one teacher only, or logits that are not those of the union's teachers.
         NonFiniteScoresError: logits that are NaN or infinite.
     """
-    if kind not in OBJECTIVES:
-        raise ConfigurationError(f"target must be one of {', '.join(OBJECTIVES)}, not {kind!r}.")
+    if kind not in TARGETS:
+        raise ConfigurationError(f"target must be one of {', '.join(TARGETS)}, not {kind!r}.")
     check_finite("temperature", temperature, positive=True, error=ConfigurationError)
     _check(logits, union)
     soft = [torch.softmax(each / temperature, dim=-1) for each in logits]
@@ -178,14 +179,6 @@ def make_objective(
     if kind == "hard":
         return Objective(hard_targets(soft, certainties, union), weights, plain)
     return Objective(soft_targets(soft, certainties, union, tau=tau), weights, plain)
-
-
-OBJECTIVES: Mapping[str, str] = {
-    "soft": "MUKA-soft: teachers weighted by their certainty",
-    "hard": "MUKA-hard: the most certain teacher",
-    "vkd": "VKD: softmax of the concatenated logits",
-    "uhc": "UHC: each teacher within its own labels",
-}
 
 
 def _padded(probabilities: Sequence[Tensor], union: LabelUnion) -> Tensor:
