@@ -11,6 +11,8 @@ sentences of all twelve articles, and the seconds it took:
     student (method)    a student trained towards them
     averaged encoders, task arithmetic: the teachers' weights merged, each teacher's head kept
     labelled student    trained on the labels: the upper bound
+
+`--layers 1 2 3` trains the first teacher only, and measures its certainty with dropout in the top layers alone.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from torch.nn.functional import one_hot
 
 from lr_dist.knowledge.amalgamation.config import StudentSettings
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
+from lr_dist.knowledge.amalgamation.layer_error import top_layers_errors
 from lr_dist.knowledge.amalgamation.merging import add_task_vectors, average_teachers, merged_probabilities
 from lr_dist.knowledge.amalgamation.scores import TeacherScores, score_texts
 from lr_dist.knowledge.amalgamation.student import student_logits, train_student
@@ -91,6 +94,17 @@ class Run:
         self.rows: dict[str, dict[str, float]] = {}
         self.train, _ = self._texts(self.labels, 0)
         self.test, self.answers = self._texts(self.labels, 1)
+
+    def layers(self) -> None:
+        """Print the certainty's error and the seconds with dropout in the top layers only."""
+        teacher = self._teacher(0, self.known[0])
+        rows = top_layers_errors(teacher, self.test, self.options.layers, passes=self.options.passes, seed=self.seed)
+        print(f"\n{len(self.test)} texts, {self.options.passes} passes")
+        print("dropout in           error    bias   order  seconds")
+        print(f"{'everywhere':<18}{'':>24}{rows[0].reference_seconds:>9.1f}")
+        for row in rows:
+            name = "everywhere (seed)" if row.top_layers is None else f"top {row.top_layers}"
+            print(f"{name:<18}{row.certainty:>8.4f}{row.bias:>8.4f}{row.order:>8.3f}{row.seconds:>9.1f}", flush=True)
 
     def run(self) -> dict[str, dict[str, float]]:
         teachers = [self._teacher(k, labels) for k, labels in enumerate(self.known)]
@@ -204,11 +218,15 @@ def main() -> None:
     add("--epochs", type=int, default=4, help="of the students")
     add("--passes", type=int, default=16, help="with dropout on; 0: certainty of one pass without")
     add("--top-layers", type=int, default=None, help="dropout in so many layers only")
+    add("--layers", type=int, nargs="+", default=[], help="measure dropout in so many top layers, and train no student")
     add("--max-length", type=int, default=64, help="tokens of a sentence")
     add("--seeds", type=int, nargs="+", default=[0])
     add("--cache", type=Path, default=None, help="folder for the teachers' scores")
     add("--output", type=Path, default=None, help="file for the results (JSON)")
     options = parser.parse_args()
+    if options.layers:
+        Run(options, options.seeds[0]).layers()
+        return
     runs = [Run(options, seed).run() for seed in options.seeds]
     print(f"\n{'':<34}accuracy  spread  seconds")
     table = {}

@@ -28,7 +28,7 @@ def parser() -> ArgumentParser:
     p.add_argument(
         "--config",
         action=ActionConfigFile,
-        help="YAML file with any of these options. The command line takes precedence.",
+        help="YAML file with options of an amalgamation. The command line takes precedence.",
     )
     add_options(p, AmalgamationConfig)
     p.add_argument("--output", type=str, default="amalgamated", help="Folder of the student and of amalgamation.json.")

@@ -14,14 +14,19 @@ import pytest
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 import lr_dist.cli
-from lr_dist.cli import COMMANDS, compare, main, search
+from lr_dist.cli import COMMANDS, amalgamate, compare, main, search
 from lr_dist.cli.options import add_options, field_docstrings, options_of, read_options
+from lr_dist.knowledge.amalgamation.config import AmalgamationConfig
 from lr_dist.search.trials.config import SearchConfig
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 ROOT = Path(lr_dist.cli.__file__).parent
-CONFIGS = {"compare": (compare, CompareConfig), "search": (search, SearchConfig)}
+CONFIGS = {
+    "amalgamate": (amalgamate, AmalgamationConfig),
+    "compare": (compare, CompareConfig),
+    "search": (search, SearchConfig),
+}
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,9 @@ def test_defaults_are_those_of_the_dataclass(command: str) -> None:
     if config is CompareConfig:
         values: dict[str, Any] = {"tasks": ("a", "b"), "distributions": ("flat:lr=1e-4",)}
         words = ["--tasks", "a", "b", "--distributions", "flat:lr=1e-4"]
+    elif config is AmalgamationConfig:
+        values = {"teachers": ("a", "b"), "text": "c"}
+        words = ["--teachers", "a", "b", "--text", "c"]
     else:
         values, words = {"sequences": (("a", "b"),)}, ["--sequences", "[[a, b]]"]
     assert read_options(config, parser.parse_args(words)) == config(**values)

@@ -22,6 +22,7 @@ from lr_dist.errors import (
     UnusableScoresWarning,
 )
 from lr_dist.knowledge.amalgamation.dropout import TopLayers, dropout_on, layer_modules, mean_of_passes, shares_draws
+from lr_dist.knowledge.amalgamation.layer_error import top_layers_errors
 from lr_dist.knowledge.amalgamation.load import load_teacher
 from lr_dist.knowledge.amalgamation.scores import score_texts
 from lr_dist.knowledge.amalgamation.teacher import FunctionTeacher, ModelTeacher
@@ -360,3 +361,18 @@ def test_held_out_texts_do_not_depend_on_the_order_and_are_no_copies() -> None:
     assert set(doubled.rows_at(order).split(0.25, seed=3)[1].ids) == set(held.ids)
     assert set(doubled.split(0.25, seed=4)[1].ids) != set(held.ids)
     assert TEXTS.drawn(7, seed=0).ids == Texts(TEXTS.drawn(39, seed=0).pairs).drawn(7, seed=0).ids
+
+
+def test_the_error_of_top_layers_is_measured_against_dropout_everywhere() -> None:
+    some = teacher(bert(dropout=0.3, num_hidden_layers=3))
+    rows = top_layers_errors(some, TEXTS, [1, 3], passes=64)
+    chance, one, three = rows
+    assert [row.top_layers for row in rows] == [None, 1, 3]
+    # The fewer layers, the further from dropout everywhere; all three layers leave out the embeddings' alone.
+    assert one.certainty > three.certainty
+    assert one.certainty > chance.certainty
+    assert all(0.5 < row.order <= 1 for row in rows)
+    with pytest.raises(ConfigurationError, match="top_layers"):
+        top_layers_errors(some, TEXTS, [4], passes=2)
+    with pytest.raises(ConfigurationError, match="passes is 0"):
+        top_layers_errors(some, TEXTS, [1], passes=0)
