@@ -1,7 +1,7 @@
-"""Two tasks in one model: learned one after the other, or amalgamated from a teacher for each.
+r"""Two tasks in one model: learned one after the other, or amalgamated from a teacher for each.
 
     python examples/teachers_or_sequence.py --tasks sst2 mrpc --limit 2000 --seeds 0 1 \
-        --arms flat:lr=2e-5 'flat:lr=2e-5 + replay:ratio=0.05' 'flat:lr=2e-5 + ewc:strength=100'
+        --arms flat:lr=2e-5 'flat:lr=2e-5 + replay:size=500,ratio=0.05' 'flat:lr=2e-5 + ewc:strength=100'
 
 Every arm of --arms learns the tasks in sequence. Each teacher is the model after its task alone, with the rates of the
 first arm. A student of each target learns from both teachers, on the training texts of both tasks without labels, for
@@ -161,11 +161,14 @@ def main() -> None:
     use_usable_cores()
     runs = [run(options, seed) for seed in options.seeds]
     width = max(map(len, runs[0])) + 2
-    print(f"\n{'':<{width}}{options.tasks[0]:>12}{options.tasks[1]:>12}{'any label':>12}{'seconds':>9}")
+    column = max(10, *map(len, options.tasks)) + 2
+    names = "".join(f"{name:>{column}}" for name in (*options.tasks, "any label"))
+    print(f"\n{'':<{width}}{names}{'seconds':>9}")
     for name in runs[0]:
         means = {key: statistics.mean(each[name][key] for each in runs) for key in runs[0][name]}
         anywhere = f"{means['any label']:.3f}" if "any label" in means else ""
-        print(f"{name:<{width}}{means['first']:>12.3f}{means['second']:>12.3f}{anywhere:>12}{means['seconds']:>9.0f}")
+        print(f"{name:<{width}}{means['first']:>{column}.3f}{means['second']:>{column}.3f}", end="")
+        print(f"{anywhere:>{column}}{means['seconds']:>9.0f}")
     if options.output is not None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         result = {"options": settings, "runs": runs, "environment": describe_environment()}

@@ -142,6 +142,14 @@ def load_new_classifier(name: str, labels: Sequence[str], *, seed: int = 0, trus
                 path, weights_only=True, config=config, ignore_mismatched_sizes=True, **options
             )
         body = f"{model.base_model_prefix}."
+        made = {str(entry[0] if isinstance(entry, tuple) else entry) for entry in report.get("mismatched_keys", ())}
+        made |= set(report.get("missing_keys", ()))
+        given = [key for key in model.state_dict() if not key.startswith(body) and key not in made]
+        if given:  # a head with as many outputs was in the file
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                fresh = kind.from_config(config, trust_remote_code=trust_remote_code, dtype=torch.float32).state_dict()
+            model.load_state_dict({key: fresh[key] for key in given}, strict=False)
         of_body = {
             **report,
             "missing_keys": [key for key in report.get("missing_keys", ()) if key.startswith(body)],

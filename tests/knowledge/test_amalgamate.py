@@ -228,6 +228,29 @@ def test_demo_tasks_are_texts(folders: dict[str, str]) -> None:
     assert len(both) == sum(len(load_texts(config(folders, text=name))) for name in (one, two))
 
 
+def test_tables_and_unknown_names_are_no_texts(folders: dict[str, str], tmp_path: Path) -> None:
+    from lr_dist.errors import UnknownTaskError, UnreadableFileError
+    from lr_dist.knowledge.amalgamation.amalgamate import load_texts
+
+    for text, error in (("a.csv", ConfigurationError), ("missing.txt", UnreadableFileError), ("no", UnknownTaskError)):
+        with pytest.raises(error):
+            load_texts(config(folders, text=text))
+
+
+def test_a_student_from_a_fine_tuned_model_gets_a_new_head(folders: dict[str, str]) -> None:
+    """Also where the file holds a head with as many outputs, for other labels."""
+    from lr_dist.models import load_new_classifier
+
+    tuned = AutoModelForSequenceClassification.from_pretrained(folders["animals"])
+    first, second, other = (load_new_classifier(folders["animals"], ("x", "y"), seed=seed) for seed in (0, 0, 1))
+    query = "bert.encoder.layer.0.attention.self.query.weight"
+    assert torch.equal(first.state_dict()[query], tuned.state_dict()[query])
+    assert not torch.equal(first.classifier.weight, tuned.classifier.weight)
+    assert torch.equal(first.classifier.weight, second.classifier.weight)
+    assert not torch.equal(first.classifier.weight, other.classifier.weight)
+    assert first.config.id2label == {0: "x", 1: "y"}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "words"),
     [

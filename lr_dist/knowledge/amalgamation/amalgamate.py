@@ -163,8 +163,15 @@ def load_texts(config: AmalgamationConfig) -> Texts:
         EmptyTextError: no texts.
         UnreadableFileError: a file that cannot be read.
         UnknownTaskError: neither a file nor a task.
+        ConfigurationError: a table.
     """
-    if Path(config.text).suffix or Path(config.text).exists():
+    path = Path(config.text)
+    if path.suffix.lower() in (".csv", ".json", ".jsonl", ".parquet"):
+        raise ConfigurationError(
+            f"--text {shown(config.text, PATH)} is a table. Give a file with one text a line (*.txt; *.tsv for pairs), "
+            "or a task of your own, NAME=FOLDER, whose labels are not read."
+        )
+    if "=" not in config.text and (path.suffix.lower() in (".txt", ".tsv") or path.exists()):
         texts = Texts.of_file(config.text)
     else:
         parts = [Texts.of_task(task) for task in load_tasks(config.text.split("+"), data_dir=config.data_dir)]

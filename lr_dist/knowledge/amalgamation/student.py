@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
@@ -117,6 +118,8 @@ def train_student(
     best.restore()
     if place is not None:
         shutil.rmtree(place, ignore_errors=True)
+        with contextlib.suppress(OSError):  # others may train in it
+            place.parent.rmdir()
     model.eval()
     return TrainedStudent(
         tuple(best.losses),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lr_dist.errors import PATH, EmptyTextError, UnreadableFileError, shown
+from lr_dist.errors import PATH, EmptyTextError, UnreadableFileError, listed, shown
 from lr_dist.reading import expanded, is_file, read_bytes
 from lr_dist.tasks.task import Task, text_keys
 from lr_dist.tasks.token_cache import FlatRows
@@ -43,7 +43,11 @@ class Texts:
             raise EmptyTextError("There are no texts. Amalgamation needs unlabelled texts of what the teachers know.")
         blank = [row for row, pair in enumerate(self.pairs) if any(p is not None and not p.strip() for p in pair)]
         if blank:
-            raise EmptyTextError(_empty(blank, len(self.pairs), "hold nothing but white space"))
+            rows = ", ".join(map(str, blank[:10])) + (" ..." if len(blank) > 10 else "")
+            raise EmptyTextError(
+                f"{len(blank)} of {len(self.pairs)} texts hold nothing but white space: rows {rows} (counted from 0). "
+                "Remove them."
+            )
 
     @classmethod
     def of(cls, texts: Sequence[str | tuple[str, str]]) -> Texts:
@@ -147,16 +151,14 @@ def tokenise(texts: Texts, tokenizer: Any, max_length: int) -> TokenSplit:
             rows[row] = {name: values[index] for name, values in encoded.items()}
     empty = [row for row, each in enumerate(rows) if all(each["special_tokens_mask"])]
     if empty:
-        raise EmptyTextError(_empty(empty, len(rows), f"become no tokens of {type(tokenizer).__name__}"))
+        some = listed(texts.plain()[row] for row in empty)
+        raise EmptyTextError(
+            f"{len(empty)} of {len(rows)} texts become no tokens of {type(tokenizer).__name__}: {some}. Remove them."
+        )
     names = [name for name in _TYPES if all(name in each for each in rows)]
     features = {name: np.concatenate([np.asarray(each[name], dtype=_TYPES[name]) for each in rows]) for name in names}
     offsets = np.cumsum([0, *(len(each["input_ids"]) for each in rows)], dtype=np.int64)
     return TokenSplit(FlatRows(features, offsets), torch.arange(len(rows)))
-
-
-def _empty(rows: Sequence[int], total: int, what: str) -> str:
-    named = ", ".join(map(str, rows[:10])) + (" ..." if len(rows) > 10 else "")
-    return f"{len(rows)} of {total} texts {what}: rows {named} (counted from 0). Remove them."
 
 
 def _ranked(text_id: str, seed: int) -> bytes:
