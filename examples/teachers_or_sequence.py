@@ -26,10 +26,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lr_dist.knowledge.amalgamation.amalgamate import held_out_rows, objective_of
 from lr_dist.knowledge.amalgamation.config import AmalgamationConfig, StudentSettings
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
 from lr_dist.knowledge.amalgamation.load import load_teacher
+from lr_dist.knowledge.amalgamation.pipeline import held_out_rows, objective_of
 from lr_dist.knowledge.amalgamation.scores import TeacherScores, score_texts
 from lr_dist.knowledge.amalgamation.student import student_logits, train_student
 from lr_dist.knowledge.amalgamation.texts import Texts, tokenise

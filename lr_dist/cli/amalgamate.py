@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import TaskID
 
-    from lr_dist.knowledge.amalgamation.amalgamate import Amalgamated
+    from lr_dist.knowledge.amalgamation.pipeline import Amalgamated
 
 
 def parser() -> ArgumentParser:
@@ -40,7 +40,7 @@ def run(settings: Namespace) -> int:
     config = read_options(AmalgamationConfig, settings)
     require_extras("tasks")
     from lr_dist.cli.terminal import terminal
-    from lr_dist.knowledge.amalgamation.amalgamate import RESULT, amalgamate
+    from lr_dist.knowledge.amalgamation.pipeline import RESULT, amalgamate
     from lr_dist.reading import expanded
     from lr_dist.runs.machine import use_usable_cores
 
@@ -98,7 +98,7 @@ def _view(console: Console) -> Any:
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from lr_dist.knowledge.amalgamation.amalgamate import AmalgamationListener
+    from lr_dist.knowledge.amalgamation.pipeline import AmalgamationListener
 
     class View(AmalgamationListener):
         def __init__(self) -> None:

@@ -21,8 +21,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lr_dist.cli import main
 from lr_dist.errors import ConfigurationError, DropoutOffError, TeacherError
-from lr_dist.knowledge.amalgamation.amalgamate import AmalgamationListener, amalgamate, held_out_rows
 from lr_dist.knowledge.amalgamation.config import AmalgamationConfig, StudentSettings
+from lr_dist.knowledge.amalgamation.pipeline import AmalgamationListener, amalgamate, held_out_rows
 from lr_dist.knowledge.amalgamation.student import student_logits
 from lr_dist.knowledge.amalgamation.teacher import FunctionTeacher
 from lr_dist.knowledge.amalgamation.texts import Texts, tokenise
@@ -220,7 +220,7 @@ def test_the_command_trains_saves_and_says_what_to_do_next(
 
 
 def test_demo_tasks_are_texts(folders: dict[str, str]) -> None:
-    from lr_dist.knowledge.amalgamation.amalgamate import load_texts
+    from lr_dist.knowledge.amalgamation.pipeline import load_texts
     from lr_dist.tasks import DEMO_TASKS
 
     one, two = DEMO_TASKS[:2]
@@ -230,7 +230,7 @@ def test_demo_tasks_are_texts(folders: dict[str, str]) -> None:
 
 def test_tables_and_unknown_names_are_no_texts(folders: dict[str, str], tmp_path: Path) -> None:
     from lr_dist.errors import UnknownTaskError, UnreadableFileError
-    from lr_dist.knowledge.amalgamation.amalgamate import load_texts
+    from lr_dist.knowledge.amalgamation.pipeline import load_texts
 
     for text, error in (("a.csv", ConfigurationError), ("missing.txt", UnreadableFileError), ("no", UnknownTaskError)):
         with pytest.raises(error):

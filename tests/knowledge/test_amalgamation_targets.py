@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax
 
 from lr_dist.errors import ConfigurationError, NonFiniteScoresError, TeacherError
-from lr_dist.knowledge.amalgamation.certainty import certainty, entropy, margin_weights
+from lr_dist.knowledge.amalgamation.certainties import certainty, entropy, margin_weights
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
 from lr_dist.knowledge.amalgamation.targets import (
     divergence,
@@ -192,3 +192,15 @@ def test_wrong_scores_are_refused() -> None:
             make_objective("soft", [good, good], DISJOINT, tau=value)
         with pytest.raises(ConfigurationError, match="temperature"):
             make_objective("uhc", [good, good], DISJOINT, temperature=value)
+
+
+def test_every_public_name_is_what_its_module_defines() -> None:
+    from importlib import import_module
+
+    from lr_dist.knowledge import amalgamation
+
+    assert sorted(amalgamation._MODULE_OF) == sorted(amalgamation.__all__)
+    for name, module in amalgamation._MODULE_OF.items():
+        defined = getattr(import_module(f"lr_dist.knowledge.amalgamation.{module}"), name)
+        # A module of the same name would take its place as soon as it is imported.
+        assert getattr(amalgamation, name) is defined

@@ -9,8 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lr_dist.knowledge.amalgamation.certainty import certainty, entropy, margin_weights
+    from lr_dist.knowledge.amalgamation.certainties import certainty, entropy, margin_weights
+    from lr_dist.knowledge.amalgamation.config import AmalgamationConfig, StudentSettings
+    from lr_dist.knowledge.amalgamation.dropout import TopLayers, dropout_on
     from lr_dist.knowledge.amalgamation.labels import LabelUnion
+    from lr_dist.knowledge.amalgamation.layer_error import top_layers_errors
+    from lr_dist.knowledge.amalgamation.load import load_teacher
+    from lr_dist.knowledge.amalgamation.merging import add_task_vectors, average_teachers, merged_probabilities
+    from lr_dist.knowledge.amalgamation.pipeline import Amalgamated, AmalgamationListener, amalgamate
+    from lr_dist.knowledge.amalgamation.scores import TeacherScores, score_texts
+    from lr_dist.knowledge.amalgamation.student import TrainedStudent, student_logits, train_student
     from lr_dist.knowledge.amalgamation.targets import (
         Objective,
         divergence,
@@ -20,26 +28,60 @@ if TYPE_CHECKING:
         uhc_loss,
         vkd_targets,
     )
+    from lr_dist.knowledge.amalgamation.teacher import FunctionTeacher, ModelTeacher, Teacher
+    from lr_dist.knowledge.amalgamation.texts import Texts, tokenise
 
 _WHERE = {
-    "certainty": ("certainty", "entropy", "margin_weights"),
+    "certainties": ("certainty", "entropy", "margin_weights"),
+    "config": ("AmalgamationConfig", "StudentSettings"),
+    "dropout": ("TopLayers", "dropout_on"),
     "labels": ("LabelUnion",),
+    "layer_error": ("top_layers_errors",),
+    "load": ("load_teacher",),
+    "merging": ("add_task_vectors", "average_teachers", "merged_probabilities"),
+    "pipeline": ("Amalgamated", "AmalgamationListener", "amalgamate"),
+    "scores": ("TeacherScores", "score_texts"),
+    "student": ("TrainedStudent", "student_logits", "train_student"),
     "targets": (
         *("Objective", "divergence", "hard_targets", "make_objective", "soft_targets", "uhc_loss", "vkd_targets"),
     ),
+    "teacher": ("FunctionTeacher", "ModelTeacher", "Teacher"),
+    "texts": ("Texts", "tokenise"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
+    "Amalgamated",
+    "AmalgamationConfig",
+    "AmalgamationListener",
+    "FunctionTeacher",
     "LabelUnion",
+    "ModelTeacher",
     "Objective",
+    "StudentSettings",
+    "Teacher",
+    "TeacherScores",
+    "Texts",
+    "TopLayers",
+    "TrainedStudent",
+    "add_task_vectors",
+    "amalgamate",
+    "average_teachers",
     "certainty",
     "divergence",
+    "dropout_on",
     "entropy",
     "hard_targets",
+    "load_teacher",
     "make_objective",
     "margin_weights",
+    "merged_probabilities",
+    "score_texts",
     "soft_targets",
+    "student_logits",
+    "tokenise",
+    "top_layers_errors",
+    "train_student",
     "uhc_loss",
     "vkd_targets",
 ]

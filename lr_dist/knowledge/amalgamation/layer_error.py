@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.knowledge.amalgamation.certainty import certainty
+from lr_dist.knowledge.amalgamation.certainties import certainty
 from lr_dist.knowledge.amalgamation.scores import TeacherScores, score_texts
 from lr_dist.knowledge.amalgamation.teacher import Teacher
 from lr_dist.knowledge.amalgamation.texts import Texts

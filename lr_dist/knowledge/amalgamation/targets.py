@@ -15,7 +15,7 @@ from torch.nn.functional import log_softmax
 
 from lr_dist.checks import check_finite
 from lr_dist.errors import ConfigurationError, NonFiniteScoresError, TeacherError
-from lr_dist.knowledge.amalgamation.certainty import certainty, margin_weights
+from lr_dist.knowledge.amalgamation.certainties import certainty, margin_weights
 from lr_dist.knowledge.amalgamation.config import TARGETS
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lr_dist.errors import PATH, ConfigurationError, ModelLoadError, shown
-from lr_dist.knowledge.amalgamation.certainty import certainty
+from lr_dist.knowledge.amalgamation.certainties import certainty
 from lr_dist.knowledge.amalgamation.config import AmalgamationConfig
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
 from lr_dist.knowledge.amalgamation.load import load_teacher
