@@ -12,7 +12,7 @@ TEST_PROCESSES ?= 2
 # Real data beside the checkout is used where no other folder is named.
 export LR_DIST_DATA ?= $(wildcard ../shared/data)
 
-.PHONY: demo test test-oldest lint format bench bench-search glue fuzz clean
+.PHONY: demo test test-oldest lint format docs bench bench-search glue fuzz clean
 
 demo: $(VENV)/.demo ## the main job on packaged weights and generated tasks; nothing but packages is downloaded
 	$(OFFLINE) $(BIN)/lr-dist compare --config configs/demo.yaml --output runs/demo
@@ -40,7 +40,10 @@ lint: $(VENV)/.dev ## ruff and mypy
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
-bench: $(VENV)/.dev ## the measurements in the README, JSON in runs/bench
+docs: $(VENV)/.docs ## the site of the documentation, in site/; any warning, such as a link that leads nowhere, is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet --clean
+
+bench: $(VENV)/.dev ## the measurements in docs/figures.md, JSON in runs/bench
 	mkdir -p runs/bench
 	$(OFFLINE) $(BIN)/python tests/benchmarks/step_overhead.py --output runs/bench/step_overhead.json
 	$(OFFLINE) $(BIN)/python tests/benchmarks/step_overhead.py --layers 12 --output runs/bench/step_overhead_12.json
@@ -68,6 +71,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt
 	$(PIP) --no-deps kronfluence
 	touch $@ $(VENV)/.demo
 
+# Without lr-dist itself: the docstrings are read, not imported.
+$(VENV)/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) 'mkdocs-material<10' 'mkdocstrings[python]<2'
+	touch $@
+
 $(OLDEST)/.test: pyproject.toml constraints-oldest.txt
 	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints-oldest.txt torch -e '.[test]'
@@ -77,4 +86,4 @@ fuzz: $(VENV)/.dev ## a million generated cases of wrong input (hours); goes on 
 	$(OFFLINE) $(BIN)/python tests/fuzz/at_length.py --cases 1000000
 
 clean:
-	rm -rf $(VENV) $(OLDEST) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -9,8 +9,8 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-# [text](target), the target neither absolute nor an anchor of the page itself.
-RELATIVE = re.compile(r"\[([^\]\n]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
+# [text](target) or ![text](target), the target neither absolute nor an anchor of the page itself.
+RELATIVE = re.compile(r"(!?)\[([^\]\n]+)\]\((?!https?:|mailto:|#)([^)\s]+)\)")
 
 
 def long_description() -> str:
@@ -19,9 +19,9 @@ def long_description() -> str:
     source = project.get("urls", {}).get("Source")
 
     def replaced(link: re.Match[str]) -> str:
-        text, target = link.groups()
+        image, text, target = link.groups()
         if source is not None:
-            return f"[{text}]({source}/blob/main/{target})"
+            return f"{image}[{text}]({source}/{'raw' if image else 'blob'}/main/{target})"
         path = target.partition("#")[0]
         return text if text == path else f"{text} (`{path}`)"
 

@@ -36,7 +36,7 @@ class MAS(LearnsFromData):
         exclude: regular expression for names of parameters that are not protected, as in `EWC`.
 
     Raises:
-        Errors of `EWC`.
+        LRDistError: the errors of `EWC`.
     """
 
     name: ClassVar[str] = "mas"

@@ -26,7 +26,10 @@ class OnlineEWC(EWC):
     Args:
         strength: lambda, 0 or more.
         gamma: from 0 (only the last task counts) to 1 (all count alike).
-        examples, labels, functions, exclude: as in `EWC`.
+        examples: as in `EWC`.
+        labels: as in `EWC`.
+        functions: as in `EWC`.
+        exclude: as in `EWC`.
 
     Raises:
         InvalidRateError: a strength that is not from 0 to 1e30; a gamma that is not from 0 to 1.

@@ -18,10 +18,11 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Tools, not libraries that lr-dist calls.
 TOOLS = {"setuptools"}
+EXTRAS = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name != "docs"}
 
 
 def requirements() -> list[Requirement]:
-    texts = [*PROJECT["dependencies"], *(t for extra in PROJECT["optional-dependencies"].values() for t in extra)]
+    texts = [*PROJECT["dependencies"], *(t for extra in EXTRAS.values() for t in extra)]
     found = [Requirement(text) for text in texts]
     return [r for r in found if canonicalize_name(r.name) not in {"lr-dist", *TOOLS}]
 
@@ -40,7 +41,7 @@ FLOORS = [(n, s.version) for n, r in RANGES for s in r.specifier if s.operator i
 def test_every_library_that_lr_dist_calls_has_a_floor() -> None:
     names = {n for n, _ in FLOORS}
     needed = {canonicalize_name(Requirement(text).name) for text in PROJECT["dependencies"]}
-    for extra, texts in PROJECT["optional-dependencies"].items():
+    for extra, texts in EXTRAS.items():
         if extra not in ("test", "dev"):
             needed |= {canonicalize_name(Requirement(text).name) for text in texts} - {"lr-dist"}
     assert needed - names == set()
@@ -62,6 +63,13 @@ def test_what_a_job_installs_lies_within_the_ranges(job: str) -> None:
     # The oldest job neither lints nor types.
     linting = {"mypy", "ruff", "types-pyyaml"} if job == "constraints-oldest.txt" else set()
     assert {n for n, _ in RANGES} - set(installed) - linting == set()
+
+
+def test_the_tools_that_build_the_documentation_are_pinned_in_their_ranges() -> None:
+    tools = [Requirement(text) for text in PROJECT["optional-dependencies"]["docs"]]
+    assert len(tools) == 2
+    installed = pins("constraints.txt")
+    assert all(tool.specifier.contains(installed[canonicalize_name(tool.name)]) for tool in tools)
 
 
 def test_lightning_ends_below_the_next_minor_and_optuna_below_the_next_major() -> None:

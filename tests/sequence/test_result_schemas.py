@@ -15,17 +15,17 @@ from lr_dist.sequence.result import ComparisonResult
 OLD = Path(__file__).parents[2] / "configs" / "evidence" / "glue-first-result.json"
 
 
-def test_the_readmes_first_result_is_of_schema_1_and_gives_the_same_table():
+def test_the_first_result_is_of_schema_1_and_gives_the_same_table():
     data = json.loads(OLD.read_text())
     assert data["schema_version"] == 1
     result = ComparisonResult.load(OLD)
     assert [arm["label"] for arm in result.arms] == [entry["label"] for entry in data["distributions"]]
     assert result.arms[2]["stages"][0]["rates"] == data["distributions"][2]["rates"]
     assert "method" not in result.config
-    readme = (OLD.parents[2] / "README.md").read_text()
+    page = (OLD.parents[2] / "docs" / "first-result.md").read_text()
     for line in markdown_table(result).splitlines():
         if line.startswith("| `"):
-            assert line in readme
+            assert line in page
     assert "kenneweg2022" in render_report(result)
 
 
