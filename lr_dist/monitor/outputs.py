@@ -48,7 +48,8 @@ def _with_forward(module: nn.Module) -> nn.Module:
 
 
 def _inherits_from_lightning(forward: Any) -> bool:
-    return forward.__module__.startswith(("lightning.pytorch.core", "pytorch_lightning.core"))
+    # None where the class was made by `exec` in names without `__name__`.
+    return (forward.__module__ or "").startswith(("lightning.pytorch.core", "pytorch_lightning.core"))
 
 
 def _logits(outputs: Any) -> Tensor:
