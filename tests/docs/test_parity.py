@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 import yaml
+from optuna_integration import PyTorchLightningPruningCallback
 from test_layers import TimmViT
 from test_readme import blocks
 
@@ -135,8 +136,6 @@ def test_the_methods_that_stand_beside_avalanches_exist() -> None:
 
 
 def test_optunas_pruning_callback_works_beside_the_callback(tmp_path: Path) -> None:
-    integration = pytest.importorskip("optuna_integration")
-
     class Module(tiny.Classifier):
         def __init__(self) -> None:
             super().__init__(lambda own: torch.optim.AdamW(own.parameters(), lr=1e-4))
@@ -150,7 +149,7 @@ def test_optunas_pruning_callback_works_beside_the_callback(tmp_path: Path) -> N
     text = text.replace("max_epochs=3", "max_epochs=2, accelerator='cpu', logger=False, enable_checkpointing=False")
     names: dict[str, Any] = {
         **{"__name__": "__main__", "L": L, "LayerwiseLR": LayerwiseLR, "Space": Space, "optimize": optimize},
-        **{"PyTorchLightningPruningCallback": integration.PyTorchLightningPruningCallback},
+        **{"PyTorchLightningPruningCallback": PyTorchLightningPruningCallback},
         **{"Module": Module, "data": tiny.batches(2)},
     }
     exec(compile(text, PAGE, "exec"), names)
