@@ -6,7 +6,8 @@ Runs offline in about a minute on two cores (`pip install 'lr-dist[demo]'`). It
    `save_pretrained` of anybody's training;
 2. loads that folder and learns demo-entailment with a second head on the same encoder;
 3. scores demo-sentiment all the while, and keeps the weights that are best on the second task among those that have
-   lost at most 5 percent of the first task's accuracy.
+   lost at most 5 percent of the first task's accuracy;
+4. interpolates between the weights before and after the second task (WiSE-FT), which needs no data of the first.
 
 It prints the scores, and writes `forgetting.svg` and the kept weights to `--output`.
 """
@@ -27,6 +28,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lr_dist import ForgettingMonitor, LayerwiseLR
+from lr_dist.methods import interpolate_weights
 from lr_dist.models import resolve_model
 from lr_dist.tasks import Task, TokenizedTask, eval_loader, load_task, tokenize_task, train_loader
 
@@ -70,6 +72,18 @@ def score_first(module: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """What the monitor needs to know of the first task: its logits, and its labels."""
     inputs = {name: value for name, value in batch.items() if name != "labels"}
     return module.first(**inputs).logits, batch["labels"]
+
+
+@torch.no_grad()
+def accuracy(module: TwoTasks, tokens: TokenizedTask, second: bool) -> float:
+    """On the validation examples of a task."""
+    module.eval()
+    right = total = 0
+    for batch in eval_loader(tokens.validation, 128, tokens.pad_token_id):
+        logits = module.second(batch) if second else score_first(module, batch)[0]
+        right += int((logits.argmax(-1) == batch["labels"]).sum())
+        total += len(batch["labels"])
+    return right / total
 
 
 def make_fine_tuned(folder: Path, model: str, options: argparse.Namespace) -> None:
@@ -138,6 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     first = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).train()
     tokens = tokenize_task(task(SECOND, options), tokenizer, LENGTH)
     module = TwoTasks(first, len(tokens.task.classes), lr=options.lr)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
     monitor = ForgettingMonitor(
         [FIRST],
         tokenizer=tokenizer,
@@ -146,6 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
         every_n_steps=options.every,
         keep="old >= 0.95",
         monitor="new_accuracy",
+        restore=False,  # the module keeps the last weights, for the interpolation below
     )
     rates = LayerwiseLR("decay:lr=1,factor=0.8,relative=true")
     validation = eval_loader(tokens.dev, 128, tokens.pad_token_id)
@@ -163,6 +179,14 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"No epoch kept 95 percent of {FIRST}; lower the rates.")
     else:
         print(f"weights of step {monitor.best_step}: {monitor.save_best(options.output / 'kept.safetensors')}")
+
+    after = {name: weight.clone() for name, weight in module.state_dict().items()}
+    first_tokens = tokenize_task(task(FIRST, options), tokenizer, LENGTH)
+    print(f"\nbefore + alpha (after - before), on validation examples:\n{'alpha':<6}{FIRST:>18}{SECOND:>18}")
+    for alpha in (1.0, 0.7, 0.5, 0.3):
+        # The second task's head is new: there is nothing before it to go back to.
+        module.load_state_dict(interpolate_weights(before, after, alpha, heads=["second_head"]))
+        print(f"{alpha:<6}{accuracy(module, first_tokens, False):>18.3f}{accuracy(module, tokens, True):>18.3f}")
 
 
 if __name__ == "__main__":

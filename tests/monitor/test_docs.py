@@ -79,3 +79,7 @@ def test_the_example_program_runs(tiny_model: str, tmp_path: Path) -> None:
     assert {"first.classifier.weight", "second_head.weight"} <= set(kept)
     # Steps 0, 2, 4 and the last; at so low a rate nothing is forgotten, so one is kept.
     assert [line.split()[0] for line in done.stdout.splitlines() if re.match(r" +\d+ ", line)] == ["0", "2", "4", "5"]
+    # At so low a rate, the weights before and after hardly differ, and neither do the scores of the first task.
+    blended = [line.split() for line in done.stdout.splitlines() if re.match(r"\d\.\d  ", line)]
+    assert [row[0] for row in blended] == ["1.0", "0.7", "0.5", "0.3"]
+    assert all(abs(float(row[1]) - float(blended[0][1])) < 0.05 for row in blended)
