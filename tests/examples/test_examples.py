@@ -24,13 +24,14 @@ def main_of(name: str) -> Callable[..., Any]:
     return module.main
 
 
-def test_every_example_is_listed_and_run_by_a_test() -> None:
+def test_every_example_is_linked_from_a_page_and_run_by_a_test() -> None:
     programs = {path.name for path in [*EXAMPLES.rglob("*.py"), *EXAMPLES.rglob("*.ipynb")]}
-    assert len(programs) == 7
-    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    tests = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("test_*.py"))
+    assert len(programs) >= 7
+    pages = [EXAMPLES / "README.md", *(TESTS.parent / "docs").rglob("*.md")]
+    linked = "".join(page.read_text(encoding="utf-8") for page in pages)
+    tests = "".join(path.read_text(encoding="utf-8") for path in TESTS.rglob("*.py"))
     for name in programs:
-        assert f"{name}]" in listed
+        assert f"{name})" in linked, f"no page leads to {name}"
         assert f'{name}"' in tests, f"no test runs {name}"
 
 
