@@ -10,10 +10,10 @@ import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:  # the tests read this file without mkdocs
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages from above docs/ -> their name in the site.
@@ -32,6 +32,8 @@ ITEM = re.compile(r"^([-*+]|\d+\.) ")
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the home page, and the files that pages link to."""
+    from mkdocs.structure.files import File
+
     for source, name in PAGES.items():
         files.append(File.generated(config, name, content=(ROOT / source).read_text(encoding="utf-8")))
     pages = [file for file in files if file.is_documentation_page()]
@@ -74,6 +76,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 def on_post_build(*, config: Any, **_: Any) -> None:
     """Refuse a site whose pages load anything from another host."""
+    from mkdocs.exceptions import PluginError
+
     for page in sorted(Path(config["site_dir"]).rglob("*.html")):
         if loads := LOADS.findall(page.read_text(encoding="utf-8")):
             raise PluginError(
