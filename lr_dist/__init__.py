@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from lr_dist.retention.huggingface import RetentionMonitorCallback
     from lr_dist.retention.monitor import RetentionMonitor
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "ExactResume": "lr_dist.exact_resume",
