@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.cli.options import add_options, read_options
+from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras
 from lr_dist.knowledge.amalgamation.config import AmalgamationConfig
 from lr_dist.runs.redact import redact_command
@@ -25,11 +25,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(
         description="Train one student that knows the labels of several fine-tuned classifiers, from unlabelled text."
     )
-    p.add_argument(
-        "--config",
-        action=ActionConfigFile,
-        help="YAML file with options of an amalgamation. The command line takes precedence.",
-    )
+    add_config(p)
     add_options(p, AmalgamationConfig)
     p.add_argument("--output", type=str, default="amalgamated", help="Folder of the student and of amalgamation.json.")
     return p

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.cli.loggers import Tracker, add_logger_option, stages_as_steps
-from lr_dist.cli.options import add_options, read_options
+from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras
 from lr_dist.retention.config import RetentionCompareConfig
 from lr_dist.runs.redact import redact_command
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+    from lr_dist.sequence.measures import MakeMeasure
     from lr_dist.sequence.observers import Progress
 
 
@@ -29,11 +30,7 @@ def parser() -> ArgumentParser:
         description="Fine-tune a model on tasks one after the other under several learning-rate distributions and "
         "methods, and show how much it forgets with each."
     )
-    p.add_argument(
-        "--config",
-        action=ActionConfigFile,
-        help="YAML file with any of these options. The command line takes precedence.",
-    )
+    add_config(p)
     add_options(p, RetentionCompareConfig)
     p.add_argument("--output", type=str, default="runs/compare", help="Folder for result.json and report.html.")
     add_logger_option(p, "run")
@@ -63,7 +60,7 @@ def run(settings: Namespace) -> int:
         if fewer:
             view.note(fewer)
         command = redact_command(["lr-dist", *sys.argv[1:]])
-        measures = (
+        measures: tuple[MakeMeasure, ...] = (
             *measures_of(config),
             *retention_of(config.retention, config.start or config.model, folder / "retention"),
         )

@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.cli.options import add_options, read_options
+from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.extras import require_extras
 from lr_dist.runs.redact import redact_command
@@ -27,7 +27,7 @@ def parser() -> ArgumentParser:
         description="Measure what forgets less than the tuned flat rate: tune every arm on some task sequences, fix "
         "it, and compare all on other sequences over several seeds."
     )
-    p.add_argument("--config", action=ActionConfigFile, help="YAML file with any of these options.")
+    add_config(p)
     add_options(p, EvidenceConfig)
     p.add_argument("--output", type=str, default="runs/evidence", help="Folder for all runs, the table and the page.")
     p.add_argument("--only-report", type=bool, default=False, help="Run nothing; write table and page of what is done.")

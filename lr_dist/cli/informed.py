@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.cli.options import add_options, read_options
+from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras, require_libraries
 from lr_dist.knowledge.informed.config import InformedConfig
 from lr_dist.runs.redact import redact_command
@@ -25,7 +25,7 @@ def parser() -> ArgumentParser:
         description="Make prototypes from knowledge, pre-train on them, and learn a task from few examples: against no "
         "prototypes, shuffled labels, prototypes in the training set, and unrelated text."
     )
-    p.add_argument("--config", action=ActionConfigFile, help="YAML file with options of the experiment.")
+    add_config(p)
     add_options(p, InformedConfig)
     p.add_argument("--output", type=str, default="runs/informed", help="Folder for runs, result.json and report.html.")
     return p

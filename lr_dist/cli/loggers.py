@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -53,7 +53,7 @@ class Tracker:
         self.kind = kind
         self.folder = folder
 
-    def log(self, name: str, settings: Mapping[str, Any], steps: list[Mapping[str, float]]) -> None:
+    def log(self, name: str, settings: Mapping[str, Any], steps: Sequence[Mapping[str, float]]) -> None:
         """Log one run.
 
         Args:
@@ -91,7 +91,7 @@ class Tracker:
         return makers[self.kind]()
 
 
-def stages_as_steps(tasks: list[str], run: Mapping[str, Any]) -> list[Mapping[str, float]]:
+def stages_as_steps(tasks: list[str], run: Mapping[str, Any]) -> Sequence[Mapping[str, float]]:
     """The scores of a run of a comparison after each stage (step 0: before the first), and its metrics at the end."""
     steps: list[dict[str, float]] = [
         {f"score/{task}": score for task, score in zip(tasks, row, strict=True)} for row in run["matrix"]

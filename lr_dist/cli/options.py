@@ -22,7 +22,7 @@ from operator import or_
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 T = TypeVar("T")
 
@@ -50,6 +50,15 @@ class Option:
     def flag(self) -> str:
         """The option as it is typed: --batch-size."""
         return "--" + self.name.replace("_", "-")
+
+
+def add_config(parser: ArgumentParser) -> None:
+    """Add `--config`, in whose file all other options may stand."""
+    parser.add_argument(
+        "--config",
+        action=ActionConfigFile,
+        help="YAML file with any of these options. The command line takes precedence.",
+    )
 
 
 def add_options(parser: ArgumentParser, config: type, only: Collection[str] | None = None) -> None:

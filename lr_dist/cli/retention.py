@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.cli.options import add_options, read_options
+from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras
 from lr_dist.retention.text_config import RetentionConfig
 from lr_dist.runs.redact import redact_command
@@ -29,11 +29,7 @@ def parser() -> ArgumentParser:
         description="Measure what a fine-tuned model has lost of the model before: the log marginal likelihood of a "
         "text, per token, with the old masked-LM head and with a refitted one."
     )
-    p.add_argument(
-        "--config",
-        action=ActionConfigFile,
-        help="YAML file with any of these options. The command line takes precedence.",
-    )
+    add_config(p)
     p.add_argument("--model", type=str, default="minilm", help="The model before: minilm, a hub name, or a folder.")
     p.add_argument(
         "--after",
@@ -41,7 +37,12 @@ def parser() -> ArgumentParser:
         help="The model after: a folder or checkpoint file. Without it, only the model before is measured.",
     )
     add_options(p, RetentionConfig)
-    p.add_argument("--precision", type=str, default="auto", help="32-true, bf16-mixed, or auto: what is faster here.")
+    p.add_argument(
+        "--precision",
+        type=str,
+        default="auto",
+        help="Precision: 32-true, bf16-mixed, or auto, which is the faster one here.",
+    )
     p.add_argument("--output", type=str, default="runs/retention", help="Folder for the result, and a line a text.")
     return p
 

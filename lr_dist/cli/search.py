@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.cli.loggers import Tracker, add_logger_option
-from lr_dist.cli.options import add_options, read_options
+from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.cli.studies import add_storage_options, load_existing_study, storage_or_default
 from lr_dist.errors import ConfigurationError, MissingExtraError
 from lr_dist.extras import require_extras, require_libraries
@@ -31,11 +31,7 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(
         description="Search for learning-rate distributions that forget less, on this machine or together with others."
     )
-    p.add_argument(
-        "--config",
-        action=ActionConfigFile,
-        help="YAML file with any of these options; the command line takes precedence over it.",
-    )
+    add_config(p)
     add_options(p, CompareConfig, only=["tasks"])
     add_options(p, SearchConfig)
     p.add_argument("--workers", type=int, default=1, help="Number of worker processes on this machine.")

@@ -162,8 +162,8 @@ class Comparison:
             self._warn_of_other_machines(done.values())
             if self.bench.precision.asked == AUTO:
                 listener.note(self.bench.precision.line)
-        watched = [*(make() for make in self.measures), *([KeepStages] if self.config.keep_weights else [])]
-        needs = functools.reduce(operator.or_, (each.needs for each in watched), Needs())
+        watched = [*(make().needs for make in self.measures), *([KeepStages.needs] if self.config.keep_weights else [])]
+        needs = functools.reduce(operator.or_, watched, Needs())
         shared = left if self.config.keep_stages else ()
         stages = SharedStages(output / "stages", self.bench, self.arms, shared, needs)
         if line := stages.describe():

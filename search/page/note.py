@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.exceptions import OptunaError
 
 from lr_dist.errors import InvalidTrialsError
+from lr_dist.rate_plan import highest
 from lr_dist.runs.redact import redact
 from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.study import IDENTITY
@@ -69,7 +70,8 @@ def note(identity: dict[str, Any], summary: StudySummary) -> str:
 
 
 def depth_figure(trial: FrozenTrial, num_layers: int) -> str:
-    """The trial's rates as bars in a code block, head on top, on a logarithmic scale, a block for each stage.
+    """The trial's rates as bars in a code block, head on top, on a logarithmic scale, a block for each stage;
+    of phases, the highest rate of each layer.
 
     Args:
         trial: one that has started.
@@ -78,7 +80,7 @@ def depth_figure(trial: FrozenTrial, num_layers: int) -> str:
     stages = plan_of(trial).stages
     blocks = []
     for number, stage in enumerate(stages):
-        rates = stage.rates(num_layers)
+        rates = highest(stage).rates(num_layers)
         positive = [rate for rate in rates.values() if rate > 0]
         low, high = (math.log(min(positive)), math.log(max(positive))) if positive else (0.0, 0.0)
         title = f"stage {number + 1}{' and later' if number == len(stages) - 1 else ''}\n" if len(stages) > 1 else ""

@@ -150,7 +150,7 @@ def fit_factors(
             shutil.rmtree(place)
             _fit(stage, place, labels, several, seed, mixed)
         write_json(place / "about.json", about)
-    damage = (*_damage(), OSError, KeyError)
+    damage: tuple[type[Exception], ...] = (*_damage(), OSError, KeyError)
     try:
         return Factors(_read(stage, place, several), about)
     except damage:
