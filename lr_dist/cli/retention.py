@@ -41,7 +41,7 @@ def parser() -> ArgumentParser:
         "--precision",
         type=str,
         default="auto",
-        help="Precision: 32-true, bf16-mixed, or auto, which is the faster one here.",
+        help="Precision: 32-true, bf16-mixed, or the faster: auto.",
     )
     p.add_argument("--output", type=str, default="runs/retention", help="Folder for the result, and a line a text.")
     return p
