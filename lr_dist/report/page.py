@@ -7,6 +7,7 @@ from pathlib import Path
 from lr_dist.extras import require_libraries
 from lr_dist.report.drift import drift_figures, probe_figures
 from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
+from lr_dist.report.headline import headline
 from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.report.standing import paragraph, standings
 from lr_dist.runs.atomic import write_text
@@ -46,6 +47,7 @@ def render_report(result: ComparisonResult) -> str:
         columns=[(name, NAMES[name]) for name in columns(result)],
         rows=table_rows(result, standing),
         standing=standing,
+        headline=headline(result),
         verdict=paragraph(result, standing) if has_runs else "",
         rates_svg=rates_figure(result),
         tradeoff_svg=tradeoff if has_runs else "",

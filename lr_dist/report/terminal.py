@@ -7,6 +7,7 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from lr_dist.report.headline import headline
 from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.report.standing import BETTER, WORSE, paragraph, standings
 from lr_dist.sequence.result import ComparisonResult
@@ -51,7 +52,7 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
             end_section=row is rows[-2],
         )
     verdict = paragraph(result, standing) if any(summary["runs"] for summary in result.summary) else ""
-    said = [escape(verdict)] if verdict else []
+    said = [escape(text) for text in (headline(result), verdict) if text]
     return Group(*(f"[dim]{escape(line)}[/dim]" for line in task_lines(result)), table, *said)
 
 

@@ -1,0 +1,52 @@
+"""What a comparison shows, in a sentence: what the most forgetful arm loses, and which arm keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lr_dist.runs.numbers import number
+from lr_dist.sequence.metrics import was_learned
+from lr_dist.sequence.result import ComparisonResult
+
+# Smaller differences of a score are not worth a sentence.
+LEAST = 0.02
+
+
+def headline(result: ComparisonResult) -> str:
+    """A sentence on the arm that forgets most and the one with the best average; empty if nothing is forgotten.
+
+    Only means over the runs are compared; whether a difference is more than noise is what the verdict says. Arms that
+    have not learned every task are left out.
+    """
+    arms = [summary for summary in result.summary if summary["runs"] and _learned(result, summary)]
+    if len(result.tasks) < 2 or len(arms) < 2:
+        return ""
+    worst = max(arms, key=lambda arm: _mean(arm, "forgetting"))
+    best = max(arms, key=lambda arm: _mean(arm, "average_accuracy"))
+    kept = _mean(best, "p_o") - _mean(worst, "p_o")
+    if worst is best or _mean(worst, "forgetting") < LEAST or kept < LEAST:
+        return ""
+    last = result.tasks[-1]["name"]
+    old = result.tasks[0]["name"] if len(result.tasks) == 2 else "the mean of the earlier tasks"
+    before = _mean(worst, "p_o") + _mean(worst, "forgetting")
+    gain = _mean(best, "p_s") - _mean(worst, "p_s")
+    how = "as well" if abs(gain) < LEAST / 2 else "better" if gain > 0 else "less well"
+    return (
+        f"Learning {last} with {worst['arm']} takes {old} from {number(before)} to {number(_mean(worst, 'p_o'))}. "
+        f"{best['arm']} keeps it at {number(_mean(best, 'p_o'))}, and learns {last} {how} "
+        f"({number(_mean(best, 'p_s'))}, against {number(_mean(worst, 'p_s'))})."
+    )
+
+
+def _mean(summary: Mapping[str, Any], metric: str) -> float:
+    return float(summary["metrics"][metric]["mean"])
+
+
+def _learned(result: ComparisonResult, summary: Mapping[str, Any]) -> bool:
+    """Whether every task scores above its majority class right after it was learned."""
+    mean = summary["matrix"]["mean"]
+    return all(
+        was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
+        for j, task in enumerate(result.tasks)
+    )
