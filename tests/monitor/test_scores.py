@@ -17,6 +17,7 @@ from torchmetrics import MeanSquaredError
 from torchmetrics.classification import BinaryF1Score
 
 from lr_dist.monitor.measurement import Measurement
+from lr_dist.monitor.outputs import outputs_and_labels
 
 
 class Checked(L.Callback):
@@ -118,6 +119,20 @@ def test_the_modules_own_forward_is_used_where_no_function_is_given() -> None:
     start = accuracy_of(module.model, old_loader())
     tiny.fit(module, watching, data=tiny.batches(2))
     assert watching.history[0].old["first"] == pytest.approx(start, abs=1e-6)
+
+
+def test_a_forward_made_by_exec_has_no_module_and_is_used() -> None:
+    names: dict[str, Any] = {"tiny": tiny}
+    exec(
+        "class Own(tiny.Classifier):\n    def forward(self, input_ids):\n        return self.model(input_ids).logits",
+        names,
+    )
+    module = names["Own"](adamw)
+    assert type(module).forward.__module__ is None
+    (inputs, labels), *_ = old_loader(batch_size=5)
+    outputs, targets = outputs_and_labels(module, {"input_ids": inputs, "labels": labels})
+    assert outputs.shape == (5, 2)
+    assert torch.equal(targets, labels)
 
 
 def test_a_layer_that_is_unfrozen_later_moves_from_then_on() -> None:
