@@ -233,7 +233,12 @@ class LRDistribution:
 
         Args:
             cost: `embeddings`, `layers.0`, ... -> what the score on the old tasks gains if this layer is put back.
-            lr, power, limit, head, permuted, relative: as in `from_fisher`.
+            lr: as in `from_fisher`.
+            power: as in `from_fisher`.
+            limit: as in `from_fisher`.
+            head: as in `from_fisher`.
+            permuted: as in `from_fisher`.
+            relative: as in `from_fisher`.
 
         Raises:
             InvalidDistributionError: as `from_fisher`.
