@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="minilm", help="minilm, or a folder with an encoder")
     parser.add_argument("--epochs", type=int, default=3, help="of each of the two tasks")
     parser.add_argument("--every", type=int, default=20, help="steps between measurements")
-    parser.add_argument("--lr", type=float, default=1e-4, help="highest learning rate of the second task")
+    parser.add_argument("--lr", type=float, default=5e-4, help="highest learning rate of the second task")
     parser.add_argument("--limit", type=int, default=None, help="training examples of each task (default: all)")
     options = parser.parse_args(arguments)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
