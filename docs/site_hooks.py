@@ -17,7 +17,13 @@ if TYPE_CHECKING:  # the tests read this file without mkdocs
 
 ROOT = Path(__file__).resolve().parents[1]
 # Pages from above docs/ -> their name in the site.
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {
+    "README.md": "index.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "CHANGELOG.md": "changelog.md",
+    "examples/README.md": "examples.md",
+}
+SOURCES = {name: source for source, name in PAGES.items()}
 LINK = re.compile(r"(!?)\[((?:[^\[\]\n]|\[[^\]\n]*\])*)\]\((?!https?:|mailto:|#)([^)\s#]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^\s*(```|~~~)")
 # What a browser fetches by itself: scripts, pictures, frames, style sheets; not links that a reader may follow.
@@ -50,7 +56,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_config(config: Any) -> Any:
     """Leave pages out of the navigation that this checkout does not have."""
-    config["nav"] = kept(config["nav"], lambda name: name in PAGES.values() or (ROOT / "docs" / name).is_file())
+    config["nav"] = kept(config["nav"], lambda name: name in SOURCES or (ROOT / "docs" / name).is_file())
     return config
 
 
@@ -63,6 +69,8 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
         path = repository_path(source, target)
         if path is None:
             return match[0]
+        # A folder with a README stands for it, as on GitHub.
+        path = f"{path}/README.md" if f"{path}/README.md" in PAGES else path
         if path in PAGES or path.startswith("docs/"):
             site = PAGES.get(path) or path.removeprefix("docs/")
         elif (ROOT / path).is_dir():
@@ -92,10 +100,8 @@ def repository_path(page: str, target: str) -> str | None:
         page: Path of the page in the site.
         target: The link without its anchor.
     """
-    above = page in PAGES.values()
-    folder = "" if above else posixpath.dirname(f"docs/{page}")
-    path = posixpath.normpath(posixpath.join(folder, target))
-    return None if path.startswith("docs/") and not above else path
+    path = posixpath.normpath(posixpath.join(posixpath.dirname(SOURCES.get(page, f"docs/{page}")), target))
+    return None if path.startswith("docs/") and page not in SOURCES else path
 
 
 def outside_of_code(markdown: str, change: Callable[[str], str]) -> str:

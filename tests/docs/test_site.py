@@ -37,7 +37,7 @@ def pages(nav: Any) -> list[str]:
 def test_every_page_is_in_the_navigation_once() -> None:
     found = pages(SITE["nav"])
     assert len(found) == len(set(found))
-    assert {"index.md", "changelog.md", "contributing.md"} <= set(found)
+    assert {"index.md", "changelog.md", "contributing.md", "examples.md"} <= set(found)
     missing = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")} - set(found)
     assert missing == set(), "add the page to `nav` in mkdocs.yml"
 
