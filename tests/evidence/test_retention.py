@@ -35,7 +35,7 @@ def test_what_each_arm_loses_of_a_text_is_in_the_table(tmp_path, capsys) -> None
     outcome = json.loads((output / "evidence.json").read_text())
     results = [json.loads(path.read_text()) for path in (output / "held-out").glob("*/result.json")]
     for finding in outcome["findings"]:
-        runs = [run for result in results for run in result["runs"] if finding["text"] in run["arm"]]
+        runs = [run for result in results for run in result["runs"] if run["arm"].endswith(finding["text"])]
         lost = [run["metrics"]["retention_lost"] for run in runs]
         assert finding["means"]["retention_lost"] == pytest.approx(sum(lost) / len(lost))
         assert f"{finding['means']['retention_lost']:.3f}" in (output / "evidence.md").read_text()
