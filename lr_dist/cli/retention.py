@@ -43,6 +43,12 @@ def parser() -> ArgumentParser:
         default="auto",
         help="Precision: 32-true, bf16-mixed, or the faster: auto.",
     )
+    p.add_argument(
+        "--train-encoder",
+        type=bool,
+        default=False,
+        help="Continue the masked training of the whole model before, and write it to OUTPUT/base (true or false).",
+    )
     p.add_argument("--output", type=str, default="runs/retention", help="Folder for the result, and a line a text.")
     return p
 
@@ -67,6 +73,11 @@ def run(settings: Namespace) -> int:
     for name in filter(None, (settings.model, settings.after)):
         if Path(name).expanduser().resolve() == folder.resolve():
             raise ConfigurationError(f"--output is the folder of the model {name}; give another one.")
+    if settings.train_encoder and settings.after:
+        raise ConfigurationError(
+            "--train-encoder makes another base, from which --after was not fine-tuned. Leave --after out, fine-tune "
+            "from OUTPUT/base, and measure that with --model OUTPUT/base --head OUTPUT/head.safetensors."
+        )
     with locked(folder), _bars(console) as report:
         use_usable_cores()
         precision = choose_precision(settings.precision)
@@ -75,8 +86,19 @@ def run(settings: Namespace) -> int:
         after = settings.after and load_after(settings.after, settings.model, encoder, tokenizer)
         rows = draw_rows(config, tokenizer)
         model = load_before(
-            settings.model, encoder, tokenizer, rows, config, precision=precision.chosen, folder=folder, report=report
+            settings.model,
+            encoder,
+            tokenizer,
+            rows,
+            config,
+            precision=precision.chosen,
+            folder=folder,
+            train_encoder=settings.train_encoder,
+            report=report,
         )
+        if settings.train_encoder:
+            encoder.save_pretrained(folder / "base")  # type: ignore[operator]
+            tokenizer.save_pretrained(folder / "base")
         quality = head_quality(model, rows, seed=config.seed)
         probe = probe_of(model, rows, config, report=report)
         scores = probe.before(folder / "before.jsonl")
@@ -180,7 +202,12 @@ def _explained(result: dict[str, Any], retention: Retention | None, folder: Path
     elif retention is not None:
         lines.append("No text was left to refit a head on, so what moved within the model counts as lost (--fit-text).")
     lines.append(f"Result: {folder / 'retention.json'}")
-    if retention is None:
+    if result["head"]["fitted"] and result["head"]["fitted"]["train_encoder"] and retention is None:
+        lines.append(
+            f"Next: fine-tune from {folder / 'base'}, and measure what that has lost: lr-dist retention --model "
+            f"{folder / 'base'} --head {folder / 'head.safetensors'} --after FOLDER --text {result['config']['text']}"
+        )
+    elif retention is None:
         lines.append("Next: give the fine-tuned model, --after FOLDER, with the same --output.")
     else:
         lines.append(

@@ -65,6 +65,8 @@ class MLMHead(nn.Module):
     def save(self, path: str | Path) -> Path:
         """Write transform and bias as safetensors, with `info` and the decoder's fingerprint.
 
+        The decoder itself is written only if the encoder was trained, too.
+
         Raises:
             UnwritableFileError: it cannot be written.
         """
@@ -72,6 +74,9 @@ class MLMHead(nn.Module):
 
         about = {"kind": _KIND, "version": _VERSION, "decoder": tensor_fingerprint(self.decoder), **self.info}
         weights = {name: weight.detach().cpu().contiguous() for name, weight in self.state_dict().items()}
+        if self.info.get("train_encoder"):
+            # The encoder's embeddings are others by now.
+            weights["decoder"] = self.decoder.detach().cpu().contiguous()
         return write_bytes(path, save(weights, {"lr_dist": json.dumps(about)}))
 
     @classmethod
@@ -87,7 +92,8 @@ class MLMHead(nn.Module):
         """
         name = shown(str(path), PATH)
         weights, about = _read(expanded(path), name)
-        embeddings = embeddings_of(encoder)
+        weights = dict(weights)
+        embeddings = weights.pop("decoder", embeddings_of(encoder))
         if about.get("decoder") != tensor_fingerprint(embeddings):
             raise MaskedLMHeadError(
                 f"The head in {name} was fitted on {shown(about.get('model', 'another model'))} with other embeddings "
@@ -101,7 +107,7 @@ class MLMHead(nn.Module):
             )
         head = cls(embeddings, hidden_size(encoder))
         try:
-            head.load_state_dict(dict(weights))
+            head.load_state_dict(weights)
         except RuntimeError as error:
             raise MaskedLMHeadError(
                 f"{name} holds other weights than a head's: {' '.join(str(error).split())}"

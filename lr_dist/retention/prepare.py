@@ -104,6 +104,7 @@ def load_before(
     *,
     precision: str = "32-true",
     folder: Path | None = None,
+    train_encoder: bool = False,
     report: Report = lambda doing, done, total: None,
 ) -> MaskedLM:
     """An encoder with its own masked-LM head, a given one, or one that is fitted here.
@@ -116,17 +117,25 @@ def load_before(
         config: the head's file, and how to fit one.
         precision: to compute in.
         folder: where a fitted head is written (`head.safetensors`), and taken from if it was fitted in the same way.
+        train_encoder: continue the masked training of the encoder, with a new head: its weights ARE changed, and are
+            another base then.
         report: receives the progress.
 
     Raises:
         NoMaskedLMHeadError: there is no head, and no text to fit one on.
+        RetentionTextError: `train_encoder`, and no text to train on.
         MaskedLMHeadError: a given head that does not belong to the encoder.
     """
     mask_token(tokenizer)
     device = training_device()
     encoder = encoder.eval().to(device)
-    if config.head is not None:
-        head: nn.Module = MLMHead.load(config.head, encoder)
+    if train_encoder:
+        fitted = _fit(name, encoder, tokenizer, rows, config, precision, report, train_encoder=True)
+        if folder is not None:
+            fitted.save(folder / "head.safetensors")
+        head: nn.Module = fitted
+    elif config.head is not None:
+        head = MLMHead.load(config.head, encoder)
     else:
         try:
             _, head = split(load_masked_lm(name))
@@ -165,18 +174,34 @@ def _fitted(
             kept = None
         if kept is not None and all(kept.info.get(key) == value for key, value in wanted.items()):
             return kept
-    head = fit_mlm_head(
+    head = _fit(name, encoder, tokenizer, rows, config, precision, report)
+    if path is not None:
+        head.save(path)
+    return head
+
+
+def _fit(
+    name: str,
+    encoder: nn.Module,
+    tokenizer: Any,
+    rows: TextRows,
+    config: RetentionConfig,
+    precision: str,
+    report: Report,
+    *,
+    train_encoder: bool = False,
+) -> MLMHead:
+    doing = "continuing the masked training" if train_encoder else "fitting a head"
+    return fit_mlm_head(
         encoder,
         tokenizer,
         rows.fitted,
         config.fitting,
+        train_encoder=train_encoder,
         precision=precision,
         name=name,
-        progress=lambda done, steps, _: report("fitting a head", done, steps),
+        progress=lambda done, steps, _: report(doing, done, steps),
     )
-    if path is not None:
-        head.save(path)
-    return head
 
 
 def head_quality(model: MaskedLM, rows: TextRows, *, seed: int = 0) -> dict[str, Any]:

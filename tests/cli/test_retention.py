@@ -126,6 +126,21 @@ def test_a_model_without_a_head_gets_one_that_is_used_again(folders, text, tmp_p
     )
 
 
+def test_masked_training_of_the_whole_model_makes_a_base_of_its_own(folders, text, tmp_path, capsys) -> None:
+    arguments = ["--model", folders["headless"], "--text", text]
+    first = measured([*arguments, "--train-encoder", "true"], tmp_path / "out")
+    base, head = tmp_path / "out" / "base", tmp_path / "out" / "head.safetensors"
+    assert f"fine-tune from {base}" in capsys.readouterr().out
+    weights = [load_file(Path(each) / "model.safetensors") for each in (folders["headless"], base)]
+    name = "encoder.layer.1.output.dense.weight"
+    assert not torch.equal(weights[0][name], weights[1][name])
+    again = measured(["--model", str(base), "--head", str(head), "--text", text], tmp_path / "again")
+    assert again["retention"]["before"]["frozen"] == first["retention"]["before"]["frozen"]
+    output = ["--output", str(tmp_path / "none")]
+    assert main(["retention", *arguments, "--train-encoder", "true", "--after", folders["after"], *output]) == 2
+    assert "makes another base" in capsys.readouterr().err
+
+
 def test_a_checkpoint_file_gives_what_its_folder_gives(folders, text, tmp_path, capsys) -> None:
     weights = load_file(Path(folders["after"]) / "model.safetensors")
     path = tmp_path / "weights.ckpt"
