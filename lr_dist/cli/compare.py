@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,9 @@ def run(settings: Namespace) -> int:
         command = redact_command(["lr-dist", *sys.argv[1:]])
         measures: tuple[MakeMeasure, ...] = (
             *measures_of(config),
-            *retention_of(config.retention, config.start or config.model, folder / "retention"),
+            *retention_of(
+                config.retention, config.start or config.model, folder / "retention", report=_announced(view)
+            ),
         )
         result = compare(config, folder, listener=view, command=command, measures=measures)
     report = write_report(result, Path(settings.output) / "report.html")
@@ -70,6 +72,18 @@ def run(settings: Namespace) -> int:
     result_file = expanded(settings.output) / "result.json"
     console.print(f"Result: {result_file}\nReport: {report}", soft_wrap=True, markup=False)
     return 0
+
+
+def _announced(view: _View) -> Callable[[str, int, int], None]:
+    """Reports what retention does, once each: it takes a minute in which no step is trained."""
+    said: set[str] = set()
+
+    def report(doing: str, done: int, total: int) -> None:
+        if doing not in said:
+            said.add(doing)
+            view.note(f"retention: {doing} ...")
+
+    return report
 
 
 class _View:

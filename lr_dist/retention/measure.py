@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +15,7 @@ from lr_dist.methods import Needs
 from lr_dist.models import load_tokenizer
 from lr_dist.names import did_you_mean
 from lr_dist.reading import expanded
-from lr_dist.retention.prepare import TextRows, draw_rows, head_quality, load_before, probe_of
+from lr_dist.retention.prepare import Report, TextRows, draw_rows, head_quality, load_before, probe_of
 from lr_dist.retention.probe import FROZEN, REFITTED, Retention, RetentionProbe
 from lr_dist.retention.text_config import RetentionConfig
 from lr_dist.runs.machine import training_device
@@ -77,7 +76,7 @@ class RetentionSetup:
         model: name of the pre-trained model (or of the start, against which is then measured).
         config: the text, and how it is scored.
         folder: where a fitted head is kept; None: nowhere.
-        report: receives what is done, before the first run.
+        report: receives what is done.
 
     Attributes:
         rows: the texts.
@@ -93,7 +92,7 @@ class RetentionSetup:
         config: RetentionConfig,
         folder: Path | None,
         *,
-        report: Callable[[str, int, int], None] = lambda doing, done, total: None,
+        report: Report = lambda doing, done, total: None,
     ) -> None:
         self.rows: TextRows = draw_rows(config, load_tokenizer(model))
         self.quality: dict[str, Any] = {}
@@ -146,19 +145,26 @@ class RetentionSetup:
             return probe.measure(self._encoder.to(training_device()))
 
 
-def retention_of(text: str | None, model: str, folder: Path | None) -> tuple[RetentionSetup, ...]:
+def retention_of(
+    text: str | None,
+    model: str,
+    folder: Path | None,
+    *,
+    report: Report = lambda doing, done, total: None,
+) -> tuple[RetentionSetup, ...]:
     """The measure for a text form, or none for None.
 
     Args:
         text: see `parse_retention`.
         model: name of the pre-trained model, or of the start.
         folder: for a fitted head; None: it is not kept.
+        report: receives what is done, steps done and steps in all.
 
     Raises:
         ConfigurationError: an invalid text form.
         RetentionTextError: a text that cannot be used.
     """
-    return () if not text else (RetentionSetup(model, parse_retention(text), folder),)
+    return () if not text else (RetentionSetup(model, parse_retention(text), folder, report=report),)
 
 
 # Of a configuration: where something is, or a bound of the memory.

@@ -132,7 +132,7 @@ class RetentionProbe:
             self.settings,
             heads=heads,
             store=store,
-            progress=lambda done, total: self._progress(f"scoring, {name}", done, total),
+            progress=lambda done, total: self._progress(f"scoring the text, {name}", done, total),
         )
 
 
