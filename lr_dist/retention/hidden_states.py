@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lr_dist.errors import ConfigurationError, shown
+from lr_dist.errors import ConfigurationError, LRDistError, shown
 from lr_dist.layers import Overrides, Stacks, layer_modules
 from lr_dist.methods.examples import count, rows
 from lr_dist.methods.task_functions import TaskFunctions
@@ -86,7 +86,17 @@ def check_pool(pool: Any) -> None:
 
 
 def _run(model: nn.Module, batch: Any) -> Any:
-    return TaskFunctions().outputs_of(model, (batch, None) if isinstance(batch, Tensor) else batch)  # type: ignore[arg-type]
+    pair = (batch, None) if isinstance(batch, Tensor) else batch
+    try:
+        return TaskFunctions().outputs_of(model, pair)  # type: ignore[arg-type]
+    except (LRDistError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a model's own code raises on keywords or shapes that it does not expect
+        raise ConfigurationError(
+            f"{type(model).__name__} cannot compute a batch that is a {type(batch).__name__}: {type(error).__name__}: "
+            f"{error!s:.300} Give batches with the keywords of its forward, or run=..., a function (module, batch) "
+            "that computes one."
+        ) from error
 
 
 def _taken(model: nn.Module, layers: Mapping[str, tuple[nn.Module, ...]], run: Run, batch: Any) -> dict[str, Tensor]:

@@ -139,6 +139,8 @@ def test_wrong_input_is_named() -> None:
         hidden_states(model, [{"input_ids": torch.ones(3, 4).long(), "attention_mask": torch.zeros(3, 4).long()}])
     with pytest.raises(ConfigurationError, match=r"did not call layers\.0"):
         hidden_states(model, [padded()], run=lambda module, batch: None)
+    with pytest.raises(ConfigurationError, match=r"input_ids.* Give batches with the keywords"):
+        hidden_states(model, [{"tokens": torch.ones(3, 4).long()}])
     t5 = T5Model(T5Config(**SMALL, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     with pytest.raises(ConfigurationError, match=r"get_encoder\(\)"):
         hidden_states(t5, [padded()])
