@@ -29,6 +29,19 @@ def drift_figures(result: ComparisonResult) -> list[tuple[str, str]]:
     return _figures(result, lambda stage: stage["drift"], "viridis", lambda value: f"{value:.2g}", symmetric=False)
 
 
+def change_figures(result: ComparisonResult) -> list[tuple[str, str]]:
+    """(label, SVG) of each arm that was measured: 1 - CKA of each layer's hidden states on the texts of earlier tasks.
+
+    Raises:
+        InvalidResultError: a result file that was altered by hand.
+    """
+
+    def changed(stage: Mapping[str, Any]) -> dict[str, float]:
+        return {layer: 1 - value for layer, value in stage["cka"].items()}
+
+    return _figures(result, changed, "viridis", lambda value: f"{value:.2g}", symmetric=False)
+
+
 def probe_figures(result: ComparisonResult) -> list[tuple[str, str]]:
     """(label, SVG) of each arm that was probed: what p_o gains after each stage if one layer is put back.
 

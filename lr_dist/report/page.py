@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lr_dist.extras import require_libraries
-from lr_dist.report.drift import drift_figures, probe_figures
+from lr_dist.report.drift import change_figures, drift_figures, probe_figures
 from lr_dist.report.figures import matrix_figures, rates_figure, tradeoff_figure
 from lr_dist.report.headline import headline
 from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
@@ -54,6 +54,7 @@ def render_report(result: ComparisonResult) -> str:
         legend=legend,
         matrices=matrix_figures(result),
         drifts=drift_figures(result),
+        changes=change_figures(result),
         probes=probe_figures(result),
         diverged=[run for run in result.runs if run["status"] == "diverged"],
     )

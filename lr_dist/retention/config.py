@@ -13,7 +13,7 @@ class RetentionCompareConfig(CompareConfig):
     """`CompareConfig` with what `measures_of` and `retention_of` of `lr_dist.retention` read."""
 
     drift: bool = field(default=False, kw_only=True)
-    """Measure how far each layer's weights go in each stage; in the result, and as a heat map in the report (true or
+    """Measure how far each layer's weights go in each stage, and how alike its hidden states stay; in the result, and as a heat map in the report (true or
     false)."""
 
     layer_probe: bool = field(default=False, kw_only=True)

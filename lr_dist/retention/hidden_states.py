@@ -159,6 +159,8 @@ def _pooled(layer: str, state: Tensor, mask: Tensor | None, examples: int, pool:
     """[batch, tokens, hidden] -> [rows, hidden]."""
     if state.shape[0] != examples and state.shape[1] == examples:
         state = state.transpose(0, 1)  # XLNet computes [tokens, batch, hidden]
+    if pool == "first" and state.shape[0] == examples and state.shape[1] == 1:
+        return state[:, 0]  # a last layer that computes only the token which the head reads
     if state.shape[0] != examples or (mask is not None and mask.shape != state.shape[:2]):
         raise ConfigurationError(
             f"The hidden states of {layer} have the shape {tuple(state.shape)}, for {examples} examples"

@@ -69,11 +69,24 @@ def test_all_layers_put_back_have_the_score_before_the_stage(measured):
             assert len(set(probe["put_back"].values())) > 1
 
 
+def test_hidden_states_of_the_first_task_stay_where_the_encoder_is_frozen_and_change_where_it_learns(measured):
+    for run in measured[0].runs:
+        first, second = run["measures"]["drift"]
+        assert "cka" not in first
+        assert list(second["cka"]) == LAYERS[1:-1]  # the first token's embedding is the same in every text
+        if run["arm"] == FROZEN:
+            assert second["cka"] == pytest.approx(dict.fromkeys(LAYERS[1:-1], 1.0), abs=1e-9)
+        else:
+            assert max(second["cka"].values()) < 1 - 1e-6
+            assert min(second["cka"].values()) > 0
+
+
 def test_the_report_has_a_heat_map_for_each_arm(measured, tiny_comparison):
     page = render_report(measured[0])
     assert "How far each layer went" in page
+    assert "How much of what each layer computes has changed" in page
     assert "Which layer did the forgetting" in page
-    part = page[page.index("How far each layer went") : page.index("Which layer did")]
+    part = page[page.index("How far each layer went") : page.index("How much of what")]
     assert part.count("<svg") == 2
     value = measured[0].runs[0]["measures"]["drift"][1]["drift"]["layers.1"]
     assert f">{value:.2g}<" in part
@@ -111,9 +124,9 @@ def test_the_options_ask_for_it(tiny_model, tmp_path):
     asked = replace(plain, drift=True)
     assert asked.to_dict() == {**base.to_dict(), "drift": True}
     (make,) = measures_of(asked)
-    assert make().identity() == {"probe": False}
+    assert make().identity() == {"probe": False, "cka_texts": 300}
     (make,) = measures_of(replace(plain, layer_probe=True))
-    assert make().identity() == {"probe": True}
+    assert make().identity() == {"probe": True, "cka_texts": 300}
 
 
 def test_a_comparison_without_it_is_not_continued_with_it(tiny_model, tiny_comparison):
