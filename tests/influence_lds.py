@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, one_hot
 from transformers import BertConfig, BertForMaskedLM
 
 from lr_dist.retention.influence.ekfac import Queries, gradient_products, two_stage_influence
@@ -86,15 +86,26 @@ class TwoHeads(nn.Module):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             initializer_range=0.1,
+            tie_word_embeddings=False,
         )
         self.lm = BertForMaskedLM(config)
         self.classifier = nn.Linear(32, 2)
+        # EK-FAC sees linear layers only, and in so small a model the embeddings hold most of what is learned of a
+        # topic. So they are a linear layer of one-hot vectors, and the decoder has weights of its own.
+        words = self.lm.bert.embeddings.word_embeddings
+        self.embed = nn.Linear(words.num_embeddings, words.embedding_dim, bias=False)
+        with torch.no_grad():
+            self.embed.weight.copy_(words.weight.T)
+        words.requires_grad_(False)
 
     def words(self, ids: Tensor) -> Tensor:
-        return self.lm(input_ids=ids).logits
+        return self.lm(inputs_embeds=self._embedded(ids)).logits
 
     def classes(self, ids: Tensor) -> Tensor:
-        return self.classifier(self.lm.bert(input_ids=ids).last_hidden_state.mean(1))
+        return self.classifier(self.lm.bert(inputs_embeds=self._embedded(ids)).last_hidden_state.mean(1))
+
+    def _embedded(self, ids: Tensor) -> Tensor:
+        return self.embed(one_hot(ids, self.embed.in_features).float())
 
 
 def masked(ids: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -111,7 +122,8 @@ def train(data: Data, kept: Tensor, seed: int, *, steps: int, fine_steps: int) -
     model = TwoHeads(0)
     torch.manual_seed(seed + 1)
     nn.init.normal_(model.classifier.weight, std=0.02)
-    optimizer = torch.optim.AdamW(model.lm.parameters(), lr=4e-3, weight_decay=0.01)
+    parameters = [*trained(model.lm), *model.embed.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=4e-3, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
     for step in range(steps):
         # Masked before the subset is taken: a sentence has the same masks in every half.
@@ -122,14 +134,19 @@ def train(data: Data, kept: Tensor, seed: int, *, steps: int, fine_steps: int) -
         optimizer.step()
         schedule.step()
     first = copy.deepcopy(model)
-    parameters = [*model.lm.bert.parameters(), *model.classifier.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    parameters = [*trained(model.lm.bert), *model.embed.parameters(), *model.classifier.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0, fused=True)
     for _ in range(fine_steps):
         loss = cross_entropy(model.classes(data.labelled), data.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return first, model
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters that are not frozen."""
+    return [p for p in module.parameters() if p.requires_grad]
 
 
 def margins(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
@@ -201,11 +218,26 @@ def interval(influences: np.ndarray, subsets: np.ndarray, outcomes: np.ndarray, 
 
 
 def measure(
-    *, subsets: int = 56, tuning: int = 16, seeds: int = 2, steps: int = 120, fine_steps: int = 40, data_seed: int = 0
+    *,
+    subsets: int = 56,
+    tuning: int = 16,
+    seeds: int = 2,
+    steps: int = 120,
+    fine_steps: int = 40,
+    keep: Path | None = None,
 ) -> dict[str, Any]:
-    """Train, predict and compare; plain data."""
+    """Train, predict and compare; plain data.
+
+    Args:
+        subsets: halves for the scores.
+        tuning: other halves, to choose alpha on.
+        seeds: trainings for each half.
+        steps: of stage 1.
+        fine_steps: of stage 2.
+        keep: .npz file for influences and margins.
+    """
     began, cpu = time.perf_counter(), time.process_time()
-    data = make_data(data_seed)
+    data = make_data()
     options = {"steps": steps, "fine_steps": fine_steps}
     whole = [train(data, torch.arange(SENTENCES), seed, **options) for seed in range(seeds)]
     influences = predictions(data, whole)
@@ -224,6 +256,8 @@ def measure(
     chosen = {name: datamodeling_score(each, choosing, before) for name, each in influences.items()}
     best = max((name for name in chosen if name.startswith("ekfac")), key=chosen.__getitem__)
     measured = outcomes(testing)
+    if keep is not None:
+        np.savez(keep, testing=testing, measured=measured, choosing=choosing, before=before, **influences)
     mean = measured.mean(0)
     agreement = rank_correlation(measured[0], measured[1])
     scores = {name: datamodeling_score(each, testing, mean) for name, each in influences.items()}
@@ -262,6 +296,7 @@ def main() -> None:
     for name, default in (("subsets", 56), ("tuning", 16), ("seeds", 2), ("steps", 120), ("fine-steps", 40)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--keep", type=Path, help="File (.npz) for all influences and margins.")
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
     result = measure(**arguments)
