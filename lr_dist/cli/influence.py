@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from dataclasses import asdict
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.options import add_options, read_options
 from lr_dist.extras import require_extras, require_libraries
 from lr_dist.runs.redact import redact_command
-
-if TYPE_CHECKING:
-    from lr_dist.tracing.trace import TraceSettings
-
-# The fields of TraceSettings, whose module needs torch: a test compares their defaults.
-DEFAULTS = {
-    "top": 20,
-    "candidates": 1000,
-    "factor_examples": 256,
-    "labels": "sampled",
-    "damping": 0.1,
-    "pull": 1.0,
-    "batch_size": 8,
-    "draw_seed": 0,
-}
+from lr_dist.tracing.settings import TraceSettings
 
 
 def parser() -> ArgumentParser:
@@ -43,38 +30,7 @@ def parser() -> ArgumentParser:
     p.add_argument("--arm", type=str | None, help="Label of the arm whose weights are used; by default the first.")
     p.add_argument("--seed", type=int | None, help="Seed of the run whose weights are used; by default the first.")
     p.add_argument("--stage", type=int | None, help="Number of the later stage, from 2; by default the last.")
-    p.add_argument("--top", type=int, default=DEFAULTS["top"], help="Number of examples to show on each side.")
-    p.add_argument(
-        "--candidates",
-        type=int,
-        default=DEFAULTS["candidates"],
-        help="Training examples of each stage to judge, drawn at random.",
-    )
-    p.add_argument(
-        "--factor-examples",
-        type=int,
-        default=DEFAULTS["factor_examples"],
-        help="Number of candidates that the factors are fitted on, which takes most of the time.",
-    )
-    p.add_argument(
-        "--labels",
-        type=str,
-        default=DEFAULTS["labels"],
-        help="Labels for the factors: sampled from the model, or expected (a pass for each class).",
-    )
-    p.add_argument(
-        "--damping", type=float, default=DEFAULTS["damping"], help="Share of each layer's mean eigenvalue to add."
-    )
-    p.add_argument(
-        "--pull",
-        type=float,
-        default=DEFAULTS["pull"],
-        help="Assumed pull of the later stage to the earlier weights, in units of its mean eigenvalue.",
-    )
-    p.add_argument("--batch-size", type=int, default=DEFAULTS["batch_size"], help="Rows in one pass of the model.")
-    p.add_argument(
-        "--draw-seed", type=int, default=DEFAULTS["draw_seed"], help="Seed of the candidates and the sampled labels."
-    )
+    add_options(p, TraceSettings)
     p.add_argument(
         "--output", type=str | None, help="Folder for influence.json and influence.html; RUN/influence by default."
     )
@@ -102,7 +58,7 @@ def run(settings: Namespace) -> int:
         raise InfluenceError("Name the comparison: --run FOLDER, the output of compare with --keep-weights true.")
     if not settings.query and not settings.forgotten and settings.most_forgotten <= 0:
         raise InfluenceError("Nothing is asked: give --query TEXT, --forgotten TEXT or --most-forgotten NUMBER.")
-    how = _settings(settings)
+    how = read_options(TraceSettings, settings)
     console = terminal()
     use_usable_cores()
     kept = KeptRun.open(settings.run, arm=settings.arm, seed=settings.seed)
@@ -128,7 +84,7 @@ def run(settings: Namespace) -> int:
             "seed": kept.run["seed"],
             "model": kept.result.model["name"],
             "tasks": {"earlier": tasks[tracer.earlier].name, "later": tasks[tracer.later].name},
-            "settings": {name: getattr(how, name) for name in DEFAULTS},
+            "settings": asdict(how),
             "precision": kept.bench.precision.chosen,
             "predictions": predictions,
             "forgetting": forgetting,
@@ -140,9 +96,3 @@ def run(settings: Namespace) -> int:
     console.print(influence_view(result))
     console.print(f"Result: {output / 'influence.json'}\nPage: {page}", soft_wrap=True, markup=False)
     return 0
-
-
-def _settings(settings: Namespace) -> TraceSettings:
-    from lr_dist.tracing.trace import TraceSettings
-
-    return TraceSettings(**{name: settings[name] for name in DEFAULTS})

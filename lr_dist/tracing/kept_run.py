@@ -133,9 +133,9 @@ class KeptRun:
         chosen = np.random.default_rng([seed, stage]).permutation(len(lengths))[:count]
         return [int(i) for i in chosen[np.argsort(lengths[chosen], kind="stable")]]
 
-    def text(self, stage: int, row: int) -> str:
-        """A training example's text."""
-        example = self.bench.tasks[stage].train[row]
+    def text(self, stage: int, row: int, split: str = "train") -> str:
+        """An example's text."""
+        example = getattr(self.bench.tasks[stage], split)[row]
         return f" {PAIR} ".join(str(example[name]) for name in ("text_a", "text_b") if name in example)
 
     def label(self, stage: int, value: float) -> str:

@@ -5,68 +5,24 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lr_dist.checks import check_finite, check_whole
 from lr_dist.errors import InfluenceError
 from lr_dist.layers import assign_layers
 from lr_dist.retention.influence.ekfac import LayerScores, Queries, stage_influence, two_stage_influence
 from lr_dist.retention.influence.factors import Factors, InverseCurvature, fit_factors
 from lr_dist.retention.influence.model_stage import ModelStage
-from lr_dist.retention.influence.objectives import Batch, check_labels
+from lr_dist.retention.influence.objectives import Batch
 from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.environment import peak_memory_mb
 from lr_dist.tracing.kept_run import KeptRun, collated, objective_of
+from lr_dist.tracing.settings import TraceSettings
 
 _AT_ONCE = 10
-
-
-@dataclass(frozen=True)
-class TraceSettings:
-    """How influence is computed.
-
-    Raises:
-        InfluenceError: a value out of range.
-    """
-
-    top: int = 20
-    """Examples to show on each side of a question."""
-
-    candidates: int = 1000
-    """Training examples of each stage to judge, drawn at random."""
-
-    factor_examples: int = 256
-    """How many of the candidates the factors are fitted on, which takes most of the time."""
-
-    labels: str = "sampled"
-    """Labels for the factors: sampled (one an example, from the model) or expected (the mean over all classes)."""
-
-    damping: float = 0.1
-    """Damping of a stage's curvature, as a share of the mean eigenvalue of each layer."""
-
-    pull: float = 1.0
-    """How strongly the later stage is held at the earlier one's weights, in units of its mean eigenvalue. Fine-tuning
-    has no such term; it stands for the start and the few steps."""
-
-    batch_size: int = 8
-    """Training examples in one pass of influence."""
-
-    draw_seed: int = 0
-    """Seed of the drawn candidates and of sampled labels."""
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            *(("top", 1), ("candidates", 2), ("factor_examples", 2), ("batch_size", 1), ("draw_seed", 0)),
-        ):
-            check_whole(name, getattr(self, name), least, error=InfluenceError)
-        check_labels(self.labels)
-        for name in ("damping", "pull"):
-            check_finite(name, getattr(self, name), positive=True, error=InfluenceError)
 
 
 class Tracer:
@@ -164,7 +120,7 @@ class Tracer:
                 was, now = (float(objective.losses(model, batch)) for model in models)
             rises.append(now - was)
         order = sorted(range(len(rises)), key=lambda row: -rises[row])[:count]
-        return [(self._validation_text(row), float(split.labels[row])) for row in order]
+        return [(self.run.text(self.earlier, row, "validation"), float(split.labels[row])) for row in order]
 
     def about(self) -> dict[str, Any]:
         """What the answers depend on, as plain data."""
@@ -243,12 +199,6 @@ class Tracer:
         tokens = self.run.bench.tokens[stage]
         bare = [{name: value for name, value in row.items() if name != "label"} for row in rows]
         return collated(bare, label, tokens.pad_token_id, whole=tokens.task.kind == "classification")
-
-    def _validation_text(self, row: int) -> str:
-        from lr_dist.tracing.kept_run import PAIR
-
-        example = self.run.bench.tasks[self.earlier].validation[row]
-        return f" {PAIR} ".join(str(example[name]) for name in ("text_a", "text_b") if name in example)
 
     def _sides(
         self, scores: LayerScores, query: int, stage: int, drawn: Sequence[int], words: tuple[str, str]

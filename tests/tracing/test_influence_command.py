@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ from comparison import FLAT, Listener, config_of
 from safetensors.torch import load_file, save_file
 
 from lr_dist.cli import main
-from lr_dist.cli.influence import DEFAULTS
 from lr_dist.sequence.compare import compare
 from lr_dist.tracing.kept_run import KeptRun
-from lr_dist.tracing.trace import TraceSettings
 
 SENTIMENT = "the film was wonderful"
 PAIR = "a man bought a poodle || a man bought a dog"
@@ -138,7 +135,3 @@ def test_weights_that_are_missing_or_of_another_model_are_named(
     shutil.rmtree(copy / "weights")
     assert main(["influence", "--run", str(copy), "--query", PAIR]) == 2
     assert "--keep-weights true" in capsys.readouterr().err
-
-
-def test_the_commands_defaults_are_those_of_the_settings() -> None:
-    assert {each.name: each.default for each in fields(TraceSettings)} == DEFAULTS

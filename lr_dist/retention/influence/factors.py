@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from lr_dist.checks import check_finite, check_whole
 from lr_dist.errors import InfluenceError, SingularCurvatureError
 from lr_dist.extras import require_libraries
+from lr_dist.retention.influence.labels import Labels, check_labels
 from lr_dist.retention.influence.model_stage import ModelStage
-from lr_dist.retention.influence.objectives import Labels, check_labels
 from lr_dist.runs.atomic import write_json
 
 _NAME = "factors"

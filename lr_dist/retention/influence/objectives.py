@@ -11,18 +11,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lr_dist.checks import check_finite
-from lr_dist.errors import InfluenceError, shown
+from lr_dist.errors import InfluenceError
 
 Batch = Mapping[str, Any]
-Labels = Literal["sampled", "expected"]
-LABELS: tuple[Labels, ...] = ("sampled", "expected")
 NOT_MASKED = -100
 
 
@@ -146,16 +144,3 @@ def drawn(outputs: Tensor, uniform: Tensor) -> Tensor:
     heights = outputs.detach().double().softmax(-1).cumsum(-1)
     # The last height is 1 only up to rounding.
     return torch.searchsorted(heights, uniform.double()[:, None]).squeeze(1).clamp(max=outputs.shape[-1] - 1)
-
-
-def check_labels(labels: str) -> None:
-    """Check how labels for the factors are chosen.
-
-    Raises:
-        InfluenceError: neither sampled nor expected.
-    """
-    if labels not in LABELS:
-        raise InfluenceError(
-            f"labels must be sampled (one label an example, drawn from the model) or expected (the mean over all), not "
-            f"{shown(labels)}."
-        )
