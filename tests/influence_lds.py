@@ -302,7 +302,9 @@ def main() -> None:
     result = measure(**arguments)
     print(json.dumps(result, indent=1))
     if output is not None:
-        output.write_text(json.dumps({**arguments, **result}, indent=1) + "\n", encoding="utf-8")
+        output.write_text(
+            json.dumps({"arguments": arguments, **result}, indent=1, default=str) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -62,14 +62,14 @@ def influence_view(result: Mapping[str, Any]) -> RenderableType:
             table.add_column("", justify="right")
             table.add_column("label")
             table.add_column("example", ratio=1)
-            table.add_column("if removed", justify="right")
+            table.add_column("strength", justify="right")
             table.add_column("mostly in")
             for place, entry in enumerate(answer[side], 1):
                 table.add_row(
                     str(place),
                     Text(entry["label"]),
                     Text(cut(entry["text"])),
-                    f"{entry['estimated_change_if_removed']:+.2g}",
+                    f"{entry['strength']:+.0%}",
                     main_layer(entry),
                 )
             parts.append(table if answer[side] else Text(f"{title}: none of the candidates."))

@@ -208,6 +208,7 @@ class Tracer:
         order = total.argsort(descending=True).tolist()
         group_of = _groups(self._stages[stage][0].model)
         count = len(self.run.bench.tokens[stage].train)
+        largest = float(total.abs().max()) or 1.0
 
         def entry(place: int, word: str) -> dict[str, Any]:
             parts: dict[str, float] = {}
@@ -222,6 +223,7 @@ class Tracer:
                 "label": self.run.label(stage, float(self.run.bench.tokens[stage].train.labels[row])),
                 "effect": word,
                 "score": float(total[place]),
+                "strength": float(total[place]) / largest,
                 "estimated_change_if_removed": -float(total[place]) / count,
                 "layers": {group: value / size for group, value in parts.items()},
             }

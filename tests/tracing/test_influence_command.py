@@ -46,6 +46,7 @@ def test_a_prediction_is_traced_to_the_first_task(asked: dict[str, Any], folder:
     scores = [entry["score"] for entry in answer["for"]]
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 3
+    assert max(abs(entry["strength"]) for side in ("for", "against") for entry in answer[side]) == 1
     assert min(scores) > 0 > max(entry["score"] for entry in answer["against"])
     run = KeptRun.open(folder)
     for entry in answer["for"]:
