@@ -46,6 +46,8 @@ def test_an_equation_of_sympy_is_solved_for_its_target() -> None:
         ("y = sqrt(x)", {"x": (-1, 1)}, "no finite real value"),
         ("y = 1/(x - x)", {"x": (0, 1)}, "divides by 0"),
         ("y = exp(1000*x)", {"x": (0.9, 1)}, "is inf at x="),
+        ("y = x + log(0)", {"x": (0, 1)}, "no finite value anywhere"),
+        ("y = Max(sqrt(0 - 1), x)", {"x": (0, 1)}, "cannot be read"),
         ("y = x + z", {"x": (0, 1)}, "z has no range"),
         ("y = x + y", {"x": (0, 1), "y": (0, 1)}, "y is on both sides"),
         ("y = 3", {}, "no variables"),

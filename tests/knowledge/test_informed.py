@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from tiny_folder import save_tiny_model
 from lr_dist.errors import ConfigurationError, InvalidResultError, KnowledgeError
 from lr_dist.knowledge.informed import noise
 from lr_dist.knowledge.informed.config import InformedConfig
+from lr_dist.knowledge.informed.experiment import Experiment, Job
 from lr_dist.knowledge.informed.fits import first_stage, learn_task
 from lr_dist.knowledge.informed.material import Material, class_names
 from lr_dist.knowledge.informed.result import InformedResult, summarise
@@ -55,6 +57,20 @@ def test_draws_are_those_of_the_limit_of_other_commands(material: Material) -> N
         assert sorted(drawn) == sorted(wanted["text_a"])
     assert len(whole.train) > len(material.task.train)
     assert rows_of(material, 6, 0) != rows_of(material, 6, 1)
+
+
+def test_other_draws_and_arms_leave_finished_runs_valid(material: Material) -> None:
+    job = Job("results", "informed", "all", 6, 1, "flat:lr=1e-3", "flat:lr=1e-3")
+    first = Experiment(material.config)
+    others = {"limits": (6, 12), "seeds": (1, 5), "unrelated": "demo-acceptability", "rates": ("flat:lr=1e-5",)}
+    assert Experiment(replace(material.config, **others)).identity(job) == first.identity(job)
+    # The same examples in that draw, and the same rates in other words.
+    assert first.identity(replace(job, rates="flat:lr=0.001")) == first.identity(job)
+    for change in ({"seed": 2}, {"limit": 20}, {"arm": "shuffled"}, {"carried": "head"}, {"rates": "flat:lr=2e-3"}):
+        assert first.identity(replace(job, **change)) != first.identity(job)
+    changed = Experiment(replace(material.config, stage_epochs=3))
+    assert changed.identity(job) != first.identity(job)
+    assert changed.identity(replace(job, arm="none")) == first.identity(replace(job, arm="none"))
 
 
 def test_mixed_has_the_steps_of_both_stages_and_the_share_of_the_task(material: Material) -> None:

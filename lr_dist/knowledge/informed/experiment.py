@@ -149,7 +149,7 @@ class Experiment:
         return [runs[job] for job in jobs]
 
     def _run_one(self, job: Job) -> dict[str, Any]:
-        record = {**asdict(job), "label": job.label, "identity": self._identity(job)}
+        record = {**asdict(job), "label": job.label, "identity": self.identity(job)}
         try:
             stage = self._first_stage(job) if job.arm in STAGED else None
             outcome = learn_task(
@@ -219,7 +219,7 @@ class Experiment:
                 "scored_on": material.bench.settings.evaluate_on,
                 "scored": len(getattr(task, material.bench.settings.evaluate_on)),
                 "baseline": material.bench.baseline[1],
-                "fingerprint": task.fingerprint,
+                "fingerprint": material.task_fingerprint,
             },
             knowledge={**material.knowledge, "shares_head": material.shares_head},
             choices=list(choices),
@@ -228,21 +228,22 @@ class Experiment:
             planned_runs=planned,
         )
 
-    def _identity(self, job: Job) -> str:
+    def identity(self, job: Job) -> str:
         """Of a run: two runs with the same one are the same."""
         plans = [Arm.parse(text).plan.fingerprint if text else "" for text in (job.rates, job.stage_rates)]
-        content = [RUN_VERSION, self.material.fingerprint, job.phase, job.arm, job.carried, job.limit, job.seed, plans]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        shared = self.material.identity(job.arm, tuning=job.phase == TUNING)
+        content = [RUN_VERSION, shared, job.phase, job.arm, job.carried, job.limit, job.seed, plans]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _path(self, job: Job, folder: Path) -> Path:
-        return folder / "runs" / f"{self._identity(job)[:32]}.json"
+        return folder / "runs" / f"{self.identity(job)[:32]}.json"
 
     def _finished(self, job: Job, folder: Path) -> dict[str, Any] | None:
         path = self._path(job, folder)
         if not path.exists():
             return None
         run = read_json(path)
-        if not isinstance(run, dict) or run.get("identity") != self._identity(job) or "status" not in run:
+        if not isinstance(run, dict) or run.get("identity") != self.identity(job) or "status" not in run:
             raise InvalidResultError(f"{path} is not the run that its name says; delete it to repeat the run.")
         # The texts of the rates may be written differently now.
         return {**run, **asdict(job), "label": job.label}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -48,6 +46,7 @@ class Material:
         shares_head: whether prototypes and task have the same classes.
         rows: (limit, seed) -> the examples of a draw, as row numbers of the task's train in `bench`.
         knowledge: what the graph holds, for the result file.
+        task_fingerprint: of the task with all of its training examples.
     """
 
     config: InformedConfig
@@ -56,6 +55,7 @@ class Material:
     shares_head: bool
     rows: Mapping[tuple[int, int], Sequence[int]]
     knowledge: dict[str, Any]
+    task_fingerprint: str
 
     @classmethod
     def prepare(cls, config: InformedConfig) -> Material:
@@ -126,7 +126,9 @@ class Material:
             "fingerprint": graph.fingerprint,
             **prototypes.to_dict(),
         }
-        return cls(config, bench.with_view(view, NEEDS), prototypes, names is not None, rows, knowledge)
+        return cls(
+            config, bench.with_view(view, NEEDS), prototypes, names is not None, rows, knowledge, whole.fingerprint
+        )
 
     @property
     def task(self) -> Task:
@@ -194,21 +196,27 @@ class Material:
     def _batches(self, rows: int) -> int:
         return -(-rows // self.bench.settings.batch_size)
 
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of model, data and the settings that every run shares."""
+    def identity(self, arm: str, *, tuning: bool) -> dict[str, Any]:
+        """What determines the runs of an arm, beside draw and rates; other draws, limits and arms do not."""
         config = self.config
-        content = {
+        content: dict[str, Any] = {
             "model": self.bench.model_info["fingerprint"],
-            "tasks": [task.fingerprint for task in self.bench.tasks],
+            "task": self.task_fingerprint,
             "settings": self.bench.settings.identity(),
-            "shares_head": self.shares_head,
-            "stage_epochs": config.stage_epochs,
             "min_steps": config.min_steps,
-            "noise": [config.character_noise, config.word_drop],
-            "curve": [config.curve_points, config.curve_rows],
         }
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        if arm != NONE:
+            content |= {
+                "prototypes": self.bench.tasks[0].fingerprint,
+                "shares_head": self.shares_head,
+                "stage_epochs": config.stage_epochs,
+            }
+        if arm == UNRELATED:
+            content["unrelated"] = self.bench.tasks[2].fingerprint
+        if not tuning:
+            content["noise"] = [config.character_noise, config.word_drop]
+            content["curve"] = [config.curve_points, config.curve_rows]
+        return content
 
 
 def kind_of(kind: str, graph: KnowledgeGraph, task: Task) -> str:

@@ -69,6 +69,8 @@ class Equation:
         require_libraries("knowledge", "sympy")
         import sympy
 
+        if self.expression.has(sympy.zoo, sympy.oo, -sympy.oo, sympy.nan):
+            raise EquationError(f"{self} has no finite value anywhere. Correct the equation.")
         needed = {str(symbol) for symbol in self.expression.free_symbols}
         if self.target in needed:
             raise EquationError(f"{self}: {self.target} is on both sides. Solve the equation for it first.")
@@ -192,7 +194,7 @@ def _expression(text: str, whole: str) -> sympy.Expr:
         if sum(1 for _ in ast.walk(tree)) > _MOST_NODES:
             raise EquationError(f"{shown(whole)} has more than {_MOST_NODES} parts. Shorten it.")
         return _built(tree, whole)
-    except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
+    except (SyntaxError, RecursionError, MemoryError, ValueError, TypeError, ArithmeticError) as error:
         if isinstance(error, EquationError):
             raise
         raise EquationError(f"{shown(whole)} cannot be read: {error}.") from error
