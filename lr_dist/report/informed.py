@@ -71,6 +71,9 @@ def verdict(result: InformedResult) -> str:
                 )
         if said:
             parts.append(f"Informed pre-training against {name}: {'; '.join(said)}.")
+    zero_shot = [cell["zero_shot"] for cell in result.summary if cell["label"] == INFORMED and cell["zero_shot"]]
+    if zero_shot:
+        parts.append(f"The prototypes alone, without an example of the task, score {number(zero_shot[0])}.")
     at_end = sorted({(choice.arm, choice.limit) for choice in result.choices if choice.at_end})
     if at_end:
         listed = ", ".join(f"{arm} with {limit:,}" for arm, limit in at_end)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,8 @@ from lr_dist.knowledge.informed.fits import first_stage, learn_task
 from lr_dist.knowledge.informed.material import Material, class_names
 from lr_dist.knowledge.informed.result import InformedResult, summarise
 from lr_dist.knowledge.informed.transfer import groups_of, transfer
+from lr_dist.report.informed import verdict
+from lr_dist.runs.numbers import number
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks import load_task
 
@@ -238,3 +241,21 @@ def test_a_result_of_another_version_is_refused(tmp_path: Path) -> None:
     path.write_text('{"kind": "compare"}')
     with pytest.raises(InvalidResultError, match="not a result file"):
         InformedResult.load(path)
+
+
+def test_the_published_result_is_read_and_says_what_the_docs_say() -> None:
+    root = Path(__file__).parents[2]
+    result = InformedResult.load(root / "configs" / "evidence" / "informed-sst2.json")
+
+    def rounded(summary: list[dict]) -> list[dict]:
+        return json.loads(json.dumps(summary), parse_float=lambda text: round(float(text), 9))
+
+    assert rounded(result.summary) == rounded(summarise(result.runs))
+    docs = (root / "docs" / "knowledge.md").read_text()
+    for cell in result.summary:
+        assert number(cell["mean"]) in docs
+        for difference in cell["against"].values():
+            if cell["label"] != "none":
+                signed = f"{difference['mean']:+.3f}".replace("0.", ".", 1)
+                assert f"{signed} ± {number(difference['half'])}" in docs
+    assert "(not clear)" in verdict(result)

@@ -64,6 +64,7 @@ def test_informed_compares_its_arms_and_continues_where_it_stopped(
     page = (tmp_path / "report.html").read_text()
     assert "Which part carries the gain" in page
     assert "Speed of learning" in page
+    assert "The prototypes alone, without an example of the task, score" in page
     assert not re.search(r"(?:src|href)=.http", page)
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     # One of the results and one of the tuning is lost.
