@@ -203,7 +203,8 @@ def _accuracy(outputs: Tensor, answers: Tensor) -> float:
     return (outputs.argmax(dim=1) == answers).float().mean().item()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    """Run and print; returns the table."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
@@ -223,10 +224,10 @@ def main() -> None:
     add("--seeds", type=int, nargs="+", default=[0])
     add("--cache", type=Path, default=None, help="folder for the teachers' scores")
     add("--output", type=Path, default=None, help="file for the results (JSON)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.layers:
         Run(options, options.seeds[0]).layers()
-        return
+        return {}
     runs = [Run(options, seed).run() for seed in options.seeds]
     print(f"\n{'':<34}accuracy  spread  seconds")
     table = {}
@@ -240,6 +241,7 @@ def main() -> None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         result = {"options": settings, "table": table, "environment": describe_environment()}
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return table
 
 
 if __name__ == "__main__":

@@ -141,7 +141,8 @@ def _say(seed: int, name: str, row: Row) -> None:
     print(f"seed {seed}, {name}: {row['first']:.3f} {row['second']:.3f} ({row['seconds']:.0f} s)", flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> list[dict[str, Row]]:
+    """Run and print; returns the rows of each seed."""
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
@@ -157,7 +158,7 @@ def main() -> None:
     add("--data-dir", default=None)
     add("--seeds", type=int, nargs="+", default=[0])
     add("--output", type=Path, default=None, help="file for the results (JSON)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     use_usable_cores()
     runs = [run(options, seed) for seed in options.seeds]
     width = max(map(len, runs[0])) + 2
@@ -173,6 +174,7 @@ def main() -> None:
         settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
         result = {"options": settings, "runs": runs, "environment": describe_environment()}
         options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return runs
 
 
 if __name__ == "__main__":
