@@ -6,6 +6,7 @@ import json
 
 import pytest
 import yaml
+from browser import assert_readable_everywhere
 from comparison import TASKS
 
 from lr_dist.cli import main
@@ -64,7 +65,7 @@ def test_the_held_out_sequences_are_scored_on_validation_with_every_seed(run):
     assert len(learned) == 2
 
 
-def test_table_page_and_result_say_the_same(run, capsys):
+def test_table_page_and_result_say_the_same(run, capsys, tmp_path):
     folder, arguments = run
     outcome = json.loads((folder / "out" / "evidence.json").read_text())
     assert (outcome["finished"], outcome["planned"]) == (6, 6)
@@ -76,6 +77,7 @@ def test_table_page_and_result_say_the_same(run, capsys):
         assert f"{finding['means']['p_o']:.3f}" in text
         assert f"{finding['means']['p_o']:.3f}" in html
     assert "<svg" in html
+    assert_readable_everywhere(html, tmp_path)
     # A finished protocol runs nothing again.
     before = {path: path.stat().st_mtime_ns for path in (folder / "out").rglob("runs/*.json")}
     assert main([*arguments, "--only-report", "true"]) == 0

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from browser import assert_readable_everywhere
 from tiny_folder import save_tiny_model
 
 import lr_dist.extras
@@ -66,6 +67,8 @@ def test_informed_compares_its_arms_and_continues_where_it_stopped(
     assert "Speed of learning" in page
     assert "The prototypes alone, without an example of the task, score" in page
     assert not re.search(r"(?:src|href)=.http", page)
+    (tmp_path / "browser").mkdir()
+    assert_readable_everywhere(page, tmp_path / "browser")
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     # One of the results and one of the tuning is lost.
     lost = [path for path in files if json.loads(path.read_text())["label"] == "mixed"][:2]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import assert_readable_everywhere
 from comparison import FLAT, Listener, config_of
 from safetensors.torch import load_file, save_file
 
@@ -78,8 +79,9 @@ def test_the_result_says_what_it_depends_on(asked: dict[str, Any]) -> None:
     assert asked["arm"].startswith(FLAT)
 
 
-def test_the_page_stands_alone_and_escapes_texts(asked: dict[str, Any], folder: Path) -> None:
+def test_the_page_stands_alone_and_escapes_texts(asked: dict[str, Any], folder: Path, tmp_path: Path) -> None:
     page = (folder / "influence" / "influence.html").read_text()
+    assert_readable_everywhere(page, tmp_path)
     assert "http" not in page.replace("http-equiv", "")
     assert PAIR in page
     assert asked["predictions"][0]["for"][0]["text"] in page
