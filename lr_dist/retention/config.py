@@ -13,8 +13,8 @@ class RetentionCompareConfig(CompareConfig):
     """`CompareConfig` with what `measures_of` and `retention_of` of `lr_dist.retention` read."""
 
     drift: bool = field(default=False, kw_only=True)
-    """Measure how far each layer's weights go in each stage, and how alike its hidden states stay; in the result, and as a heat map in the report (true or
-    false)."""
+    """Measure how far each layer's weights go in each stage, and how alike its hidden states stay; in the result, and
+    as a heat map in the report (true or false)."""
 
     layer_probe: bool = field(default=False, kw_only=True)
     """Measure which layer did the forgetting, too: after each later stage, put one layer back to where the stage found
