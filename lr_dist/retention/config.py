@@ -14,7 +14,7 @@ class RetentionCompareConfig(CompareConfig):
 
     drift: bool = field(default=False, kw_only=True)
     """Measure how far each layer's weights go in each stage, and how alike its hidden states stay; in the result, and
-    as a heat map in the report (true or false)."""
+    as heat maps in the report (true or false)."""
 
     layer_probe: bool = field(default=False, kw_only=True)
     """Measure which layer did the forgetting, too: after each later stage, put one layer back to where the stage found

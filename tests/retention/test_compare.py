@@ -6,7 +6,9 @@ import functools
 from dataclasses import replace
 
 import pytest
+import torch
 from comparison import FLAT, FROZEN, Listener, config_of
+from transformers import AutoTokenizer, GPT2Config, GPT2Model, PreTrainedTokenizerFast
 
 from lr_dist.errors import ConfigurationError, InvalidResultError
 from lr_dist.report.page import render_report
@@ -79,6 +81,25 @@ def test_hidden_states_of_the_first_task_stay_where_the_encoder_is_frozen_and_ch
         else:
             assert max(second["cka"].values()) < 1 - 1e-6
             assert min(second["cka"].values()) > 0
+
+
+def test_a_decoder_is_measured_too(tiny_model, tmp_path):
+    """Its head reads the last token, so the rows are the means of the texts' tokens."""
+    words = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer, model_max_length=64, pad_token="[PAD]", unk_token="[UNK]"
+    )
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(words), "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    GPT2Model(GPT2Config(**sizes, pad_token_id=0, bos_token_id=3, eos_token_id=3)).save_pretrained(tmp_path / "gpt")
+    tokenizer.save_pretrained(tmp_path / "gpt")
+    config = config_of(str(tmp_path / "gpt"), distributions=(FLAT,), seeds=(0,), epochs=1)
+    result = compare(config, tmp_path / "out", listener=Listener(), command="test", measures=[PROBED])
+    first, second = result.runs[0]["measures"]["drift"]
+    assert list(first["drift"]) == ["embeddings", "layers.0", "layers.1", "head"]
+    assert list(second["cka"]) == ["embeddings", "layers.0", "layers.1"]
+    assert all(0.5 < value < 1 for value in second["cka"].values())
+    assert second["probe"]["p_o"] + second["probe"]["all_put_back"] == pytest.approx(result.runs[0]["matrix"][1][0])
 
 
 def test_the_report_has_a_heat_map_for_each_arm(measured, tiny_comparison):
