@@ -219,11 +219,12 @@ def interval(influences: np.ndarray, subsets: np.ndarray, outcomes: np.ndarray, 
 
 def measure(
     *,
-    subsets: int = 56,
-    tuning: int = 16,
+    subsets: int = 60,
+    tuning: int = 12,
     seeds: int = 2,
-    steps: int = 120,
-    fine_steps: int = 40,
+    steps: int = 100,
+    fine_steps: int = 30,
+    models: int = 12,
     keep: Path | None = None,
 ) -> dict[str, Any]:
     """Train, predict and compare; plain data.
@@ -234,12 +235,13 @@ def measure(
         seeds: trainings for each half.
         steps: of stage 1.
         fine_steps: of stage 2.
+        models: trainings on all sentences, with other seeds, over which influences are averaged.
         keep: .npz file for influences and margins.
     """
     began, cpu = time.perf_counter(), time.process_time()
     data = make_data()
     options = {"steps": steps, "fine_steps": fine_steps}
-    whole = [train(data, torch.arange(SENTENCES), seed, **options) for seed in range(seeds)]
+    whole = [train(data, torch.arange(SENTENCES), seed, **options) for seed in range(models)]
     influences = predictions(data, whole)
     right = [float((margins(m, data.queries, data.query_labels) > 0).double().mean()) for _, m in whole]
 
@@ -265,6 +267,7 @@ def measure(
     return {
         "subsets": subsets,
         "seeds": seeds,
+        "models": models,
         "accuracy_on_queries": right,
         "chosen_on_other_subsets": best,
         "on_other_subsets": {name: round(value, 4) for name, value in chosen.items()},
@@ -293,7 +296,14 @@ def interval_of_difference(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("subsets", 56), ("tuning", 16), ("seeds", 2), ("steps", 120), ("fine-steps", 40)):
+    for name, default in (
+        ("subsets", 60),
+        ("tuning", 12),
+        ("seeds", 2),
+        ("steps", 100),
+        ("fine-steps", 30),
+        ("models", 12),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--keep", type=Path, help="File (.npz) for all influences and margins.")

@@ -37,7 +37,7 @@ def test_the_score_is_1_for_outcomes_that_are_sums_of_influences() -> None:
 def test_every_method_is_scored(monkeypatch) -> None:
     monkeypatch.setattr(lds, "MASKS", 1)
     monkeypatch.setattr(lds, "PULLS", (1.0,))
-    result = lds.measure(subsets=5, tuning=3, seeds=2, steps=4, fine_steps=2)
+    result = lds.measure(subsets=5, tuning=3, seeds=2, steps=4, fine_steps=2, models=1)
     assert set(result["scores"]) == {"gradient products", "ekfac, pull 1"}
     assert all(-1 <= value <= 1 for value in result["scores"].values())
     assert result["chosen_on_other_subsets"] == "ekfac, pull 1"
