@@ -92,7 +92,7 @@ def terminal_table(result: InformedResult) -> Table:
 
     table = Table(title=f"{result.task['name']}, {result.task['metric']}", box=None, padding=(0, 2, 0, 0))
     for index, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        table.add_column(name, justify="left" if index == 0 else "right", overflow="fold", no_wrap=index == 0)
     for row in rows(result):
         table.add_row(*map(escape, row))
     return table
