@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lr_dist._distribution.plot import plot_rates
+from lr_dist._distribution.text import short as short_number
 from lr_dist.report.families import Family, families
 from lr_dist.report.rows import spread
 from lr_dist.report.standing import Standings
@@ -112,7 +113,9 @@ def _label_strengths(axes: Axes, curves: Sequence[Family], means: Mapping[str, t
         there = [(value, label) for value, label in family.members if label in means]
         for value, label in (there[0], there[-1]):
             if label not in written:
-                axes.annotate(f"{value:g}", means[label], (5, 5), textcoords="offset points", fontsize=7, alpha=0.8)
+                axes.annotate(
+                    short_number(value), means[label], (5, 5), textcoords="offset points", fontsize=7, alpha=0.8
+                )
                 written.add(label)
 
 
