@@ -31,6 +31,13 @@ def parser() -> ArgumentParser:
     add_options(p, EvidenceConfig)
     p.add_argument("--output", type=str, default="runs/evidence", help="Folder for all runs, the table and the page.")
     p.add_argument("--only-report", type=bool, default=False, help="Run nothing; write table and page of what is done.")
+    p.add_argument(
+        "--preset",
+        type=str | None,
+        default=None,
+        help="Name of an arm: write it as a preset into OUTPUT, if it beats the tuned control.",
+    )
+    p.add_argument("--preset-name", type=str | None, default=None, help="The preset's name; by default the arm's.")
     return p
 
 
@@ -65,6 +72,12 @@ def run(settings: Namespace) -> int:
     console.print(terminal_table(outcome))
     console.print(verdict(outcome), markup=False, highlight=False)
     console.print(f"Page: {page}\nTable: {output / 'evidence.md'}", soft_wrap=True, markup=False)
+    if settings.preset is not None:
+        from lr_dist.evidence.preset import preset_of
+
+        preset = preset_of(evidence.config, outcome, settings.preset, settings.preset_name or settings.preset)
+        path = write_text(output / f"{preset.name}.yaml", preset.to_yaml())
+        console.print(f"Preset: {path}; use it as --distributions {path}", soft_wrap=True, markup=False)
     return 0
 
 

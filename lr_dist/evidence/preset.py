@@ -1,0 +1,87 @@
+"""A preset from an evidence run: only an arm that beats the tuned control becomes one."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from lr_dist.errors import ConfigurationError
+from lr_dist.evidence.analysis import Estimate, Finding
+from lr_dist.evidence.config import EvidenceConfig
+from lr_dist.evidence.protocol import sequence_name
+from lr_dist.evidence.summary import Outcome
+from lr_dist.presets import resolve_plan
+from lr_dist.presets.schema import Preset, Provenance
+from lr_dist.rate_plan import highest
+
+
+def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> Preset:
+    """The tuned arm as a preset, with its figures as provenance.
+
+    Args:
+        config: the protocol.
+        outcome: of the run.
+        arm: name of the arm.
+        name: of the preset.
+
+    Raises:
+        ConfigurationError: an unknown arm, the control, or an arm whose p_o is not clearly above the control's or whose
+            p_s is clearly below it.
+        InvalidPresetError: an invalid name.
+    """
+    control, *others = outcome.findings
+    found = next((finding for finding in others if finding.name == arm), None)
+    if found is None:
+        raise ConfigurationError(
+            f"A preset is made from one of the arms {', '.join(each.name for each in others)}, not {arm!r}."
+        )
+    gain, cost = found.differences["p_o"], found.differences["p_s"]
+    if not (gain.is_clear and gain.mean > 0) or (cost.is_clear and cost.mean < 0):
+        raise ConfigurationError(
+            f"The arm {arm} has not earned a preset: against the tuned control its p_o differs by {_text(gain)} and "
+            f"its p_s by {_text(cost)}. A preset needs a higher p_o and no lower p_s, beyond their intervals."
+        )
+    rates, *methods = config.arm_text(found.text).split(" + ")
+    plan = resolve_plan(rates)
+    preliminary = outcome.finished < outcome.planned
+    return Preset(
+        name=name,
+        purpose=f"{config.model}: keeps more of the earlier task than the tuned flat rate ({arm}).",
+        caution=f"Preliminary: {outcome.finished} of {outcome.planned} runs." if preliminary else None,
+        distribution=highest(plan.stages[0]),
+        plan=plan,
+        methods=tuple(methods),
+        provenance=Provenance(
+            source="lr-dist evidence",
+            model=config.model,
+            tasks=tuple(sequence_name(sequence).replace("-", ">") for sequence in config.search),
+            trials=outcome.choices[arm].tried,
+            seeds=len(config.tuning_seeds),
+            version="1",
+            date=datetime.now(UTC).date().isoformat(),
+            evidence=tuple(_lines(outcome, control, found)),
+            batch_size=config.settings.batch_size,
+            shown_for=f"Held-out sequences: {', '.join(map(sequence_name, config.held_out))}.",
+            not_shown_for="Other models, tasks and sizes of tasks.",
+        ),
+    )
+
+
+def _lines(outcome: Outcome, control: Finding, found: Finding) -> list[str]:
+    gain, cost = found.differences["p_o"], found.differences["p_s"]
+    versions = ", ".join(f"{name} {number}" for name, number in outcome.environment.get("versions", {}).items())
+    gone = found.forgetting_gone
+    lines = [
+        outcome.command,
+        f"Tuned control {control.text}: p_o {control.means['p_o']:.3f}, p_s {control.means['p_s']:.3f}; this one "
+        f"({found.text} from the second task on): p_o {found.means['p_o']:.3f}, p_s {found.means['p_s']:.3f}.",
+        f"p_o {_text(gain)}, p_s {_text(cost)}: {gain.pairs} pairs of runs in {gain.sequences} held-out sequences.",
+    ]
+    if gone is not None:
+        lines.append(f"Share of the control's forgetting that is gone: {_text(gone)}.")
+    return [*lines, f"{outcome.environment.get('processor', '')}; {versions}."]
+
+
+def _text(estimate: Estimate) -> str:
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:+.3f} (no interval)"
+    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
