@@ -8,6 +8,7 @@ from typing import Any
 from lr_dist._distribution.families import FAMILIES, Family
 from lr_dist._distribution.rates import check_factor, check_rate, check_rates
 from lr_dist.errors import InvalidDistributionError, listed, shown
+from lr_dist.names import did_you_mean
 
 
 def family_of(name: Any) -> Family:
@@ -17,7 +18,8 @@ def family_of(name: Any) -> Family:
         InvalidDistributionError: no family has this name.
     """
     if not isinstance(name, str) or name not in FAMILIES:
-        raise InvalidDistributionError(f"Unknown family {shown(name)}. The families are {', '.join(FAMILIES)}.")
+        hint = did_you_mean(name, FAMILIES) if isinstance(name, str) else ""
+        raise InvalidDistributionError(f"Unknown family {shown(name)}.{hint} The families are {', '.join(FAMILIES)}.")
     return FAMILIES[name]
 
 

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from lr_dist import __version__
 from lr_dist.cli.boundary import OPTION, guarded
 from lr_dist.cli.terminal import accept_any_text, clean, ignore_impossible_sizes
 from lr_dist.errors import ConfigurationError, LRDistError, shown
+from lr_dist.names import did_you_mean
 from lr_dist.runs.redact import redact_usage
 
 # In the order of use; each module has `parser()` and `run(settings)`, and `nest` for further levels.
@@ -109,7 +111,22 @@ def _usage_errors_redacted(arguments: Sequence[str]) -> Iterator[None]:
         with contextlib.redirect_stderr(said):
             yield
     finally:
-        sys.stderr.write(clean(redact_usage(said.getvalue(), arguments)))
+        text = said.getvalue()
+        sys.stderr.write(clean(redact_usage(text, arguments)) + _meant(text, arguments))
+
+
+def _meant(usage_error: str, arguments: Sequence[str]) -> str:
+    """A line with the option or command that was probably meant; empty if there is none."""
+    if found := re.search(r"argument COMMAND: invalid choice: '([^']*)'", usage_error):
+        return _line(did_you_mean(found[1], COMMANDS))
+    if found := re.search(r"unrecognized arguments: (--[\w-]+)", usage_error):
+        options = re.findall(r"\[(--[\w-]+)", usage_error)
+        return _line(did_you_mean(found[1], options))
+    return ""
+
+
+def _line(hint: str) -> str:
+    return f"{hint.strip()}\n" if hint else ""
 
 
 def _config_first(arguments: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.early import check_texts
 from lr_dist.cli.loggers import Tracker, add_logger_option, stages_as_steps
 from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
     from lr_dist.sequence.measures import MakeMeasure
     from lr_dist.sequence.observers import Progress
+
+
+# Fewer seeds give rough intervals.
+_SEEDS = 5
 
 
 def parser() -> ArgumentParser:
@@ -39,6 +44,8 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Run or continue the comparison, print its table, write its report."""
+    config = read_options(RetentionCompareConfig, settings)
+    check_texts(config.tasks, (*config.distributions, *config.arms))
     require_extras("tasks", "report")
     from lr_dist.cli.terminal import terminal
     from lr_dist.reading import expanded
@@ -51,7 +58,6 @@ def run(settings: Namespace) -> int:
     from lr_dist.sequence.output import checked_folder
 
     console = terminal()
-    config = read_options(RetentionCompareConfig, settings)
     folder = checked_folder(settings.output)
     tracker = None if settings.logger is None else Tracker(settings.logger, folder / "logs")
     console.print("[dim]Checking model, tasks, arms and output ...[/dim]")
@@ -71,7 +77,21 @@ def run(settings: Namespace) -> int:
     print_comparison(result, console)
     result_file = expanded(settings.output) / "result.json"
     console.print(f"Result: {result_file}\nReport: {report}", soft_wrap=True, markup=False)
+    console.print("\n".join(["Next:", *next_steps(config, folder)]), soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def next_steps(config: RetentionCompareConfig, folder: Path) -> list[str]:
+    """What to do with a finished comparison."""
+    steps = []
+    if len(config.seeds) < _SEEDS:
+        steps.append(f"  the same command with --seeds {' '.join(map(str, range(_SEEDS)))}: only new runs are made")
+    if len(config.tasks) > 1:
+        if config.keep_weights:
+            steps.append(f"  lr-dist influence --run {folder} --most-forgotten 3: which examples made it forget")
+        if not config.layer_probe:
+            steps.append("  --layer-probe true, with another --output: which layers forgot")
+    return [*steps, "  lr-dist evidence: arms tuned on some tasks, compared on others (docs/evidence.md)"]
 
 
 def _announced(view: _View) -> Callable[[str, int, int], None]:

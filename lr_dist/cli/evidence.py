@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.early import check_texts
 from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.extras import require_extras
@@ -56,7 +58,10 @@ def run(settings: Namespace) -> int:
 
     console = terminal()
     output = checked_folder(settings.output)
-    evidence = Evidence(read_options(EvidenceConfig, settings), output)
+    config = read_options(EvidenceConfig, settings)
+    texts = [arm.written(each) for arm in config.arms().values() for each in arm.combinations()]
+    check_texts(itertools.chain(*config.search, *config.held_out), [config.first, *texts])
+    evidence = Evidence(config, output)
     command = redact_command(["lr-dist", *sys.argv[1:]])
     if settings.only_report:
         choices = evidence.choices()
@@ -72,7 +77,9 @@ def run(settings: Namespace) -> int:
     console.print(terminal_table(outcome))
     console.print(verdict(outcome), markup=False, highlight=False)
     console.print(f"Page: {page}\nTable: {output / 'evidence.md'}", soft_wrap=True, markup=False)
-    if settings.preset is not None:
+    if settings.preset is None:
+        console.print("Next: --only-report true --preset ARM writes an arm that is better as a preset", markup=False)
+    else:
         from lr_dist.evidence.preset import preset_of
 
         preset = preset_of(evidence.config, outcome, settings.preset, settings.preset_name or settings.preset)

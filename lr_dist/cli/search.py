@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.early import check_texts
 from lr_dist.cli.loggers import Tracker, add_logger_option
 from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.cli.studies import add_storage_options, load_existing_study, storage_or_default
@@ -77,6 +79,8 @@ def run(settings: Namespace) -> int:
         return _report(settings.report)
     if settings.get("subcommand") == "export":
         return _export(settings.export)
+    config = _config(settings)
+    check_texts(itertools.chain(*config.sequences), (*config.queued, config.first))
     require_extras("search", "tasks")
     from lr_dist.cli.terminal import terminal
     from lr_dist.runs.precision import AUTO
@@ -85,7 +89,6 @@ def run(settings: Namespace) -> int:
     from lr_dist.sequence.output import checked_folder
 
     console = terminal()
-    config = _config(settings)
     folder = checked_folder(settings.output)
     storage = settings.storage or default_storage(folder)
     search = Search(config, storage, settings.study, settings.workers, folder)

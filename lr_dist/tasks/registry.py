@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ def load_task(
     base, shift = split_shift(spec)
     if shift is not None:
         raise ConfigurationError(f"{spec!r} is two tasks, the halves of {base!r}; load it with load_tasks")
+    check_task_names([base])
     if isinstance(base, Mapping) or "=" in base:
         custom = parse_custom(base)
         if custom.name in task_names():
@@ -61,10 +62,8 @@ def load_task(
         raw = load_custom(custom)
     elif base in DEMO_TASKS:
         raw = load_demo(base)
-    elif base in GLUE_TASKS:
-        raw = load_glue(base, data_dir or os.environ.get(DATA_DIR_VARIABLE) or None)
     else:
-        raise UnknownTaskError(_unknown(base))
+        raw = load_glue(base, data_dir or os.environ.get(DATA_DIR_VARIABLE) or None)
     return draw_task(raw, limit=limit, dev_size=dev_size, seed=seed)
 
 
@@ -90,6 +89,8 @@ def load_tasks(
     """
     if isinstance(specs, str | Mapping) or not specs:
         raise ConfigurationError(f"tasks is {specs!r}; give a list of at least one task")
+    # All of them before the first one is loaded.
+    check_task_names(specs)
     tasks: list[Task] = []
     for spec in specs:
         base, shift = split_shift(spec)
@@ -112,6 +113,18 @@ def load_tasks(
             "own name"
         )
     return tasks
+
+
+def check_task_names(specs: Iterable[Spec]) -> None:
+    """Check that every task without a path of its own is known; reads no data.
+
+    Raises:
+        UnknownTaskError: A name or a shift that does not exist.
+    """
+    for spec in specs:
+        base, _ = split_shift(spec)
+        if isinstance(base, str) and "=" not in base and base not in task_names():
+            raise UnknownTaskError(_unknown(base))
 
 
 def split_shift(spec: Spec) -> tuple[Spec, str | None]:
