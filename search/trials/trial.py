@@ -230,6 +230,8 @@ def run_once(
         "scores": run.scores[-1],
         "seconds": round(run.seconds, 3),
         "train_seconds": round(run.train_seconds, 3),
+        # What methods chose by evaluation, such as the alpha of interpolate:alpha=auto.
+        **({"methods": run.methods} if any(run.methods) else {}),
         **({"taken_over_seconds": round(run.taken_over_seconds, 3)} if run.taken_over else {}),
         "tokens": run.tokens,
     }

@@ -76,6 +76,16 @@ def test_one_seed_has_no_spread(tiny_model, tmp_path):
     assert attrs["sequences"][0]["p_o_sd"] is None
 
 
+def test_what_needs_no_training_is_chosen_inside_the_trial_by_evaluation(tiny_model, tmp_path):
+    method = {"method": "interpolate:alpha=auto"}
+    study = run(config_of(tiny_model, **method), tmp_path, [entry(1e-3), entry(5e-4)])
+    for trial in study.trials:
+        (learned,) = trial.user_attrs["runs"]
+        assert "interpolate" not in learned["methods"][0]  # there is no earlier task to keep
+        assert learned["methods"][1]["interpolate"]["alphas"]
+    assert len(StudySummary.of(study).best.user_attrs["runs"][0]["methods"]) == 2
+
+
 def test_a_shift_of_one_task_is_a_sequence_of_two(tiny_model, tmp_path):
     config = config_of(tiny_model, sequences=(("demo-sentiment@length",),), limit=128, epochs=2)
     study = run(config, tmp_path, [entry(1e-3, "mine")])
