@@ -13,6 +13,7 @@ from lr_dist.errors import InvalidTrialsError
 from lr_dist.rate_plan import highest
 from lr_dist.runs.redact import redact
 from lr_dist.search.trials.config import OWN
+from lr_dist.search.trials.record import TrialRecord
 from lr_dist.search.trials.study import IDENTITY
 from lr_dist.search.trials.summary import StudySummary, plan_of
 
@@ -61,7 +62,7 @@ def note(identity: dict[str, Any], summary: StudySummary) -> str:
         + ("the score is that of the user's program." if goal == OWN else f"objective {_code(goal)}, to be maximised.")
         + f" {summary.done} of {summary.slots} trials are done.",
     ]
-    if summary.best is not None and "distribution" in summary.best.user_attrs:
+    if summary.best is not None and TrialRecord.of(summary.best).tried is not None:
         lines.append(f"Best trial so far: {summary.best.number}, value {summary.best.values[0]:.4f}")
         # Studies of the first versions do not record it.
         if "num_layers" in identity:
