@@ -12,9 +12,9 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lr_dist import __version__
 from lr_dist.cli.boundary import OPTION, guarded
@@ -22,6 +22,9 @@ from lr_dist.cli.terminal import accept_any_text, clean, ignore_impossible_sizes
 from lr_dist.errors import ConfigurationError, LRDistError, shown
 from lr_dist.names import did_you_mean
 from lr_dist.runs.redact import redact_usage
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 # In the order of use; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 COMMANDS = {
@@ -71,14 +74,15 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument(OPTION, action="store_true", help="If a command fails, show the whole traceback.")
     modules = {name: import_module(path) for name, path in COMMANDS.items()}
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
+    subparsers = {}
     for name, module in modules.items():
-        subparser = module.parser()
+        subparser = subparsers[name] = module.parser()
         subcommands.add_subcommand(name, subparser, help=subparser.description)
         if hasattr(module, "nest"):
             module.nest(subparser)
     parser.parser_mode = use_strict_loader()
     ordered = _config_first(arguments)
-    with _usage_errors_redacted(arguments):
+    with _usage_errors_redacted(arguments, subparsers):
         try:
             settings = parser.parse_args(ordered)
         except LRDistError:
@@ -104,23 +108,28 @@ def _show_warning(other: Callable[..., None], command: str, message: Any, catego
 
 
 @contextlib.contextmanager
-def _usage_errors_redacted(arguments: Sequence[str]) -> Iterator[None]:
-    """Hide passwords in what the parser prints: it quotes invalid values, and a storage URL may hold a password."""
+def _usage_errors_redacted(arguments: Sequence[str], parsers: Mapping[str, ArgumentParser]) -> Iterator[None]:
+    """Hide passwords in what the parser prints: it quotes invalid values, and a storage URL may hold a password.
+
+    Adds the option or command that was probably meant.
+    """
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             yield
     finally:
         text = said.getvalue()
-        sys.stderr.write(clean(redact_usage(text, arguments)) + _meant(text, arguments))
+        sys.stderr.write(clean(redact_usage(text, arguments)) + _meant(text, arguments, parsers))
 
 
-def _meant(usage_error: str, arguments: Sequence[str]) -> str:
+def _meant(usage_error: str, arguments: Sequence[str], parsers: Mapping[str, ArgumentParser]) -> str:
     """A line with the option or command that was probably meant; empty if there is none."""
     if found := re.search(r"argument COMMAND: invalid choice: '([^']*)'", usage_error):
         return _line(did_you_mean(found[1], COMMANDS))
-    if found := re.search(r"unrecognized arguments: (--[\w-]+)", usage_error):
-        options = re.findall(r"\[(--[\w-]+)", usage_error)
+    found = re.search(r"unrecognized arguments: (--[\w-]+)", usage_error, flags=re.IGNORECASE)
+    command = next((argument for argument in arguments if argument in parsers), None)
+    if found and command:
+        options = [f"--{key.replace('_', '-')}" for key in vars(parsers[command].get_defaults())]
         return _line(did_you_mean(found[1], options))
     return ""
 
