@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lr_dist.report.standing import BETTER, Standings
 from lr_dist.runs.numbers import number
 from lr_dist.sequence.metrics import was_learned
 from lr_dist.sequence.result import ComparisonResult
@@ -13,17 +14,24 @@ from lr_dist.sequence.result import ComparisonResult
 LEAST = 0.02
 
 
-def headline(result: ComparisonResult) -> str:
+def headline(result: ComparisonResult, standing: Standings | None = None) -> str:
     """A sentence on the arm that forgets most and the one with the best average; empty if nothing is forgotten.
 
-    Only means over the runs are compared; whether a difference is more than noise is what the verdict says. Arms that
-    have not learned every task are left out.
+    If some arms clearly retain more than the flat rates at equal p_s, it is the best of these. Otherwise only means over
+    the runs are compared; whether a difference is more than noise is what the verdict says. Arms that have not learned
+    every task are left out.
+
+    Args:
+        result: the comparison.
+        standing: of the arms against the flat rates.
     """
     arms = [summary for summary in result.summary if summary["runs"] and _learned(result, summary)]
     if len(result.tasks) < 2 or len(arms) < 2:
         return ""
     worst = max(arms, key=lambda arm: _mean(arm, "forgetting"))
-    best = max(arms, key=lambda arm: _mean(arm, "average_accuracy"))
+    clear = [] if standing is None else [label for label, each in standing.of.items() if each.kind == BETTER]
+    candidates = [arm for arm in arms if arm["arm"] in clear] or arms
+    best = max(candidates, key=lambda arm: _mean(arm, "average_accuracy"))
     kept = _mean(best, "p_o") - _mean(worst, "p_o")
     if worst is best or _mean(worst, "forgetting") < LEAST or kept < LEAST:
         return ""

@@ -47,7 +47,7 @@ def render_report(result: ComparisonResult) -> str:
         columns=[(name, NAMES[name]) for name in columns(result)],
         rows=table_rows(result, standing),
         standing=standing,
-        headline=headline(result),
+        headline=headline(result, standing),
         verdict=paragraph(result, standing) if has_runs else "",
         rates_svg=rates_figure(result),
         tradeoff_svg=tradeoff if has_runs else "",

@@ -52,7 +52,7 @@ def comparison_view(result: ComparisonResult, *, wide: bool = True) -> Renderabl
             end_section=row is rows[-2],
         )
     verdict = paragraph(result, standing) if any(summary["runs"] for summary in result.summary) else ""
-    said = [escape(text) for text in (headline(result), verdict) if text]
+    said = [escape(text) for text in (headline(result, standing), verdict) if text]
     return Group(*(f"[dim]{escape(line)}[/dim]" for line in task_lines(result)), table, *said)
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lr_dist.report.headline import headline
 from lr_dist.report.page import render_report
+from lr_dist.report.standing import BETTER, Standing, Standings
 from lr_dist.report.terminal import print_comparison
 from lr_dist.sequence.result import ComparisonResult
 
@@ -50,6 +51,14 @@ def test_the_most_forgetful_arm_and_the_best_average_are_named_with_their_scores
     assert "less well (.700" in said(real, summary("a", 0.9, 0.6, 0.8), summary("b", 0.9, 0.89, 0.70))
 
 
+def test_an_arm_that_is_clearly_better_at_equal_p_s_comes_before_a_better_average(real) -> None:
+    arms = [summary("fast", 0.99, 0.5, 0.8), summary("slow", 0.99, 0.98, 0.78), summary("kept", 0.99, 0.93, 0.8)]
+    result = replace(real, summary=arms)
+    standing = Standings(line=None, level=0.95, of={"kept": Standing("kept", BETTER)})
+    assert "slow keeps it at .980" in headline(result)
+    assert "kept keeps it at .930" in headline(result, standing)
+
+
 @pytest.mark.parametrize(
     "arms",
     [
@@ -66,7 +75,7 @@ def test_nothing_is_said_where_there_is_nothing_to_say(real, arms) -> None:
 
 def test_page_and_terminal_begin_with_it(real, monkeypatch) -> None:
     for place in ("page", "terminal"):
-        monkeypatch.setattr(f"lr_dist.report.{place}.headline", lambda result: "It forgets & keeps.")
+        monkeypatch.setattr(f"lr_dist.report.{place}.headline", lambda result, standing: "It forgets & keeps.")
     page = render_report(real)
     assert page.index("It forgets &amp; keeps.") < page.index("What each arm learned")
     printed = StringIO()
