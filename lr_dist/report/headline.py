@@ -17,9 +17,9 @@ LEAST = 0.02
 def headline(result: ComparisonResult, standing: Standings | None = None) -> str:
     """A sentence on the arm that forgets most and the one with the best average; empty if nothing is forgotten.
 
-    If some arms clearly retain more than the flat rates at equal p_s, it is the best of these. Otherwise only means over
-    the runs are compared; whether a difference is more than noise is what the verdict says. Arms that have not learned
-    every task are left out.
+    If some arms clearly retain more than the flat rates at equal p_s, it is the best of these. Otherwise only means
+    over the runs are compared; whether a difference is more than noise is what the verdict says. Arms that have not
+    learned every task are left out.
 
     Args:
         result: the comparison.
