@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.evidence.analysis import Estimate, Finding
+from lr_dist.evidence.analysis import Finding
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.evidence.protocol import sequence_name
 from lr_dist.evidence.summary import Outcome
+from lr_dist.evidence.table import signed
 from lr_dist.presets import resolve_plan
 from lr_dist.presets.schema import Preset, Provenance
 from lr_dist.rate_plan import highest
@@ -37,8 +38,8 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
     gain, cost = found.differences["p_o"], found.differences["p_s"]
     if not (gain.is_clear and gain.mean > 0) or (cost.is_clear and cost.mean < 0):
         raise ConfigurationError(
-            f"The arm {arm} has not earned a preset: against the tuned control its p_o differs by {_text(gain)} and "
-            f"its p_s by {_text(cost)}. A preset needs a higher p_o and no lower p_s, beyond their intervals."
+            f"The arm {arm} has not earned a preset: against the tuned control its p_o differs by {signed(gain)} and "
+            f"its p_s by {signed(cost)}. A preset needs a higher p_o and no lower p_s, beyond their intervals."
         )
     rates, *methods = config.arm_text(found.text).split(" + ")
     plan = resolve_plan(rates)
@@ -74,14 +75,8 @@ def _lines(outcome: Outcome, control: Finding, found: Finding) -> list[str]:
         outcome.command,
         f"Tuned control {control.text}: p_o {control.means['p_o']:.3f}, p_s {control.means['p_s']:.3f}; this one "
         f"({found.text} from the second task on): p_o {found.means['p_o']:.3f}, p_s {found.means['p_s']:.3f}.",
-        f"p_o {_text(gain)}, p_s {_text(cost)}: {gain.pairs} pairs of runs in {gain.sequences} held-out sequences.",
+        f"p_o {signed(gain)}, p_s {signed(cost)}: {gain.pairs} pairs of runs in {gain.sequences} held-out sequences.",
     ]
     if gone is not None:
-        lines.append(f"Share of the control's forgetting that is gone: {_text(gone)}.")
+        lines.append(f"Share of the control's forgetting that is gone: {signed(gone)}.")
     return [*lines, f"{outcome.environment.get('processor', '')}; {versions}."]
-
-
-def _text(estimate: Estimate) -> str:
-    if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:+.3f} (no interval)"
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"

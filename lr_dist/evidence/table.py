@@ -37,9 +37,9 @@ def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
         name,
         f"{finding.means['p_o']:.3f}",
         f"{finding.means['p_s']:.3f}",
-        *(("control",) * 2 if is_control else (_signed(difference["p_o"]), _signed(difference["p_s"]))),
+        *(("control",) * 2 if is_control else (signed(difference["p_o"]), signed(difference["p_s"]))),
         "0 %" if is_control else _percent(finding.forgetting_gone),
-        "0" if is_control else _signed(finding.at_equal_p_s),
+        "0" if is_control else signed(finding.at_equal_p_s),
         *(f"{finding.means[name]:.3f}" for name in MEASURED if name in finding.means),
         f"{finding.seconds:.0f}",
     )
@@ -83,10 +83,10 @@ def verdict(outcome: Outcome) -> str:
     worse = [f for f in clear if _mean(f) < 0]
     unclear = [f for f in others if f not in clear]
     parts = [f"At equal p_s as the control ({control.text}), with intervals that leave out zero:"]
-    listed = ", ".join(f"{f.name} {_signed(f.at_equal_p_s)}" for f in better)
+    listed = ", ".join(f"{f.name} {signed(f.at_equal_p_s)}" for f in better)
     parts.append(f"p_o is higher with {listed}." if better else "no arm has a higher p_o.")
     if worse:
-        parts.append("It is lower with " + ", ".join(f"{f.name} {_signed(f.at_equal_p_s)}" for f in worse) + ".")
+        parts.append("It is lower with " + ", ".join(f"{f.name} {signed(f.at_equal_p_s)}" for f in worse) + ".")
     if unclear:
         parts.append("Not told apart from the control: " + ", ".join(f.name for f in unclear) + ".")
     if outcome.finished < outcome.planned:
@@ -99,7 +99,8 @@ def _mean(finding: Finding) -> float:
     return finding.at_equal_p_s.mean
 
 
-def _signed(estimate: Estimate | None) -> str:
+def signed(estimate: Estimate | None) -> str:
+    """`+0.011 [+0.005, +0.015]`; `n/a` for None."""
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lr_dist.report.rows import not_learned
 from lr_dist.report.standing import BETTER, Standings
 from lr_dist.runs.numbers import number
-from lr_dist.sequence.metrics import was_learned
 from lr_dist.sequence.result import ComparisonResult
 
 # Smaller differences of a score are not worth a sentence.
@@ -25,7 +25,7 @@ def headline(result: ComparisonResult, standing: Standings | None = None) -> str
         result: the comparison.
         standing: of the arms against the flat rates.
     """
-    arms = [summary for summary in result.summary if summary["runs"] and _learned(result, summary)]
+    arms = [summary for summary in result.summary if summary["runs"] and not not_learned(result, summary)]
     if len(result.tasks) < 2 or len(arms) < 2:
         return ""
     worst = max(arms, key=lambda arm: _mean(arm, "forgetting"))
@@ -49,12 +49,3 @@ def headline(result: ComparisonResult, standing: Standings | None = None) -> str
 
 def _mean(summary: Mapping[str, Any], metric: str) -> float:
     return float(summary["metrics"][metric]["mean"])
-
-
-def _learned(result: ComparisonResult, summary: Mapping[str, Any]) -> bool:
-    """Whether every task scores above its majority class right after it was learned."""
-    mean = summary["matrix"]["mean"]
-    return all(
-        was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
-        for j, task in enumerate(result.tasks)
-    )

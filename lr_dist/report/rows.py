@@ -110,17 +110,22 @@ def spread(cell: Mapping[str, float] | None) -> str:
     return f"{number(cell['mean'])} ± {number(cell['sd'])}" if cell["n"] > 1 else number(cell["mean"])
 
 
+def not_learned(result: ComparisonResult, summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tasks that an arm with runs scores no better than the majority class right after learning them."""
+    mean = summary["matrix"]["mean"]
+    return tuple(
+        task["name"]
+        for j, task in enumerate(result.tasks)
+        if not was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
+    )
+
+
 def _row(result: ComparisonResult, summary: Mapping[str, Any], standing: Standings | None) -> ArmRow:
     runs = f"{summary['runs']}" + (f" ({summary['diverged']} diverged)" if summary["diverged"] else "")
     if not summary["runs"]:
         return ArmRow(summary["arm"], runs, dict.fromkeys(NAMES, ("-", "-")), ())
     metrics, relative = summary["metrics"], summary["metrics_above_baseline"]
-    mean = summary["matrix"]["mean"]
-    missed = tuple(
-        task["name"]
-        for j, task in enumerate(result.tasks)
-        if not was_learned(mean[j + 1][j], task["baseline"], task["examples"][task["scored_on"]])
-    )
+    missed = not_learned(result, summary)
     cells = {name: (spread(metrics.get(name)), spread(relative.get(name))) for name in NAMES}
     own = standing.of.get(summary["arm"]) if standing is not None else None
     finished = [run for run in result.runs if run["arm"] == summary["arm"] and run["status"] == "done"]
