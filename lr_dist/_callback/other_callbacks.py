@@ -8,8 +8,16 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lr_dist._callback.internals import averaging_rates
-from lr_dist._lightning import BackboneFinetuning, BaseFinetuning, L, StochasticWeightAveraging, package_of
-from lr_dist.errors import ResumeMismatchError, UnsupportedCallbackError
+from lr_dist._lightning import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    L,
+    StochasticWeightAveraging,
+    package_of,
+)
+from lr_dist.errors import ResumeMismatchError, UnsupportedCallbackError, UnsupportedStrategyError
 
 
 def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
@@ -24,6 +32,26 @@ def check_trainer(trainer: L.Trainer) -> None:
         UnsupportedTrainerError: another library's Trainer, or an old version of Lightning's.
     """
     package_of(trainer)
+
+
+def check_whole_parameters(
+    trainer: L.Trainer, name: str, better: str = "ModelParallelStrategy (FSDP2) or DDPStrategy"
+) -> None:
+    """Refuse strategies under which a process does not hold the parameters by their names and in their shapes.
+
+    Args:
+        trainer: of the fit.
+        name: what needs them, for the message.
+        better: strategies to use instead.
+
+    Raises:
+        UnsupportedStrategyError: FSDP1 or DeepSpeed.
+    """
+    if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
+        raise UnsupportedStrategyError(
+            f"{name} needs every parameter by its name and in its shape, which {type(trainer.strategy).__name__} does "
+            f"not keep. Use {better}."
+        )
 
 
 def check_callbacks(trainer: L.Trainer) -> None:

@@ -12,7 +12,8 @@ import torch
 from typing_extensions import override
 
 from lr_dist._callback.finder import resumes_a_fit
-from lr_dist._lightning import Callback, DeepSpeedStrategy, FSDPStrategy, L, ModelParallelStrategy, isolate_rng
+from lr_dist._callback.other_callbacks import check_whole_parameters
+from lr_dist._lightning import Callback, L, ModelParallelStrategy, isolate_rng
 from lr_dist.errors import ConfigurationError, ResumeMismatchError, UnsupportedStrategyError
 from lr_dist.methods.context import StageContext
 
@@ -211,17 +212,12 @@ class Method(Callback):
         if stage != "fit":
             return
         _check_order(trainer)
-        strategy = type(trainer.strategy).__name__
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
-            better = "ModelParallelStrategy (FSDP2) or DDPStrategy" if self.info.fsdp2 else "DDPStrategy"
-            raise UnsupportedStrategyError(
-                f"{self.name} needs every parameter by its name and in its shape, which {strategy} does not keep. Use "
-                f"{better}."
-            )
+        better = {} if self.info.fsdp2 else {"better": "DDPStrategy"}
+        check_whole_parameters(trainer, self.name, **better)
         if not self.info.fsdp2 and isinstance(trainer.strategy, ModelParallelStrategy):
             raise UnsupportedStrategyError(
-                f"{self.name} needs whole parameters, and {strategy} (FSDP2) gives each process a part of them. Use "
-                "DDPStrategy."
+                f"{self.name} needs whole parameters, and {type(trainer.strategy).__name__} (FSDP2) gives each process "
+                "a part of them. Use DDPStrategy."
             )
 
     @override

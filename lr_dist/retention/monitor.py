@@ -8,9 +8,9 @@ import torch
 from typing_extensions import override
 
 from lr_dist._callback.finder import resumes_a_fit
-from lr_dist._callback.other_callbacks import check_trainer
-from lr_dist._lightning import Callback, DeepSpeedStrategy, FSDPStrategy, L, give_back, kept, rank_zero_warn
-from lr_dist.errors import ConfigurationError, InexactResumeWarning, UnsupportedStrategyError
+from lr_dist._callback.other_callbacks import check_trainer, check_whole_parameters
+from lr_dist._lightning import Callback, L, give_back, kept, rank_zero_warn
+from lr_dist.errors import ConfigurationError, InexactResumeWarning
 from lr_dist.monitor.host import Host
 from lr_dist.retention.options import Monitor
 from lr_dist.retention.watch import LayerChanges
@@ -80,11 +80,7 @@ class RetentionMonitor(Callback, Monitor):
         if stage != "fit":
             return
         check_trainer(trainer)
-        if isinstance(trainer.strategy, (FSDPStrategy, DeepSpeedStrategy)):
-            raise UnsupportedStrategyError(
-                "RetentionMonitor needs every parameter by its name and in its shape, which "
-                f"{type(trainer.strategy).__name__} does not keep. Use ModelParallelStrategy (FSDP2) or DDPStrategy."
-            )
+        check_whole_parameters(trainer, "RetentionMonitor")
         self._watch = self._new_watch()
 
     @override
