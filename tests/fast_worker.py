@@ -58,6 +58,7 @@ def work(
     seconds: float = 0.05,
     file_mb: float | None = None,
     heartbeat: tuple[int, int] | None = None,
+    gate: tuple[int, Path] | None = None,
 ) -> None:
     """A worker process: exit status 0 when nothing is left, 3 for an error of the storage, 130 for SIGTERM.
 
@@ -69,6 +70,7 @@ def work(
         file_mb: no file may grow beyond this size, as on a full disk.
         heartbeat: seconds between two of them, and after how many without one a worker is taken for dead; this process
             then is one of another machine for the others, which see no more of it. None: they see the process.
+        gate: a slot and a file: trials from this slot on do not end before the file exists.
     """
     assert "torch" not in sys.modules, "a worker takes seconds to start"
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -92,6 +94,8 @@ def work(
         lr = trial.suggest_float("lr", 1e-7, 1.0, log=True)
         with interruptible():
             time.sleep(rng.uniform(0, 2 * seconds))
+            while gate and trial.user_attrs[SLOT] >= gate[0] and not gate[1].exists():
+                time.sleep(0.02)
         trial.set_user_attr("ran", place)
         note(f"end {place}")
         return (lr,)

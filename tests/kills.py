@@ -169,7 +169,7 @@ def run_round(
         kinds: what may happen; all of it by default.
     """
     began, rng = time.monotonic(), random.Random(number)
-    result = Round(number, backend, elsewhere=number // len(BACKENDS) % 2 == 1, trials=3 * events)
+    result = Round(number, backend, elsewhere=number // len(BACKENDS) % 2 == 1, trials=6 * events)
     heartbeat = (BEAT_S, GRACE_S) if result.elsewhere else None
     workers = Workers(url, "study", result.trials, folder / "log", seconds=0.03, heartbeat=heartbeat)
     kinds = kinds or ("kill", "terminate", *(("stop", "stop") if result.elsewhere else ("stop",)))

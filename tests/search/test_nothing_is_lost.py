@@ -89,7 +89,7 @@ def wait_for(url: str, study: str, trials: int, seconds: float = 60) -> dict[int
 
 
 def test_24_kills_of_two_workers_on_postgresql_lose_and_double_nothing(postgres: Any, tmp_path: Path) -> None:
-    kills, trials = 24 * TIMES, 80 * TIMES
+    kills, trials = 24 * TIMES, 200 * TIMES
     url = postgres.database("kills")
     crew = Workers(url, "kills", trials, tmp_path / "log")
     rng = random.Random(0)
@@ -112,7 +112,7 @@ def test_a_worker_that_is_asked_to_end_hands_its_trial_back_whatever_it_does(kin
     else:
         url = kind.format(tmp_path)
     rounds = 8 * TIMES
-    trials = 50 * rounds
+    trials = 10_000 * rounds
     crew = Workers(url, "asked", trials, tmp_path / "log", seconds=0.002)
     rng = random.Random(2)
     for _ in range(rounds):
@@ -140,11 +140,13 @@ def test_killing_all_workers_at_once_loses_nothing(postgres: Any, tmp_path: Path
 
 
 def test_a_restart_of_the_database_loses_nothing(postgres: Any, tmp_path: Path) -> None:
-    url, trials = postgres.database("restarts"), 24
-    crew = Workers(url, "restarts", trials, tmp_path / "log")
+    url, trials, gate = postgres.database("restarts"), 24, tmp_path / "gate"
+    # The gate keeps the team from finishing the study before the database stops.
+    crew = Workers(url, "restarts", trials, tmp_path / "log", gate=(8, gate))
     with crew.team(2) as team:
         kept = wait_for(url, "restarts", 5)
         postgres.stop("immediate")
+        gate.touch()
         try:
             # Without its storage a worker cannot go on; it ends with an error instead of waiting for ever.
             assert join(team, 60) == [STORAGE_ERROR] * 2
