@@ -1,4 +1,4 @@
-"""`LinearProbe`: how well each task can still be read off the encoder, whatever has become of its head.
+"""`LinearProbe`: how well each earlier task can still be read off the encoder, whatever has become of its head.
 
 Forgetting has two causes: the head no longer fits the encoder, or the encoder no longer tells the classes apart
 (arXiv 2312.07887, 2303.01081). A new head on the frozen encoder is free of the first one.
@@ -27,15 +27,15 @@ _STEPS = 100
 
 
 class LinearProbe(Measure):
-    """Fits a new linear head to each task on the frozen encoder: after the task was learned, and after the last one.
+    """Fits a new linear head to each earlier task on the frozen encoder: after that task, and after the last one.
 
     The head sees the task's training examples; its score is that on the split which the comparison is scored on.
     `learned - retained` is what the encoder has forgotten; what the task's own head forgets beyond it is due to the
     head.
 
-    The result has, for each task, `learned` and `retained` (every metric; the same numbers for the last task). Metrics
-    of a run with earlier tasks: `probe_p_o`, the mean of their `retained` (primary) scores, and `probe_forgetting`, the
-    mean of `learned - retained`.
+    The result has, for each task but the last, `learned` and `retained` (every metric). Metrics of a run with earlier
+    tasks: `probe_p_o`, the mean of their `retained` (primary) scores, and `probe_forgetting`, the mean of `learned -
+    retained`.
     """
 
     name = "linear_probe"
@@ -49,17 +49,18 @@ class LinearProbe(Measure):
         return {"ridge": RIDGE}
 
     def stage_ended(self, run: SequenceState, stage: Stage) -> None:
-        self._primary.append(stage.task.primary)
-        self._learned.append(self._probe(run, stage))
-        if stage.index == len(run.stages) - 1:
-            self._retained = [self._probe(run, each) for each in run.stages[:-1]] + [self._learned[-1]]
+        if stage.index < len(run.stages) - 1:
+            self._primary.append(stage.task.primary)
+            self._learned.append(self._probe(run, stage))
+        else:
+            self._retained = [self._probe(run, each) for each in run.stages[:-1]]
 
     def result(self) -> list[dict[str, Scores]]:
         both = zip(self._learned, self._retained, strict=True)
         return [{"learned": learned, "retained": retained} for learned, retained in both]
 
     def metrics(self) -> dict[str, float]:
-        earlier = list(zip(self._primary, self._learned, self._retained, strict=True))[:-1]
+        earlier = list(zip(self._primary, self._learned, self._retained, strict=True))
         if not earlier:
             return {}
         return {
