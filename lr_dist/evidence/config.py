@@ -95,7 +95,8 @@ class EvidenceConfig(SequenceConfig):
     """The protocol of an evidence run.
 
     Raises:
-        ConfigurationError: nothing to tune on or to compare on, a sequence in both, an unknown control.
+        ConfigurationError: nothing to compare on, neither or both of `search` and `choices`, a sequence to tune and to
+            compare on, an unknown control.
     """
 
     first: str = "flat:lr=1.34e-4"
@@ -106,6 +107,9 @@ class EvidenceConfig(SequenceConfig):
 
     held_out: tuple[tuple[TaskSpec, ...], ...] = ()
     """Task sequences on which the tuned arms are compared; none of them may be in search."""
+
+    choices: str | None = None
+    """Take the arms' settings from the chosen.json of another evidence run, and tune nothing; search is then empty."""
 
     contenders: Mapping[str, Any] = field(default_factory=dict)
     """Arms by name: a text such as flat:lr=1e-4, or a mapping {text, settings, curve}."""
@@ -129,9 +133,10 @@ class EvidenceConfig(SequenceConfig):
     settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True)
 
     def __post_init__(self) -> None:
-        if not self.search or not self.held_out:
+        if not self.held_out or bool(self.search) == bool(self.choices):
             raise ConfigurationError(
-                "Evidence needs sequences to tune on (search) and others to compare on (held_out)."
+                "Evidence needs sequences to compare on (held_out), and either others to tune on (search) or the "
+                "chosen.json of another evidence run (choices)."
             )
         both = [sequence for sequence in self.held_out if sequence in self.search]
         if both:

@@ -25,10 +25,14 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
         name: of the preset.
 
     Raises:
-        ConfigurationError: an unknown arm, the control, or an arm whose p_o is not clearly above the control's or whose
-            p_s is clearly below it.
+        ConfigurationError: an unknown arm, the control, an arm tuned in another evidence run, one whose p_o is not
+            clearly above the control's, or one whose p_s is clearly below it.
         InvalidPresetError: an invalid name.
     """
+    if config.choices is not None:
+        raise ConfigurationError(
+            f"The arms were tuned in another evidence run ({config.choices}); a preset is made where its arm was tuned."
+        )
     control, *others = outcome.findings
     found = next((finding for finding in others if finding.name == arm), None)
     if found is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lr_dist.errors import ConfigurationError, OutputInUseError
 from lr_dist.evidence.config import EvidenceConfig, TaskSpec
-from lr_dist.evidence.tuning import Choice, choose
+from lr_dist.evidence.tuning import Choice, choose, taken_choices
 from lr_dist.retention.measure import retention_of
 from lr_dist.runs.atomic import write_json
 from lr_dist.sequence.compare import Listener, compare
@@ -93,17 +93,21 @@ class Evidence:
             command: the command line, for the result files.
         """
         tuning = self.tuning_steps()
+        taken = self.choices() if self.config.choices else {}
         self._run_steps(tuning, listener_of, command)
-        choices = self.choices() or self._choose([self.result(step) for step in tuning])
+        choices = taken or self.choices() or self._choose([self.result(step) for step in tuning])
         self._run_steps(self.held_out_steps(choices), listener_of, command)
         return choices
 
     def choices(self) -> dict[str, Choice]:
-        """The choices that were made; empty before the tuning is finished.
+        """The choices that were made, here or in another evidence run; empty before the tuning is finished.
 
         Raises:
             ConfigurationError: they were made for other arms.
+            InvalidResultError: the file cannot be read.
         """
+        if self.config.choices is not None:
+            return taken_choices(self.config.arms(), Path(self.config.choices))
         path = self.output / CHOSEN
         if not path.exists():
             return {}

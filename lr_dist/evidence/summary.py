@@ -99,6 +99,7 @@ def config_dict(config: EvidenceConfig) -> dict[str, Any]:
         "control": config.control,
         "tuning_seeds": list(config.tuning_seeds),
         "seeds": list(config.seeds),
+        **({} if config.choices is None else {"choices": config.choices}),
         **({} if config.eval_limit is None else {"eval_limit": config.eval_limit}),
         **({"linear_probe": True} if config.linear_probe else {}),
         **({"retention": config.retention} if config.retention else {}),

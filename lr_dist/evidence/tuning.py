@@ -1,15 +1,16 @@
-"""Choose each arm's settings by its scores on the search sequences."""
+"""Choose each arm's settings by its scores on the search sequences, or take those of another evidence run."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from lr_dist.errors import InvalidResultError
+from lr_dist.errors import ConfigurationError, InvalidResultError, shown
 from lr_dist.evidence.config import Contender, EvidenceConfig
-from lr_dist.sequence.result import ComparisonResult
+from lr_dist.sequence.result import ComparisonResult, read_json
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,33 @@ def choose(config: EvidenceConfig, results: Sequence[ComparisonResult]) -> dict[
         InvalidResultError: an arm of which every combination diverged, or a result that lacks runs.
     """
     return {name: _choose_one(config, arm, results) for name, arm in config.arms().items()}
+
+
+def taken_choices(arms: Mapping[str, Contender], path: Path) -> dict[str, Choice]:
+    """The settings that another evidence run chose for arms of the same names and texts.
+
+    Raises:
+        ConfigurationError: the file has no choice for an arm, or one for another text.
+        InvalidResultError: the file cannot be read.
+    """
+    try:
+        found = {name: Choice(**entry) for name, entry in read_json(path)["choices"].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InvalidResultError(f"{path} is not the chosen.json of an evidence run.") from error
+    missing = [name for name in arms if name not in found]
+    if missing:
+        raise ConfigurationError(
+            f"{path} has no settings for the arm {missing[0]}; it has {', '.join(found) or 'none'}. Remove the arm, or "
+            "tune it with search in place of choices."
+        )
+    for name, arm in arms.items():
+        chosen = found[name]
+        if set(chosen.settings) != set(arm.settings) or arm.written(chosen.settings) != chosen.text:
+            raise ConfigurationError(
+                f"{path} has the arm {name} as {shown(chosen.text)}, which does not come from {shown(arm.text)}. Write "
+                "the arm as in that evidence run."
+            )
+    return {name: found[name] for name in arms}
 
 
 def _choose_one(config: EvidenceConfig, arm: Contender, results: Sequence[ComparisonResult]) -> Choice:

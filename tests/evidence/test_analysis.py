@@ -71,7 +71,8 @@ FLAT = {"text": "flat:lr={lr}", "settings": {"lr": ["1e-4", "2e-4"]}, "curve": "
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"search": ()}, "sequences to tune on"),
+        ({"search": ()}, "others to tune on"),
+        ({"choices": "chosen.json"}, "others to tune on"),
         ({"held_out": (("sst2", "qqp"),)}, "in search and in held_out"),
         ({"control": "ewc"}, "no arm"),
         ({"seeds": (1, 1)}, "distinct"),

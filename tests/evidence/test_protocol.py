@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,10 +11,14 @@ from browser import assert_readable_everywhere
 from comparison import TASKS
 
 from lr_dist.cli import main
-from lr_dist.errors import ConfigurationError
+from lr_dist.cli.evidence import parser
+from lr_dist.cli.options import read_options
+from lr_dist.errors import ConfigurationError, InvalidResultError
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.evidence.protocol import Evidence
+from lr_dist.evidence.tuning import taken_choices
 
+ROOT = Path(__file__).parents[2]
 CONTENDERS = {
     "flat": {"text": "flat:lr={lr}", "settings": {"lr": ["1e-4", "3e-3"]}, "curve": "lr"},
     "l2-sp": {"text": "flat:lr=3e-3 + l2-sp:alpha={alpha}", "settings": {"alpha": [0.001, 1]}},
@@ -93,3 +98,57 @@ def test_choices_of_other_arms_are_refused(run):
     )
     with pytest.raises(ConfigurationError, match="chosen for other arms"):
         Evidence(config, folder / "out").choices()
+
+
+def test_choices_of_another_run_are_taken_and_nothing_is_tuned(run, tmp_path) -> None:
+    folder, _ = run
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    del content["search"], content["contenders"]["flat"]["curve"]
+    content |= {"choices": str(folder / "out" / "chosen.json"), "seeds": [7]}
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(content))
+    assert main(["evidence", "--config", str(config), "--output", str(tmp_path / "out")]) == 0
+    assert not (tmp_path / "out" / "tuning").exists()
+    outcome = json.loads((tmp_path / "out" / "evidence.json").read_text())
+    theirs = json.loads((folder / "out" / "chosen.json").read_text())["choices"]
+    assert outcome["choices"] == theirs
+    assert [finding["text"] for finding in outcome["findings"]] == [theirs[name]["text"] for name in ("flat", "l2-sp")]
+
+
+@pytest.mark.parametrize(
+    ("arm", "says"),
+    [
+        ({"ewc": "flat:lr=1e-4 + ewc:strength=1"}, "no settings for the arm ewc; it has flat, l2-sp"),
+        ({"l2-sp": CONTENDERS["l2-sp"] | {"text": "flat:lr=1e-3 + l2-sp:alpha={alpha}"}}, "does not come from"),
+    ],
+)
+def test_choices_that_were_made_for_other_arms_are_not_taken(run, arm, says) -> None:
+    arms = {"flat": CONTENDERS["flat"], **arm}
+    chosen = str(run[0] / "out" / "chosen.json")
+    config = EvidenceConfig(choices=chosen, held_out=(TASKS,), contenders=arms)
+    with pytest.raises(ConfigurationError, match=says):
+        Evidence(config, run[0] / "out").choices()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"choices": {"flat": {"name": "flat"}}}'])
+def test_another_file_is_not_taken_for_choices(tmp_path, content) -> None:
+    (tmp_path / "other.json").write_text(content)
+    config = EvidenceConfig(
+        choices=str(tmp_path / "other.json"), held_out=(TASKS,), contenders={"flat": CONTENDERS["flat"]}
+    )
+    with pytest.raises(InvalidResultError, match=r"is not the chosen\.json"):
+        Evidence(config, tmp_path).choices()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/evidence").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_protocols_are_valid(path, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("LR_DIST_DATA", str(tmp_path))
+    config = read_options(EvidenceConfig, parser().parse_args(["--config", str(path)]))
+    choices = Evidence(config, tmp_path).choices()
+    if config.choices is None:
+        chosen = path.with_suffix("") / "chosen.json"
+        assert choices == {}
+        assert not chosen.exists() or set(taken_choices(config.arms(), chosen)) == set(config.contenders)
+    else:
+        assert set(choices) == set(config.contenders)
