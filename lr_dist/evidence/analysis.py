@@ -81,7 +81,7 @@ class Finding:
 def findings(
     config: EvidenceConfig, choices: Mapping[str, Choice], results: Sequence[ComparisonResult], level: float = 0.95
 ) -> list[Finding]:
-    """One finding for each arm, the control first.
+    """One finding for each arm that has a run which the control has, too; the control first.
 
     Runs are paired by sequence and seed: both have the same first-stage weights, order of examples and random numbers.
     Of these pairs only those are used that every arm has finished.
@@ -102,12 +102,13 @@ def findings(
     curve_settings = config.arms()[config.control].curve_of(control.settings)
     texts = [config.arms()[config.control].written(settings) for settings in curve_settings]
     curve = [scores_of(config, text, results) for text in texts]
-    names = [config.control, *(name for name in choices if name != config.control)]
-    tables = [scores_of(config, choices[name].text, results) for name in names]
+    tables = {name: scores_of(config, choice.text, results) for name, choice in choices.items()}
+    begun = [name for name, table in tables.items() if any(set(table[s]) & set(seeds) for s, seeds in flat.items())]
     # The runs that every arm has finished, so that the means of a run in progress are of the same pairs.
-    common = {name: sorted(set.intersection(*(set(table[name]) for table in tables))) for name in flat}
+    common = {s: sorted(set.intersection(*(set(tables[name][s]) for name in begun))) for s in flat}
     if not any(common.values()):
-        common = {name: sorted(seeds) for name, seeds in flat.items()}
+        common = {s: sorted(seeds) for s, seeds in flat.items()}
+    names = [config.control, *(name for name in begun if name != config.control)]
     return [_finding(config, choices[name], flat, curve, results, common, level) for name in names]
 
 
@@ -138,8 +139,6 @@ def _finding(
     runs = [run for result in results for run in result.runs if run["arm"] == label]
     pairs = {name: sorted(set(ours[name]) & set(common[name])) for name in ours if name in common}
     pairs = {name: seeds for name, seeds in pairs.items() if seeds}
-    if not pairs:
-        raise InvalidResultError(f"The arm {choice.name} has no run that the control has, too; let the run go on.")
 
     def mean_of(table: Table, name: str, seeds: Sequence[int], metric: str) -> float:
         return statistics.fmean(table[name][seed][metric] for seed in seeds)

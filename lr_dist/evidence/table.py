@@ -10,7 +10,10 @@ from lr_dist.evidence.summary import Outcome
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADER = ("arm", "p_o", "p_s", "p_o - control", "p_s - control", "forgetting gone", "p_o at equal p_s")
+HEADER = (
+    "arm", "p_o", "p_s", "p_o - control", "p_s - control", "average - control", "forgetting gone", "p_o at equal p_s",
+)  # fmt: skip
+DIFFERENCES = ("p_o", "p_s", "average_accuracy")
 PROBED = ("p_o, new head", "the encoder forgets")
 MEASURED = ("probe_p_o", "probe_forgetting", "retention_lost")
 
@@ -37,7 +40,7 @@ def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
         name,
         f"{finding.means['p_o']:.3f}",
         f"{finding.means['p_s']:.3f}",
-        *(("control",) * 2 if is_control else (signed(difference["p_o"]), signed(difference["p_s"]))),
+        *("control" if is_control else signed(difference[name]) for name in DIFFERENCES),
         "0 %" if is_control else _percent(finding.forgetting_gone),
         "0" if is_control else signed(finding.at_equal_p_s),
         *(f"{finding.means[name]:.3f}" for name in MEASURED if name in finding.means),
@@ -67,9 +70,10 @@ def markdown(outcome: Outcome) -> str:
 
 NOTE = (
     "Mean over sequences and seeds; differences to the tuned control, paired by sequence and seed, with 95% bootstrap "
-    "intervals over sequences and seeds. Forgetting gone: share of the control's forgetting that the arm lacks. "
-    "p_o at equal p_s: p_o minus that of the control's curve (its other settings) at the same p_s; n/a where the curve "
-    "does not reach it. New head: a linear head fitted to the frozen encoder; the encoder forgets what such a head "
+    "intervals over sequences and seeds. Average: accuracy over all tasks in the end. Forgetting gone: share of the "
+    "control's forgetting that the arm lacks. p_o at equal p_s: p_o minus that of the control's curve (its other "
+    "settings) at the same p_s, or at the curve's highest p_s if the arm's is above it; n/a where the curve does not "
+    "reach it. New head: a linear head fitted to the frozen encoder; the encoder forgets what such a head "
     "loses. Nats lost: log likelihood of the pre-training text, per token, that a refitted masked-LM head cannot get "
     "back."
 )
@@ -89,6 +93,9 @@ def verdict(outcome: Outcome) -> str:
         parts.append("It is lower with " + ", ".join(f"{f.name} {signed(f.at_equal_p_s)}" for f in worse) + ".")
     if unclear:
         parts.append("Not told apart from the control: " + ", ".join(f.name for f in unclear) + ".")
+    waiting = [name for name in outcome.choices if name not in {f.name for f in outcome.findings}]
+    if waiting:
+        parts.append("Not run yet beside the control: " + ", ".join(waiting) + ".")
     if outcome.finished < outcome.planned:
         parts.append(f"{outcome.finished} of {outcome.planned} runs are finished, so this is preliminary.")
     return " ".join(parts)

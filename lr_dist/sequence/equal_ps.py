@@ -37,9 +37,11 @@ def on_curve(points: Sequence[Point], p_s: float) -> float | None:
     """The highest p_o at a given p_s on the line through points (p_s, p_o), in the order of their strength.
 
     Where the line passes the same p_s twice (a rate that is too high learns less again), the better crossing counts.
+    A line that turns back has shown the highest p_s that it has to offer; for a p_s above it, its p_o there counts: an
+    arm with more of both is better by at least the difference.
 
     Returns:
-        None if the line does not reach this p_s; nothing is extrapolated.
+        None if the line does not reach this p_s and does not turn back before it; nothing is extrapolated.
     """
     best = _best_crossing(points, p_s)
     return None if best is None else best[0]
@@ -66,7 +68,7 @@ def at_equal_p_s(
         level: of the interval.
 
     Returns:
-        None where the curve does not reach the arm's p_s, or no seed is in all.
+        None where the curve does not reach the arm's p_s (see `on_curve`), or no seed is in all.
     """
     seeds = sorted(set(arm).intersection(*curve)) if curve else []
     if not seeds:
@@ -87,12 +89,16 @@ def at_equal_p_s(
 
 
 def _best_crossing(points: Sequence[Point], p_s: float) -> tuple[float, int, float] | None:
-    """The highest p_o, the position that it comes after, and how far it is on the way to the next one."""
+    """The p_o of `on_curve`, the position that it comes after, and how far it is on the way to the next one."""
     crossings = [(y, position, 0.0) for position, (x, y) in enumerate(points) if x == p_s]
     for position, ((x0, y0), (x1, y1)) in enumerate(itertools.pairwise(points)):
         if min(x0, x1) < p_s < max(x0, x1):
             share = (p_s - x0) / (x1 - x0)
             crossings.append((y0 + (y1 - y0) * share, position, share))
+    if not crossings and points:
+        highest, p_o, position = max((x, y, position) for position, (x, y) in enumerate(points))
+        if p_s > highest and 0 < position < len(points) - 1:
+            return p_o, position, 0.0
     return max(crossings, default=None)
 
 

@@ -8,20 +8,8 @@ import numpy as np
 import pytest
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.evidence.analysis import bootstrap, bootstrap_ratio, on_curve
+from lr_dist.evidence.analysis import bootstrap, bootstrap_ratio
 from lr_dist.evidence.config import Contender, EvidenceConfig
-
-
-def test_p_o_on_a_curve_by_hand():
-    curve = [(0.70, 0.80), (0.74, 0.78), (0.78, 0.70), (0.76, 0.60)]
-    assert on_curve(curve, 0.74) == 0.78
-    assert on_curve(curve, 0.72) == pytest.approx(0.79)
-    # Between .76 and .78 the curve passes twice; the better crossing counts.
-    assert on_curve(curve, 0.77) == pytest.approx(0.72)
-    assert on_curve(curve, 0.79) is None
-    assert on_curve(curve, 0.69) is None
-    assert on_curve([], 0.7) is None
-    assert on_curve([(0.7, 0.8)], 0.7) == 0.8
 
 
 def test_the_mean_weighs_sequences_not_seeds():

@@ -29,6 +29,19 @@ def test_where_the_curve_turns_back_the_better_crossing_counts():
     assert on_curve([(0.70, 0.90), (0.80, 0.80), (0.74, 0.50)], 0.76) == pytest.approx(0.84)
 
 
+def test_above_a_curve_that_turns_back_its_highest_p_s_counts():
+    turned = [(0.70, 0.90), (0.80, 0.80), (0.74, 0.50)]
+    assert on_curve(turned, 0.81) == 0.80
+    assert on_curve(turned, 0.69) is None
+    # A highest point at either end may not be the highest that the control can reach.
+    assert on_curve(turned[:2], 0.81) is None
+    assert on_curve(turned[1:], 0.81) is None
+    found = at_equal_p_s({0: (0.85, 0.84), 1: (0.85, 0.86)}, [{0: point, 1: point} for point in turned])
+    assert found is not None
+    assert (found.curve, found.between) == (0.80, (1,))
+    assert found.difference.mean == pytest.approx(0.05)
+
+
 CURVE = [
     {0: (0.70, 0.90), 1: (0.72, 0.88)},  # mean .71 / .89
     {0: (0.80, 0.80), 1: (0.82, 0.78)},  # mean .81 / .79
