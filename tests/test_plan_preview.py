@@ -75,11 +75,11 @@ def test_stages_and_errors() -> None:
 
 def test_the_command_prints_both_sides_of_a_phase_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figure = tmp_path / "plan.png"
-    assert main(["plan", PLAN, "--layers", "3", "--steps", "100", "--output", str(figure)]) == 0
+    assert main(["plan", PLAN, "--layers", "3", "--steps", "100", "--output-file", str(figure)]) == 0
     output = capsys.readouterr().out
     assert "24" in output
     assert "25 (phase)" in output
     assert "waits" in output
     assert figure.read_bytes().startswith(b"\x89PNG")
-    assert main(["plan", PLAN, "--output", "figure.jpg"]) == 2
+    assert main(["plan", PLAN, "--output-file", "figure.jpg"]) == 2
     assert "must end in .png or .svg" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +53,7 @@ def run(settings: Namespace) -> int:
     _print(result, console)
     folder = expanded(settings.output)
     console.print(
-        f"Student: {folder}\nResult: {folder / RESULT}\n\nNext:\n"
+        f"Student: {folder}\nResult: {folder / RESULT}\n{_page(folder / RESULT)}\n\nNext:\n"
         f'  AutoModelForSequenceClassification.from_pretrained("{folder}")  # transformers, labels in id2label\n'
         f"  lr-dist layers --model {folder}  # its layers, to fine-tune it with a rate for each\n"
         "  the same command with --target uhc or vkd and another --output: the baselines, from the same texts",
@@ -61,6 +62,18 @@ def run(settings: Namespace) -> int:
         soft_wrap=True,
     )
     return 0
+
+
+def _page(result: Path) -> str:
+    """Write the page, and say where it is, or why there is none: the training needs less than its page."""
+    from lr_dist.errors import MissingExtraError
+    from lr_dist.report.amalgamation import write_amalgamation_page
+
+    try:
+        content = json.loads(result.read_text(encoding="utf-8"))
+        return f"Page: {write_amalgamation_page(content, result.with_suffix('.html'))}"
+    except MissingExtraError as error:
+        return f"No page: {error}"
 
 
 def _print(result: Amalgamated, console: Console) -> None:

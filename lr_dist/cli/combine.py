@@ -32,7 +32,7 @@ def parser() -> ArgumentParser:
         nargs="+",
         help="Names of studies, or CSV files (exported by lr-dist, or those of the authors of arXiv 2404.01317).",
     )
-    add_storage_options(p, "--search-output")
+    add_storage_options(p)
     p.add_argument("--pairs", type=str, nargs="*", default=[], help="Use only these pairs, e.g. sst2>qqp.")
     p.add_argument(
         "--setting",
@@ -47,7 +47,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--without-flat", action="store_true", help="Leave out trials with one rate everywhere.")
     p.add_argument(
-        "--output",
+        "--output-file",
         type=str | None,
         help="YAML file of the preset to write; the file's name without .yaml is the preset's name.",
     )
@@ -71,14 +71,14 @@ def run(settings: Namespace) -> int:
         sources = [source for source in sources if source.name in settings.pairs]
     if settings.without_flat:
         sources = [source.without_flat() for source in sources]
-    output = None if settings.output is None else expanded(settings.output)
+    output = None if settings.output_file is None else expanded(settings.output_file)
     command = redact_command(["lr-dist", *sys.argv[1:]])
     combined = combine_sources(sources, output.stem if output else "combined", base=settings.base, command=command)
     console = terminal()
     console.print(table(combined))
     console.print(f"Distribution: {combined.preset.distribution}", soft_wrap=True, markup=False)
     if output is not None:
-        write_text(output, combined.preset.to_yaml(), instead="Give another --output.")
+        write_text(output, combined.preset.to_yaml(), instead="Give another --output-file.")
         console.print(f"Preset: {output}", soft_wrap=True, markup=False)
     return 0
 
@@ -108,4 +108,4 @@ def _read(name: str, settings: Namespace) -> list[Source]:
 
     if name.endswith(".csv"):
         return from_csv(name, settings.setting)
-    return [from_study(load_existing_study(settings.storage, settings.search_output, name))]
+    return [from_study(load_existing_study(settings.storage, settings.output, name))]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.wording import DATA_DIR, MODEL, TASKS
 from lr_dist.extras import require_extras
 from lr_dist.runs.redact import redact_command
 
@@ -19,8 +20,8 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("before", type=str, help="Fine-tuned classifier of the old task: a folder, or a checkpoint file.")
     p.add_argument("after", type=str, help="The same model after it learned the new task, with the new head.")
-    p.add_argument("--tasks", type=str, nargs="+", help="Old task and new task: GLUE names, demo-*, NAME=FOLDER.")
-    p.add_argument("--model", type=str | None, help="For checkpoint files: folder or name of the model in them.")
+    p.add_argument("--tasks", type=str, nargs="+", help=f"Old task and new task: {TASKS}.")
+    p.add_argument("--model", type=str | None, help=f"Model of checkpoint files: {MODEL}.")
     p.add_argument(
         "--alpha",
         type=str,
@@ -36,7 +37,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--examples", type=int, default=1000, help="Most rows of validation and of dev to score, a task.")
     p.add_argument("--max-length", type=int, default=128, help="Tokens of a text, at most.")
-    p.add_argument("--data-dir", type=str | None, help="Folder with the GLUE files (default: LR_DIST_DATA or the hub).")
+    p.add_argument("--data-dir", type=str | None, help=DATA_DIR)
     p.add_argument(
         "--output", type=str, default="interpolated", help="Folder for the weights, the figure and the result."
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.wording import MODEL
 from lr_dist.extras import require_libraries
 
 
@@ -14,7 +15,7 @@ def parser() -> ArgumentParser:
         "--model",
         type=str,
         default="minilm",
-        help="Model whose layers to show: minilm, a name on the Hugging Face hub, or a path.",
+        help=f"Model whose layers to show: {MODEL}.",
     )
     p.add_argument("--distribution", type=str | None, help="Also show each group's rate under this distribution.")
     p.add_argument(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.wording import MODEL, SCHEDULE, WARMUP
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -26,13 +28,17 @@ def parser() -> ArgumentParser:
         help="Preset, YAML file, or text: flat:lr=1e-4, 'A | B' (B from the second task on), 'A @ 20% > B' (phases), "
         "'A @ gradual' (one more layer at a time, from the head down).",
     )
-    p.add_argument("--model", type=str | None, help="Model whose number of layers to use: minilm, a name, or a path.")
+    p.add_argument("--model", type=str | None, help=f"Model whose number of layers to use: {MODEL}.")
     p.add_argument("--layers", type=int, default=12, help="Number of layers, if no model is given.")
     p.add_argument("--steps", type=int, default=1000, help="Steps of the optimizer in each stage.")
-    p.add_argument("--schedule", type=str, default="cosine", help="After the warm-up: cosine, linear or constant.")
-    p.add_argument("--warmup", type=float, default=0.1, help="Share of the steps with a linearly rising rate.")
-    p.add_argument("--lr", type=float | None, help="The optimizer's own rate, for relative distributions.")
-    p.add_argument("--output", type=str | None, help="PNG or SVG file for the figure. By default no figure is drawn.")
+    p.add_argument("--schedule", type=str, default="cosine", help=SCHEDULE)
+    p.add_argument("--warmup", type=float, default=0.1, help=WARMUP)
+    p.add_argument(
+        "--lr",
+        type=float | None,
+        help="The optimizer's learning rate; only relative distributions use it, which multiply it.",
+    )
+    p.add_argument("--output-file", type=str | None, help="PNG or SVG file to write. By default no figure is drawn.")
     return p
 
 
@@ -52,11 +58,11 @@ def run(settings: Namespace) -> int:
     console = terminal()
     for number, stage in enumerate(stages, 1):
         console.print(_table(stage, number, len(stages)))
-    if settings.output is not None:
-        path = _checked(Path(settings.output))
+    if settings.output_file is not None:
+        path = _checked(Path(settings.output_file))
         image = io.BytesIO()
         plot_plan(stages).savefig(image, dpi=150, format=path.suffix[1:])
-        path = write_bytes(path, image.getvalue(), instead="Give another --output.")
+        path = write_bytes(path, image.getvalue(), instead="Give another --output-file.")
         console.print(f"Figure: {path}", soft_wrap=True, markup=False)
     return 0
 
@@ -97,6 +103,6 @@ def _checked(path: Path) -> Path:
 
     if path.suffix.lower() not in (".png", ".svg"):
         raise ConfigurationError(
-            f"The figure is a PNG or SVG file, so --output must end in .png or .svg, not {shown(str(path))}."
+            f"The figure is a PNG or SVG file, so --output-file must end in .png or .svg, not {shown(str(path))}."
         )
     return path.with_suffix(path.suffix.lower())

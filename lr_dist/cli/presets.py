@@ -43,7 +43,7 @@ def nest(parser: ArgumentParser) -> None:
     for p in (show, plot):
         p.add_argument("name", type=str, help="Name of the preset, a YAML file, or the text of any rate plan.")
         p.add_argument("--layers", type=int, default=_LAYERS, help="Number of layers of the model.")
-    plot.add_argument("--output", type=str | None, help="PNG file to write. By default NAME.png.")
+    plot.add_argument("--output-file", type=str | None, help="PNG file to write. By default NAME.png.")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, sub in (("list", listing), ("show", show), ("plot", plot)):
         subcommands.add_subcommand(name, sub, help=sub.description)
@@ -56,7 +56,7 @@ def run(settings: Namespace) -> int:
     elif settings.subcommand == "show":
         show_command(settings.show.name, settings.show.layers)
     else:
-        output = None if settings.plot.output is None else Path(settings.plot.output)
+        output = None if settings.plot.output_file is None else Path(settings.plot.output_file)
         plot_command(settings.plot.name, output, settings.plot.layers)
     return 0
 
@@ -154,7 +154,7 @@ def plot_command(name: str, output: Path | None = None, layers: int = _LAYERS, c
         axes.figure.supxlabel("\n".join(textwrap.wrap(preset.purpose, 120)), fontsize=7, parse_math=False)
     image = io.BytesIO()
     axes.figure.savefig(image, dpi=150, format="png")  # type: ignore[union-attr]
-    path = write_bytes(path, image.getvalue(), instead="Give another --output.")
+    path = write_bytes(path, image.getvalue(), instead="Give another --output-file.")
     (console or _console()).print(Text(f"wrote {path}"), soft_wrap=True)
     return path
 

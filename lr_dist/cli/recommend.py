@@ -6,6 +6,7 @@ import shlex
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.wording import DATA_DIR, MODEL, TASKS
 from lr_dist.extras import require_extras
 
 
@@ -14,10 +15,8 @@ def parser() -> ArgumentParser:
     p = ArgumentParser(
         description="Name a preset or a rate to begin with, the evidence behind it, and how far your case is from it."
     )
-    p.add_argument(
-        "--model", type=str, default="minilm", help="Model: minilm, a name on the Hugging Face hub, or a path."
-    )
-    p.add_argument("--tasks", type=str, nargs="+", required=True, help="Tasks in the order of learning, one or more.")
+    p.add_argument("--model", type=str, default="minilm", help=f"Pre-trained model: {MODEL}.")
+    p.add_argument("--tasks", type=str, nargs="+", required=True, help=f"Tasks in the order of learning: {TASKS}.")
     p.add_argument("--examples", type=int, required=True, help="Training examples of each task.")
     p.add_argument("--batch-size", type=int, default=32, help="Training examples per optimizer step.")
     p.add_argument(
@@ -30,11 +29,9 @@ def parser() -> ArgumentParser:
         action="store_true",
         help="Learn the tasks with five flat rates (some minutes), score on dev, and scale the plan to the best one.",
     )
-    p.add_argument("--epochs", type=int, default=2, help="Passes over each task's examples in the scan.")
+    p.add_argument("--epochs", type=int, default=2, help="Passes over each task's training examples, in the scan.")
     p.add_argument("--seed", type=int, default=0, help="Seed of the scan.")
-    p.add_argument(
-        "--data-dir", type=str | None, help="Folder with GLUE, for the scan. By default LR_DIST_DATA or the hub."
-    )
+    p.add_argument("--data-dir", type=str | None, help=DATA_DIR)
     return p
 
 

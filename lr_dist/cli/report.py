@@ -20,7 +20,9 @@ def parser() -> ArgumentParser:
         "distributions of all results are from one of them instead."
     )
     p.add_argument("results", type=str, nargs="+", help="Files result.json of one or more comparisons.")
-    p.add_argument("--output", type=str | None, help="HTML file to write. By default report.html next to the result.")
+    p.add_argument(
+        "--output-file", type=str | None, help="HTML file to write. By default report.html next to the result."
+    )
     p.add_argument("--markdown", type=bool, default=False, help="Print the table as Markdown and write no page.")
     p.add_argument(
         "--against", type=str | None, help="Control, e.g. flat:lr=1e-4: print the differences from it instead."
@@ -46,15 +48,15 @@ def run(settings: Namespace) -> int:
     results = [_load(path) for path in paths]
     if settings.against is not None:
         return _print_differences(results, settings)
-    if settings.output is not None and len(results) > 1:
-        raise ConfigurationError(f"--output names one page, but there are {len(results)} results. Leave it out.")
+    if settings.output_file is not None and len(results) > 1:
+        raise ConfigurationError(f"--output-file names one page, but there are {len(results)} results. Leave it out.")
     console = terminal()
     for path, result in zip(paths, results, strict=True):
         if settings.markdown:
             print(clean(markdown_table(result)))
             continue
         print_comparison(result, console)
-        page = write_report(result, settings.output or path.with_name("report.html"))
+        page = write_report(result, settings.output_file or path.with_name("report.html"))
         console.print(f"Report: {page}", soft_wrap=True, markup=False)
     return 0
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from lr_dist.cli.options import add_config, add_options, read_options
+from lr_dist.cli.wording import MODEL, PRECISION
 from lr_dist.extras import require_extras
 from lr_dist.retention.text_config import RetentionConfig
 from lr_dist.runs.redact import redact_command
@@ -30,7 +31,7 @@ def parser() -> ArgumentParser:
         "text, per token, with the old masked-LM head and with a refitted one."
     )
     add_config(p)
-    p.add_argument("--model", type=str, default="minilm", help="The model before: minilm, a hub name, or a folder.")
+    p.add_argument("--model", type=str, default="minilm", help=f"The model before: {MODEL}.")
     p.add_argument(
         "--after",
         type=str | None,
@@ -41,7 +42,7 @@ def parser() -> ArgumentParser:
         "--precision",
         type=str,
         default="auto",
-        help="Precision: 32-true, bf16-mixed, or the faster: auto.",
+        help=f"Precision of scoring and fitting: {PRECISION}.",
     )
     p.add_argument(
         "--train-encoder",
@@ -121,11 +122,12 @@ def run(settings: Namespace) -> int:
             result["layers"] = layers
         result["environment"] = describe_environment({"precision": precision.to_dict()})
         write_json(folder / "retention.json", result)
+        page = _page(result, folder)
     console.print(_head_line(quality), markup=False, highlight=False, soft_wrap=True)
     console.print(_table(result, retention))
     if layers:
         console.print(_layer_table(layers))
-    for line in _explained(result, retention, folder):
+    for line in _explained(result, retention, folder, page):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
@@ -191,7 +193,18 @@ def _cell(value: dict[str, Any]) -> str:
     return f"{value['mean']:.3f}" + ("" if value["error"] is None else f" ± {value['error']:.3f}")
 
 
-def _explained(result: dict[str, Any], retention: Retention | None, folder: Path) -> list[str]:
+def _page(result: dict[str, Any], folder: Path) -> str:
+    """Write the page, and say where it is, or why there is none: the measurement needs less than its page."""
+    from lr_dist.errors import MissingExtraError
+    from lr_dist.report.retention import write_retention_page
+
+    try:
+        return f"Page: {write_retention_page(result, folder / 'retention.html')}"
+    except MissingExtraError as error:
+        return f"No page: {error}"
+
+
+def _explained(result: dict[str, Any], retention: Retention | None, folder: Path, page: str) -> list[str]:
     lines = []
     if retention is not None and "refitted" in retention.lost:
         frozen, refitted = retention.lost["frozen"].mean, retention.lost["refitted"].mean
@@ -201,7 +214,7 @@ def _explained(result: dict[str, Any], retention: Retention | None, folder: Path
         )
     elif retention is not None:
         lines.append("No text was left to refit a head on, so what moved within the model counts as lost (--fit-text).")
-    lines.append(f"Result: {folder / 'retention.json'}")
+    lines += [f"Result: {folder / 'retention.json'}", page]
     if result["head"]["fitted"] and result["head"]["fitted"]["train_encoder"] and retention is None:
         lines.append(
             f"Next: fine-tune from {folder / 'base'}, and measure what that has lost: lr-dist retention --model "

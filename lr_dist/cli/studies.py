@@ -10,15 +10,20 @@ if TYPE_CHECKING:
     from optuna import Study
 
 
-def add_storage_options(parser: ArgumentParser, folder: str = "--output") -> None:
-    """Add `--storage`, and `folder`, the option for the folder of the default storage."""
+def add_storage_options(parser: ArgumentParser) -> None:
+    """Add `--storage` and `--output`."""
     parser.add_argument(
         "--storage",
         type=str | None,
         help="Where the studies are: sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, journal:FILE or "
-        f"grpc://HOST:PORT. By default a SQLite file in the folder {folder}.",
+        "grpc://HOST:PORT. By default a SQLite file in the folder --output.",
     )
-    parser.add_argument(folder, type=str, default="runs/search", help="Folder of the default storage.")
+    parser.add_argument(
+        "--output",
+        type=str,
+        default="runs/search",
+        help="Folder of the search, with its page, and its studies where no --storage is given.",
+    )
 
 
 def storage_or_default(storage: str | None, folder: str) -> str:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lr_dist.checks import is_number
 from lr_dist.errors import InvalidResultError
 from lr_dist.runs.numbers import number
-from lr_dist.runs.svg import new_figure, short, to_svg
+from lr_dist.runs.pages.figure import page_svg
+from lr_dist.runs.svg import Spot, new_figure, short
 from lr_dist.sequence.result import ComparisonResult
 
 if TYPE_CHECKING:
@@ -129,4 +130,10 @@ def _figure(
     axes.set_xticks(range(len(tasks)), [f"in {short(name)}" for name in tasks], fontsize=8)
     axes.set_yticks(range(len(layers)), list(layers), fontsize=7)
     axes.xaxis.tick_top()
-    return to_svg(figure)
+    spots = [
+        Spot(axes, j, i, f"{layers[i]} in {tasks[j]}: {value:.3g}", width=1, height=1)
+        for i, row in enumerate(cells)
+        for j, value in enumerate(row)
+        if value is not None
+    ]
+    return page_svg(figure, "By layer and task", spots=spots)

@@ -11,9 +11,9 @@ from lr_dist._distribution.text import short as short_number
 from lr_dist.report.families import Family, families
 from lr_dist.report.rows import spread
 from lr_dist.report.standing import Standings
-from lr_dist.report.theme import PALETTE, css_colour, themed
 from lr_dist.runs.numbers import number
-from lr_dist.runs.svg import new_figure, short, to_svg
+from lr_dist.runs.pages.figure import PALETTE, css_colour, page_figure, page_svg, rate_spots
+from lr_dist.runs.svg import Spot, new_figure, short
 from lr_dist.sequence.result import ComparisonResult
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def rates_figure(result: ComparisonResult) -> str:
     figure = new_figure(9.5, 4.2)
     axes = figure.subplots()
     drawn: list[Any] = []
+    spots: list[Spot] = []
     for entry in result.arms:
         for stage, each in enumerate(entry["stages"]):
             # Arms that differ only in their methods share a line.
@@ -36,8 +37,8 @@ def rates_figure(result: ComparisonResult) -> str:
             drawn.append(each["rates"])
             name = entry["label"] if len(entry["stages"]) == 1 else f"stage {stage + 1} of {entry['label']}"
             plot_rates(each["rates"], axes, short(name), relative=False)
-    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
-    return themed(to_svg(figure))
+            spots += rate_spots(axes, each["rates"], name)
+    return page_figure(figure, "The rates over depth", spots=spots)
 
 
 def tradeoff_figure(result: ComparisonResult, standing: Standings) -> tuple[str, list[LegendEntry]]:
@@ -71,15 +72,15 @@ def tradeoff_figure(result: ComparisonResult, standing: Standings) -> tuple[str,
         if label not in colour_of:
             colour_of[label] = PALETTE[len(legend) % len(PALETTE)]
             legend.append(LegendEntry(label, css_colour(colour_of[label]), False))
-    hover = {}
-    for number_, (label, (x, y)) in enumerate(means.items()):
+    spots = []
+    for label, (x, y) in means.items():
         metrics = done[label]["metrics"]
         axes.errorbar(x, y, metrics["p_o"]["sd"], metrics["p_s"]["sd"], color=colour_of[label], lw=0.7, alpha=0.5)
-        (point,) = axes.plot([x], [y], "s" if label in line else "o", ms=7, color=colour_of[label], zorder=3)
-        point.set_gid(f"arm-{number_}")
+        axes.plot([x], [y], "s" if label in line else "o", ms=7, color=colour_of[label], zorder=3)
         text = f"{label}: p_o {spread(metrics['p_o'])}, p_s {spread(metrics['p_s'])}"
         at_equal = standing.of.get(label)
-        hover[f"arm-{number_}"] = f"{text}; p_o at equal p_s {at_equal.text}" if at_equal and at_equal.value else text
+        text = f"{text}; p_o at equal p_s {at_equal.text}" if at_equal and at_equal.value else text
+        spots.append(Spot(axes, x, y, text, counted=True))
     _label_strengths(axes, curves, means)
     baselines = [task["baseline"] for task in result.tasks]
     if means:
@@ -87,8 +88,8 @@ def tradeoff_figure(result: ComparisonResult, standing: Standings) -> tuple[str,
     axes.set_xlabel(f"p_s: score on {short(result.tasks[-1]['name'])}, learned last")
     axes.set_ylabel("p_o: score on the earlier tasks")
     axes.grid(alpha=0.3)
-    described = "; ".join(hover.values())
-    return themed(to_svg(figure, "p_o against p_s", described, hover=hover)), legend
+    described = "; ".join(spot.text for spot in spots)
+    return page_svg(figure, "p_o against p_s", described, spots=spots), legend
 
 
 @dataclass(frozen=True)
@@ -149,4 +150,9 @@ def _matrix_figure(result: ComparisonResult, summary: Mapping[str, Any]) -> str:
         rows[:2] = ["start", "start"]
     axes.set_yticks(range(len(mean)), rows, fontsize=8)
     axes.xaxis.tick_top()
-    return to_svg(figure)
+    spots = [
+        Spot(axes, j, i, f"{rows[i]}: {names[j]} {number(value)}", width=1, height=1)
+        for i, row in enumerate(mean)
+        for j, value in enumerate(row)
+    ]
+    return page_svg(figure, f"Accuracy matrix of {summary['arm']}", spots=spots)

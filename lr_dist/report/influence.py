@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lr_dist.extras import require_libraries
-from lr_dist.report.theme import PALETTE, css_colour
 from lr_dist.runs.atomic import write_text
+from lr_dist.runs.pages.figure import PALETTE, css_colour
+from lr_dist.runs.pages.render import render
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -26,6 +26,21 @@ def heading(kind: str, answer: Mapping[str, Any], tasks: Mapping[str, str]) -> s
         f"{tasks['earlier']}: the loss of {answer['label']} {rose} from {answer['loss_before']:.3f} to "
         f"{answer['loss_after']:.3f} while {tasks['later']} was learned"
     )
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """What did most, for every question, in words."""
+    said = []
+    for kind, answer in answers(result):
+        if not answer["for"]:
+            continue
+        first = answer["for"][0]
+        example = f"“{cut(first['text'])}” ({first['label']}), mostly through {main_layer(first)}"
+        if kind == "predictions":
+            said.append(f"That “{cut(answer['text'])}” is {answer['prediction']} rests most on {example}.")
+        elif answer["loss_after"] > answer["loss_before"]:
+            said.append(f"The forgetting of “{cut(answer['text'])}” came most from {example}.")
+    return " ".join(said)
 
 
 def questions(kind: str, tasks: Mapping[str, str]) -> tuple[str, str]:
@@ -94,17 +109,14 @@ def write_influence_page(result: Mapping[str, Any], path: str | Path) -> Path:
         MissingExtraError: jinja2 is not installed (extra `report`).
         UnwritableFileError: the page cannot be written.
     """
-    require_libraries("report", "jinja2")
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     groups = list(
         dict.fromkeys(g for _, a in answers(result) for s in ("for", "against") for e in a[s] for g in e["layers"])
     )
     colours = {group: css_colour(PALETTE[place % len(PALETTE)]) for place, group in enumerate(groups)}
-    page = environment.get_template("influence.html").render(
+    page = render(
+        "lr_dist.report",
+        "influence.html",
+        verdict=verdict(result),
         result=result,
         answers=[
             (answer, heading(kind, answer, result["tasks"]), _lists(kind, answer, result))
@@ -112,6 +124,7 @@ def write_influence_page(result: Mapping[str, Any], path: str | Path) -> Path:
         ],
         colours=colours,
         main_layer=main_layer,
+        about=_about(result),
     )
     return write_text(path, page, instead="Give another --output.")
 
@@ -120,3 +133,13 @@ def _lists(kind: str, answer: Mapping[str, Any], result: Mapping[str, Any]) -> l
     return [
         (title, answer[side]) for title, side in zip(questions(kind, result["tasks"]), ("for", "against"), strict=True)
     ]
+
+
+def _about(result: Mapping[str, Any]) -> dict[str, str]:
+    """The candidates of each stage, and the time of each part."""
+    stages = {
+        name: f"{stage['candidates']} of {stage['training_examples']} examples, {len(stage['layers'])} layers; labels "
+        f"of the factors: {stage['factors']['labels']}"
+        for name, stage in result["stages"].items()
+    }
+    return stages | {f"seconds, {what}": str(seconds) for what, seconds in result["seconds"].items()}

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from lr_dist.extras import require_libraries
 from lr_dist.knowledge.informed.config import INFORMED, MIXED, NONE
 from lr_dist.knowledge.informed.result import InformedResult
-from lr_dist.report.theme import PALETTE, themed
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.numbers import number
-from lr_dist.runs.svg import new_figure, short, to_svg
+from lr_dist.runs.pages.figure import PALETTE, page_figure
+from lr_dist.runs.pages.render import render
+from lr_dist.runs.svg import Spot, new_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,20 +107,30 @@ def write_informed(result: InformedResult, path: str | Path) -> Path:
         UnwritableFileError: the page cannot be written.
     """
     require_libraries("report", "jinja2", "matplotlib")
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    html = environment.get_template("informed.html").render(
+    html = render(
+        "lr_dist.report",
+        "informed.html",
         result=result,
         verdict=verdict(result),
         header=HEADER,
         rows=rows(result),
         note=NOTE,
-        sizes_svg=sizes_figure(result),
-        curves=curve_figures(result),
-        parts_svg=parts_figure(result),
+        sizes=sizes_figure(result),
+        curves=[(f"{limit:,} examples", figure) for limit, figure in curve_figures(result)],
+        parts=parts_figure(result),
+        choices=[
+            (
+                choice.arm,
+                f"{choice.limit:,}",
+                choice.rates + (" (at an end)" if choice.at_end else ""),
+                choice.stage_rates or "",
+                number(choice.score),
+                choice.tried,
+            )
+            for choice in result.choices
+        ],
+        task={f"task: {key}": value for key, value in result.task.items()},
+        versions=", ".join(f"{key} {value}" for key, value in result.environment["versions"].items()),
     )
     return write_text(path, html, instead="Give another --output.")
 
@@ -128,13 +139,19 @@ def sizes_figure(result: InformedResult) -> str:
     """Score by number of examples: a line for each arm, with one standard deviation."""
     figure = new_figure(8.0, 4.2)
     axes: Axes = figure.subplots()
+    spots: list[Spot] = []
     labels = list(dict.fromkeys(cell["label"] for cell in result.summary if ": " not in cell["label"]))
     for index, label in enumerate(labels):
         cells = sorted((c for c in result.summary if c["label"] == label and c["n"]), key=lambda c: c["limit"])
         if not cells:
             continue
+        places = [cell["limit"] * 1.02**index for cell in cells]  # beside each other
+        for place, cell in zip(places, cells, strict=True):
+            spread = f" ± {number(cell['sd'])}" if cell["sd"] is not None else ""
+            text = f"{label}, {cell['limit']:,} examples: {number(cell['mean'])}{spread}"
+            spots.append(Spot(axes, place, cell["mean"], text, counted=True))
         axes.errorbar(
-            [cell["limit"] * 1.02**index for cell in cells],  # beside each other
+            places,
             [cell["mean"] for cell in cells],
             [cell["sd"] or 0.0 for cell in cells],
             fmt="-o",
@@ -152,8 +169,7 @@ def sizes_figure(result: InformedResult) -> str:
     axes.set_xlabel("training examples")
     axes.set_ylabel(result.task["metric"])
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    return themed(to_svg(figure, "Score by number of training examples", verdict(result)))
+    return page_figure(figure, "Score by number of training examples", verdict(result), spots=spots)
 
 
 def curve_figures(result: InformedResult) -> list[tuple[int, str]]:
@@ -167,14 +183,18 @@ def curve_figures(result: InformedResult) -> list[tuple[int, str]]:
             continue
         figure = new_figure(5.0, 3.2)
         axes: Axes = figure.subplots()
+        spots: list[Spot] = []
         for index, cell in enumerate(cells):
             steps, scores = zip(*cell["curve"], strict=True)
             axes.plot(steps, scores, "-o", ms=3, lw=1.2, color=PALETTE[index], label=short(cell["label"]))
+            spots += [
+                Spot(axes, step, score, f"{cell['label']}, step {step}: {number(score)}")
+                for step, score in cell["curve"]
+            ]
         axes.set_xlabel("steps on the task")
         axes.set_ylabel(f"{result.task['metric']} on dev")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
-        figures.append((limit, themed(to_svg(figure, f"Learning curves with {limit} examples"))))
+        figures.append((limit, page_figure(figure, f"Learning curves with {limit} examples", spots=spots)))
     return figures
 
 
@@ -187,9 +207,13 @@ def parts_figure(result: InformedResult) -> str:
     limits = sorted({cell["limit"] for cell in cells})
     figure = new_figure(8.0, 1.2 + 0.45 * len(labels))
     axes: Axes = figure.subplots()
+    spots: list[Spot] = []
     for index, limit in enumerate(limits):
         here = {cell["label"]: cell["against"][NONE] for cell in cells if cell["limit"] == limit}
         places = [labels.index(label) + 0.6 * (index - (len(limits) - 1) / 2) / len(limits) for label in here]
+        for place, (label, each) in zip(places, here.items(), strict=True):
+            half = f" ± {number(each['half'])}" if each["half"] is not None else ""
+            spots.append(Spot(axes, each["mean"], place, f"{label}, {limit:,} examples: {each['mean']:+.3f}{half}"))
         axes.errorbar(
             [each["mean"] for each in here.values()],
             places,
@@ -205,5 +229,4 @@ def parts_figure(result: InformedResult) -> str:
     axes.invert_yaxis()
     axes.set_xlabel(f"{result.task['metric']} minus that of no prototypes")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    return themed(to_svg(figure, "Which part carries the gain"))
+    return page_figure(figure, "Which part carries the gain", spots=spots)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lr_dist.extras import require_libraries
 from lr_dist.report.drift import change_figures, drift_figures, probe_figures
@@ -11,6 +12,7 @@ from lr_dist.report.headline import headline
 from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.report.standing import paragraph, standings
 from lr_dist.runs.atomic import write_text
+from lr_dist.runs.pages.render import render
 from lr_dist.sequence.result import ComparisonResult
 
 
@@ -21,7 +23,7 @@ def write_report(result: ComparisonResult, path: str | Path) -> Path:
         MissingExtraError: jinja2, matplotlib or scipy is not installed (extra `report`).
         UnwritableFileError: the page cannot be written; an existing file is kept.
     """
-    return write_text(path, render_report(result), instead="Give another --output.")
+    return write_text(path, render_report(result), instead="Give another --output or --output-file.")
 
 
 def render_report(result: ComparisonResult) -> str:
@@ -31,16 +33,13 @@ def render_report(result: ComparisonResult) -> str:
         InvalidResultError: a measured drift that was altered by hand.
     """
     require_libraries("report", "jinja2", "matplotlib", "scipy")
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("lr_dist.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     standing = standings(result)
     # A single task has no p_o to draw.
     tradeoff, legend = tradeoff_figure(result, standing) if len(result.tasks) > 1 else ("", [])
     has_runs = any(summary["runs"] for summary in result.summary)
-    return environment.get_template("compare.html").render(
+    return render(
+        "lr_dist.report",
+        "compare.html",
         result=result,
         names=[task["name"] for task in result.tasks],
         task_lines=task_lines(result),
@@ -57,4 +56,15 @@ def render_report(result: ComparisonResult) -> str:
         changes=change_figures(result),
         probes=probe_figures(result),
         diverged=[run for run in result.runs if run["status"] == "diverged"],
+        about=_about(result),
     )
+
+
+def _about(result: ComparisonResult) -> dict[str, Any]:
+    """What the result depends on beside the command's options."""
+    data = {f"data of {task['name']}": task["fingerprint"][:16] for task in result.tasks}
+    rest = {key: value for key, value in result.environment.items() if key not in ("versions", "precision")}
+    precision = result.environment.get("precision")
+    chosen = {"precision chosen": f"{precision['chosen']} ({precision['reason']})"} if precision else {}
+    versions = ", ".join(f"{key} {value}" for key, value in result.environment["versions"].items())
+    return {"weights": result.model["fingerprint"][:16], **data, **rest, **chosen, "versions": versions}

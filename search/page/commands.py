@@ -13,7 +13,7 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.rate_plan import STAGES, RatePlan
 from lr_dist.search.engine.storage import shown_storage
 from lr_dist.search.page.confirmed import Confirmed, confirmed
-from lr_dist.search.page.findings import Findings
+from lr_dist.search.page.findings import Findings, named
 from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.confirmation import flat_rates
 from lr_dist.search.trials.summary import plan_of
@@ -37,7 +37,7 @@ def controls(findings: Findings, confirmed: Sequence[Confirmed], flat_rates: Seq
     """
     control = next((row.trial for row in confirmed if row.control), None)
     if control is not None:
-        return [str(plan_of(control))]
+        return [str(named(plan_of(control)))]
     return [str(findings.with_first(RatePlan((LRDistribution.flat(rate),)))) for rate in flat_rates]
 
 
@@ -52,13 +52,13 @@ def commands_of(findings: Findings, storage: str, control: Sequence[str], best: 
     """
     commands = {"use": "", "compare": "", "combine": ""}
     if best is not None:
-        searched = findings.searched_plan(best).stages
+        searched = named(findings.searched_plan(best)).stages
         commands["use"] = "\n".join(f'LayerwiseLR("{stage}")' for stage in searched)
         if len(searched) > 1:
             commands["use"] += "  # from the second task on"
         if findings.identity["goal"]["mode"] == OWN:
             return {**commands, "combine": _combine(findings, storage)}
-        arms = list(dict.fromkeys([*control, str(plan_of(best))]))
+        arms = list(dict.fromkeys([*control, str(named(plan_of(best)))]))
         several = any(STAGES in arm for arm in arms)
         method = findings.identity["settings"]["method"]
         if several and method != "finetune":
@@ -96,7 +96,7 @@ def _combine(findings: Findings, storage: str) -> str:
     if not findings.ranked:
         return ""
     return shlex.join(
-        ["lr-dist", "combine", findings.name, "--storage", shown_storage(storage), "--output", "combined.yaml"]
+        ["lr-dist", "combine", findings.name, "--storage", shown_storage(storage), "--output-file", "combined.yaml"]
     )
 
 

@@ -12,7 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist._distribution.plot import plot_rates
 from lr_dist.runs.numbers import number
-from lr_dist.runs.svg import new_figure, short, to_svg
+from lr_dist.runs.pages.figure import CALM, FAINT, GOLD, GREY, page_figure, rate_spots
+from lr_dist.runs.svg import Spot, new_figure, short
 from lr_dist.search.combining.combine import PAPER_BASE, geometric_spread
 from lr_dist.search.page.findings import Findings, front_of
 from lr_dist.search.trials.record import TrialRecord
@@ -23,8 +24,11 @@ if TYPE_CHECKING:
 
 # Limits of what is drawn; the page says if something was left out.
 MOST_POINTS, MOST_LINES, MOST_LABELS, MOST_NUMBERED, BEST_DRAWN = 2000, 300, 10, 12, 5
+# Up to so many trials, those in one place get a ring and their number.
+MOST_COUNTED = 100
+# Of how many points and lines the mouse shows the values: more would make the page large, and be in each other's way.
+MOST_HOVERED, MOST_HOVERED_LINES = 300, 40
 WIDTH = 9.5
-COLOUR, GOLD = "#4c6a92", "#d95f02"
 
 
 def history_figure(findings: Findings) -> str:
@@ -33,33 +37,39 @@ def history_figure(findings: Findings) -> str:
     names = ["value"] if objectives == 1 else ["p_o", "p_s"]
     figure = new_figure(WIDTH, 3.9 if objectives == 1 else 5.6)
     panels = figure.subplots(objectives, 1, sharex=True, squeeze=False)[:, 0]
+    spots: list[Spot] = []
     for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        _history(axes, findings, index)
+        spots += _history(axes, findings, index, name)
         axes.set_ylabel(name)
     panels[-1].set_xlabel("trial")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    return to_svg(figure, "Value by trial", "The value of every complete trial and the best so far.")
+    return page_figure(figure, "Value by trial", "The value of every complete trial and the best so far.", spots=spots)
 
 
 def majority_figure(findings: Findings, sequence: int) -> str:
     """Final score minus majority class, for every complete trial and task."""
     trials = _thinned(findings.complete, findings.top)
     rows = [TrialRecord.of(trial).scores[sequence] for trial in trials]
+    hovered = {trial.number for trial in _thinned(trials, findings.top, MOST_HOVERED)}
     figure = new_figure(WIDTH, 3.2)
     axes = figure.subplots()
-    axes.axhline(0, color="0.3", lw=1, label="majority class")
+    axes.axhline(0, color=GREY, lw=1, label="majority class")
+    spots: list[Spot] = []
     for task, name in enumerate(rows[0].tasks):
         above = [row.final[task] - row.baseline[task] for row in rows]
         learned = [row.learned[task] for row in rows]
         colour = f"C{task % 10}"
         _dots(axes, [t.number for t in trials], above, learned, color=colour, label=short(name))
-    axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: not learned")
+        spots += [
+            Spot(axes, t.number, y, f"{trial_name(t)}: {name} {y:+.3f}" + ("" if ok else ", not learned"))
+            for t, y, ok in zip(trials, above, learned, strict=True)
+            if t.number in hovered
+        ]
+    axes.plot([], [], "o", mfc="none", color=GREY, ms=5, label="hollow: not learned")
     axes.set_xlabel("trial")
     axes.set_ylabel("score - majority class")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
-    return to_svg(figure, "Distance from the majority class by trial", f"The tasks of {findings.titles[sequence]}.")
+    described = f"The tasks of {findings.titles[sequence]}."
+    return page_figure(figure, "Distance from the majority class by trial", described, spots=spots)
 
 
 def front_figure(findings: Findings, sequence: int) -> str:
@@ -79,7 +89,7 @@ def front_figure(findings: Findings, sequence: int) -> str:
             [retained[t.number] for t in selected],
             [all(rows[t.number].learned) for t in selected],
             marker=marker,
-            color="0.35" if queued else COLOUR,
+            color=GREY if queued else CALM,
             label="queued (flat rates, presets)" if queued else "trial",
         )
     xs, ys = [rows[t.number].p_s for t in front], [retained[t.number] for t in front]
@@ -87,7 +97,7 @@ def front_figure(findings: Findings, sequence: int) -> str:
     if findings.best is not None:
         best = findings.best.number
         axes.plot(rows[best].p_s, retained[best], "*", color="k", ms=13, label="best value", zorder=5)
-    axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: a task not learned")
+    axes.plot([], [], "o", mfc="none", color=GREY, ms=5, label="hollow: a task not learned")
     first = rows[findings.complete[0].number]
     axes.axvline(first.baseline[-1], color="0.5", ls=":", lw=1)
     axes.axhline(statistics.fmean(first.baseline[:-1]), color="0.5", ls=":", lw=1, label="majority class")
@@ -96,9 +106,13 @@ def front_figure(findings: Findings, sequence: int) -> str:
     axes.set_xlabel(f"p_s: score on {tasks[-1]}, learned last")
     axes.set_ylabel(f"p_o: score on {tasks[0]}" if len(tasks) == 2 else "p_o: mean score on the earlier tasks")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
     members = ", ".join(str(trial.number) for trial in front[:50])
-    return to_svg(figure, f"p_o against p_s of {findings.titles[sequence]}", f"On the front: trials {members}.")
+    spots = [
+        Spot(axes, x, y, f"{trial_name(t)}: p_o {number(y)}, p_s {number(x)}", counted=len(drawn) <= MOST_COUNTED)
+        for t, x, y in ((t, rows[t.number].p_s, retained[t.number]) for t in _thinned(drawn, front, MOST_HOVERED))
+    ]
+    title = f"p_o against p_s of {findings.titles[sequence]}"
+    return page_figure(figure, title, f"On the front: trials {members}.", spots=spots)
 
 
 def parameters_figure(findings: Findings, objective: int) -> str:
@@ -112,12 +126,22 @@ def parameters_figure(findings: Findings, objective: int) -> str:
     what = "value" if len(trials[0].values) == 1 else ("p_o", "p_s")[objective]
     if len(names) == 1:
         rates = [trial.params[names[0]] for trial in trials]
-        _dots(axes, rates, values, [feasible(trial) for trial in trials], color=COLOUR, label="trial")
+        _dots(axes, rates, values, [feasible(trial) for trial in trials], color=CALM, label="trial")
         axes.set_xscale("log")
         axes.set_xlabel(names[0])
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
-        return to_svg(figure, f"{what} over {names[0]}")
+        spots = [
+            Spot(
+                axes,
+                x,
+                y,
+                f"{trial_name(t)}: {names[0]} {x:.3g}, {what} {number(y)}",
+                counted=len(trials) <= MOST_COUNTED,
+            )
+            for t, x, y in zip(trials, rates, values, strict=True)
+        ]
+        return page_figure(figure, f"{what} over {names[0]}", spots=spots)
     import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection
@@ -132,7 +156,7 @@ def parameters_figure(findings: Findings, objective: int) -> str:
     colours.set_array(kept)
     good = [i for i, trial in enumerate(trials) if feasible(trial) and values[i] >= median]
     poor = [i for i in range(len(trials)) if i not in set(good)]
-    axes.add_collection(LineCollection([lines[i] for i in poor], colors="0.8", lw=0.8))
+    axes.add_collection(LineCollection([lines[i] for i in poor], colors=FAINT, lw=0.8))
     shades = colours.to_rgba(np.array([values[i] for i in good]))
     axes.add_collection(LineCollection([lines[i] for i in good], colors=shades, lw=1.3))
     axes.set_xlim(-0.15, len(names) - 0.85)
@@ -145,35 +169,47 @@ def parameters_figure(findings: Findings, objective: int) -> str:
     if "factor" in names:
         _factor_axis(axes, findings, low, high)
     figure.colorbar(colours, ax=axes, label=f"{what}, from the median up", pad=0.08)
-    return to_svg(figure, f"Parallel coordinates of the searched parameters, coloured by {what}")
+    spots = [
+        Spot(axes, x, height, f"{trial_name(t)}, {what} {number(value)}: {names[x]} {t.params[names[x]]:.3g}")
+        for t, value, line in list(zip(trials, values, lines, strict=True))[-MOST_HOVERED_LINES:]
+        for x, height in line
+    ]
+    return page_figure(figure, f"Parallel coordinates of the searched parameters, coloured by {what}", spots=spots)
 
 
 def importance_figure(values: Mapping[str, float]) -> str:
     """One bar per parameter, in the order of depth."""
     figure = new_figure(WIDTH, 2.8)
     axes = figure.subplots()
-    bars = axes.bar(range(len(values)), list(values.values()), color=COLOUR, width=0.6)
+    bars = axes.bar(range(len(values)), list(values.values()), color=CALM, width=0.6)
     axes.bar_label(bars, [number(value) for value in values.values()], fontsize=8)
     axes.set_xticks(range(len(values)), list(values))
     axes.margins(y=0.15)
     axes.set_xlabel("parameter, from the input to the output")
     axes.set_ylabel("importance")
     description = ", ".join(f"{name} {number(value)}" for name, value in values.items())
-    return to_svg(figure, "Importance of each parameter", description)
+    spots = [
+        Spot(axes, x, value / 2, f"{name}: {number(value)}", width=0.6, height=value)
+        for x, (name, value) in enumerate(values.items())
+    ]
+    return page_figure(figure, "Importance of each parameter", description, spots=spots)
 
 
 def depth_figure(findings: Findings, num_layers: int) -> str:
     """The best distributions over depth, their mean, and their spread."""
     figure = new_figure(WIDTH, 4.4)
     axes = figure.subplots()
+    spots: list[Spot] = []
     for trial in (findings.front or findings.ranked)[:BEST_DRAWN]:
-        name = _name(trial) if len(trial.values) > 1 else f"{_name(trial)}: {trial.values[0]:.3f}"
+        name = trial_name(trial) if len(trial.values) > 1 else f"{trial_name(trial)}: {number(trial.values[0])}"
         plot_rates(distribution_of(trial).rates(num_layers), axes, short(name), relative=False)
+        spots += rate_spots(axes, distribution_of(trial).rates(num_layers), trial_name(trial))
     mean = findings.space.distribution(findings.mean) if findings.mean else None
     assert mean is not None
     rates = mean.rates(num_layers)
     what = "mean of the front" if findings.front else f"rank-weighted mean ({PAPER_BASE:g})"
     axes.plot(range(len(rates)), [rate or math.nan for rate in rates.values()], color="k", lw=2.4, label=what)
+    spots += rate_spots(axes, rates, what)
     if len(findings.top) > 1:
         trained = {group for group, rate in rates.items() if rate}
         each = [distribution_of(trial).rates(num_layers) for trial in findings.top]
@@ -184,17 +220,16 @@ def depth_figure(findings: Findings, num_layers: int) -> str:
         )
         of = "the front" if findings.front else f"the best {len(findings.top)}"
         axes.fill_between(range(len(rates)), low, high, color="0.5", alpha=0.18, lw=0, label=f"spread of {of}")
-    figure.legend(loc="outside right upper", fontsize=8)
-    return to_svg(figure, f"The best distributions over the depth of {num_layers} layers")
+    return page_figure(figure, f"The best distributions over the depth of {num_layers} layers", spots=spots)
 
 
-def _history(axes: Axes, findings: Findings, objective: int) -> None:
+def _history(axes: Axes, findings: Findings, objective: int, name: str) -> list[Spot]:
     complete = findings.complete
     queued = [trial for trial in complete if TrialRecord.of(trial).is_queued]
     others = [trial for trial in complete if not TrialRecord.of(trial).is_queued]
     shown = _thinned(others, findings.top)
     value = [trial.values[objective] for trial in shown]
-    _dots(axes, [t.number for t in shown], value, [feasible(t) for t in shown], color=COLOUR, label="trial")
+    _dots(axes, [t.number for t in shown], value, [feasible(t) for t in shown], color=CALM, label="trial")
     for index, trial in enumerate(queued[:MOST_POINTS]):
         label = short(TrialRecord.of(trial).label or "") if index < MOST_LABELS else None
         if index == MOST_LABELS:
@@ -224,8 +259,8 @@ def _history(axes: Axes, findings: Findings, objective: int) -> None:
             label="best so far",
         )
     if len(kept) < len(complete):
-        axes.plot([], [], "o", mfc="none", color="0.4", ms=5, label="hollow: violates the constraint")
-    for state, colour, what in ((TrialState.PRUNED, "0.55", "pruned"), (TrialState.FAIL, "C3", "failed")):
+        axes.plot([], [], "o", mfc="none", color=GREY, ms=5, label="hollow: violates the constraint")
+    for state, colour, what in ((TrialState.PRUNED, "C7", "pruned"), (TrialState.FAIL, "C3", "failed")):
         ended = _thinned(findings.with_state(state), [])
         if ended:
             axes.plot(
@@ -235,6 +270,11 @@ def _history(axes: Axes, findings: Findings, objective: int) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low - 0.08 * (high - low), high)
     axes.grid(alpha=0.3)
+    hovered = _thinned([*shown, *queued[:MOST_POINTS]], findings.top, MOST_HOVERED)
+    return [
+        Spot(axes, t.number, t.values[objective], f"{trial_name(t)}: {name} {number(t.values[objective])}")
+        for t in hovered
+    ]
 
 
 def _dots(
@@ -258,13 +298,13 @@ def _dots(
             label = None
 
 
-def _thinned(trials: Sequence[FrozenTrial], keep: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """An even sample of at most about `MOST_POINTS` trials that always includes those to keep."""
-    if len(trials) <= MOST_POINTS:
+def _thinned(trials: Sequence[FrozenTrial], keep: Sequence[FrozenTrial], most: int = MOST_POINTS) -> list[FrozenTrial]:
+    """An even sample of at most about so many trials that always includes those to keep."""
+    if len(trials) <= most:
         return list(trials)
     kept = {trial.number for trial in keep}
-    step = len(trials) / MOST_POINTS
-    even = {trials[int(i * step)].number for i in range(MOST_POINTS)}
+    step = len(trials) / most
+    even = {trials[int(i * step)].number for i in range(most)}
     return [trial for trial in trials if trial.number in kept or trial.number in even]
 
 
@@ -312,6 +352,7 @@ def _number_apart(axes: Axes, points: Sequence[tuple[int, float, float]]) -> Non
             axes.annotate(str(trial), (x, y), xytext=(5, 5), textcoords="offset points", fontsize=8, color=GOLD)
 
 
-def _name(trial: FrozenTrial) -> str:
+def trial_name(trial: FrozenTrial) -> str:
+    """`trial 12`, or `trial 2 (flat 0.0001)` for a queued one."""
     label = TrialRecord.of(trial).label
-    return f"{trial.number} ({label})" if label else str(trial.number)
+    return f"trial {trial.number}" + (f" ({label})" if label else "")

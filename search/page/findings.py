@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, listed, shown
 from lr_dist.presets import resolve_plan
-from lr_dist.rate_plan import RatePlan
+from lr_dist.rate_plan import Phases, RatePlan
 from lr_dist.search.combining.combine import (
     PAPER_BASE,
     ScoredRates,
@@ -158,6 +159,17 @@ def is_flat_trial(trial: FrozenTrial) -> bool:
     """Whether a trial has one rate everywhere in the stages that are searched, with nothing frozen."""
     searched = plan_of(trial).stages[-1]
     return searched == distribution_of(trial) and is_flat(distribution_of(trial))
+
+
+def named(plan: RatePlan) -> RatePlan:
+    """The plan with `flat:lr=1e-4` for a stage whose rates are all 1e-4, however they were written."""
+    return RatePlan(tuple(_named(stage) for stage in plan.stages))
+
+
+def _named(stage: LRDistribution | Phases) -> LRDistribution | Phases:
+    if not isinstance(stage, LRDistribution) or not is_flat(stage):
+        return stage
+    return LRDistribution.flat(float(f"{next(iter(stage.rates(12).values())):.12g}"), relative=stage.relative)
 
 
 def front_of(points: Sequence[tuple[float, ...]]) -> list[int]:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from lr_dist.distribution import check_num_layers
 from lr_dist.extras import require_libraries
 from lr_dist.runs.atomic import write_text
-from lr_dist.runs.numbers import number
+from lr_dist.runs.pages.render import render
 from lr_dist.search.engine.storage import study_errors
 from lr_dist.search.page import figures
 from lr_dist.search.page.commands import candidate, commands_of, controls
@@ -18,6 +18,7 @@ from lr_dist.search.page.confirmed import confirmed
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.page.importance import importances
 from lr_dist.search.page.tables import confirmed_row, environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.page.verdict import verdict
 from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.confirmation import flat_rates
 from lr_dist.search.trials.record import TrialRecord
@@ -53,21 +54,12 @@ def write_report(study: Study, path: str | Path, *, storage: str, num_layers: in
 def render_report(study: Study, *, storage: str, num_layers: int | None = None) -> str:
     """The page's HTML; every text from the study is escaped. See `write_report`."""
     require_libraries("search", "optuna", "jinja2", "matplotlib", "scipy")
-    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        # The style sheet is shared with the page of a comparison.
-        loader=ChoiceLoader([PackageLoader("lr_dist.search.page", "."), PackageLoader("lr_dist.report", ".")]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters["score"] = number
     findings = Findings.of(study)
     if num_layers is None:
         num_layers = findings.identity.get("num_layers", DEFAULT_LAYERS)
     check_num_layers(num_layers)
-    return environment.get_template("report.html").render(**_content(study, findings, storage, num_layers))
+    content = _content(study, findings, storage, num_layers)
+    return render("lr_dist.search.page", "report.html", **content)
 
 
 def _content(study: Study, findings: Findings, storage: str, layers: int) -> dict[str, Any]:
@@ -96,6 +88,7 @@ def _content(study: Study, findings: Findings, storage: str, layers: int) -> dic
         "best_flat": trial_row(findings.best_flat, findings.space) if findings.best_flat else None,
         "commands": commands_of(findings, storage, control, candidate(findings, rows)),
         "controls": control,
+        "verdict": verdict(findings, rows),
         "confirmed": [confirmed_row(row) for row in rows],
         "rows": [trial_row(trial, findings.space) for trial in listed],
         "listed_of": len(findings.front if pareto else findings.ranked),

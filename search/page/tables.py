@@ -10,10 +10,11 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from lr_dist._distribution.text import short
 from lr_dist.rate_plan import RatePlan
 from lr_dist.runs.numbers import number
 from lr_dist.search.page.confirmed import Confirmed
-from lr_dist.search.page.findings import Findings
+from lr_dist.search.page.findings import Findings, named
 from lr_dist.search.space import Space
 from lr_dist.search.trials.record import TrialRecord
 from lr_dist.search.trials.summary import feasible, plan_of
@@ -81,7 +82,7 @@ def trial_row(trial: FrozenTrial, space: Space) -> TrialRow:
         ],
         feasible=feasible(trial),
         seconds=record.seconds or 0.0,
-        distribution=str(plan_of(trial)),
+        distribution=str(named(plan_of(trial))),
         rounded=_rounded(trial, space),
     )
 
@@ -112,7 +113,7 @@ def confirmed_row(confirmed: Confirmed) -> ConfirmedRow:
         seeds=confirmed.seeds,
         difference=difference,
         control=confirmed.control,
-        distribution=str(plan_of(confirmed.trial)),
+        distribution=str(named(plan_of(confirmed.trial))),
     )
 
 
@@ -133,8 +134,8 @@ def rates_table(findings: Findings) -> list[ParameterRow]:
     return [
         ParameterRow(
             name,
-            f"{best[name]:.3g}" if name in best else "",
-            f"{findings.mean[name]:.3g}" if name in findings.mean else "",
+            _rate(best.get(name)),
+            _rate(findings.mean.get(name)),
             f"x/ {findings.spread[name]:.2f}" if name in findings.spread else "",
         )
         for name in findings.space.searched
@@ -171,7 +172,12 @@ def _rounded(trial: FrozenTrial, space: Space) -> str:
     stages = plan_of(trial).stages
     # With the given rates of the first stage before the searched ones.
     given = stages[:1] if len(stages) > len(searched.stages) else ()
-    return str(RatePlan((*given, *searched.stages)))
+    return str(named(RatePlan((*given, *searched.stages))))
+
+
+def _rate(value: float | None) -> str:
+    """Three digits, as in the text of a distribution: 9.52e-5."""
+    return "" if value is None else short(float(f"{value:.3g}"))
 
 
 def _with_sd(value: float | None, sd: float | None, digits: int = 3) -> str:

@@ -118,9 +118,9 @@ def option(draw: random.Random, folder: Path, sources: Sources) -> Case:
         ),
         (["layers", "--model", str(sources.model)], ("--distribution", "--names", "--model")),
         (["presets", "show", "kenneweg2022"], ("--layers",)),
-        (["presets", "plot", "kenneweg2022", "--output", str(folder / "p.png")], ("--layers",)),
-        (["report", str(folder / "none.json")], ("--level", "--against", "--markdown", "--output")),
-        (["combine", "no-such-study", "--search-output", str(folder)], ("--base", "--pairs", "--setting")),
+        (["presets", "plot", "kenneweg2022", "--output-file", str(folder / "p.png")], ("--layers",)),
+        (["report", str(folder / "none.json")], ("--level", "--against", "--markdown", "--output-file")),
+        (["combine", "no-such-study", "--output", str(folder)], ("--base", "--pairs", "--setting")),
         (["dashboard", "--port", "-1", "--output", str(folder)], ("--host",)),
         (["search", "status", "--output", str(folder)], ("--study",)),
     )
@@ -152,12 +152,14 @@ def output_place(draw: random.Random, folder: Path, sources: Sources) -> Case:
     if command == 1:
         path = folder / "result.json"
         path.write_text(json.dumps(result_data()))
-        return Case(["report", str(path), "--output", place])
+        return Case(["report", str(path), "--output-file", place])
     if command == 2:
-        return Case(["presets", "plot", "kenneweg2022", "--output", f"{place}.png" if draw.random() < 0.5 else place])
+        return Case(
+            ["presets", "plot", "kenneweg2022", "--output-file", f"{place}.png" if draw.random() < 0.5 else place]
+        )
     path = folder / "trials.csv"
     path.write_text(_trials(draw))
-    return Case(["combine", str(path), "--output", f"{place}.yaml" if draw.random() < 0.5 else place])
+    return Case(["combine", str(path), "--output-file", f"{place}.yaml" if draw.random() < 0.5 else place])
 
 
 def result_file(draw: random.Random, folder: Path, sources: Sources) -> Case:
@@ -249,7 +251,7 @@ def surroundings(draw: random.Random, folder: Path, sources: Sources) -> Case:
             _compare(folder, str(sources.model), "rte", DEMO[0]),
             _compare(folder, str(sources.model), "mine=~/mine", DEMO[0]),
             ["presets", "list"],
-            ["presets", "plot", "kenneweg2022", "--output", "~/x.png"],
+            ["presets", "plot", "kenneweg2022", "--output-file", "~/x.png"],
             ["report", "~/result.json"],
             ["combine", "~/trials.csv"],
             ["search", "status", "--output", "~/runs"],

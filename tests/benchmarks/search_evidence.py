@@ -69,7 +69,7 @@ def combined(space: str, options: argparse.Namespace) -> Path:
     """The studies of one space as one distribution."""
     studies = [study_name(pair, space) for pair in options.pairs]
     preset = options.files / f"combined-{space}.yaml"
-    run("combine", *studies, "--search-output", str(options.folder), "--output", str(preset), shown=True)
+    run("combine", *studies, "--output", str(options.folder), "--output-file", str(preset), shown=True)
     return preset
 
 

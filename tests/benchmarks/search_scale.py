@@ -233,7 +233,7 @@ def commands(url: str) -> dict[str, Any]:
         "import_only": ["search", "--help"],
         "status": ["search", "status", *where],
         "export": ["search", "export", *where, "--csv", str(folder / "trials.csv")],
-        "combine": ["combine", "scale", "--storage", url, "--output", str(folder / "combined.yaml")],
+        "combine": ["combine", "scale", "--storage", url, "--output-file", str(folder / "combined.yaml")],
     }
     if "report" in subprocess.run(lr_dist("search", "--help"), capture_output=True, text=True, check=True).stdout:
         each["report"] = ["search", "report", *where, "--output-file", str(folder / "report.html")]

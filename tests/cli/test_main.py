@@ -119,7 +119,7 @@ def test_layers_prints_groups_parameters_and_rates(tiny_model, capsys):
 def test_report_prints_the_table_and_writes_the_page_again(tiny_comparison, tmp_path, capsys):
     _, _, output = tiny_comparison
     page = tmp_path / "page.html"
-    assert main(["report", str(output / "result.json"), "--output", str(page)]) == 0
+    assert main(["report", str(output / "result.json"), "--output-file", str(page)]) == 0
     assert FLAT in capsys.readouterr().out
     assert page.read_text().startswith("<!doctype html>")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import assert_readable_everywhere
 from safetensors.torch import load_file, save_file
 from tiny_mlm import WORDS, masked_lm, save, sentences, tokenizer
 from transformers import BertForSequenceClassification
@@ -93,6 +94,12 @@ def test_what_is_lost_is_printed_and_written(folders, text, tmp_path, capsys) ->
     assert len(lines) == 25
     total = sum(line["scores"]["frozen"]["log_likelihood"] for line in lines[1:])
     assert total / result["text"]["scored"]["tokens"] == pytest.approx(after["frozen"]["mean"])
+    # The page shows what the terminal does, the verdict first.
+    page = (tmp_path / "out" / "retention.html").read_text()
+    assert f"Lost for good: {lost['refitted']['mean']:.3f} ± {lost['refitted']['error']:.3f} nats" in page
+    assert page.index("Lost for good") < page.index("<h2>")
+    assert f"before, the old head: {before['frozen']['mean']:.3f}" in page
+    assert_readable_everywhere(page, tmp_path)
     # A second call reads what is there, and computes the same.
     assert measured(arguments, tmp_path / "out")["retention"] == result["retention"]
 

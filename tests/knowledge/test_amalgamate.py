@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from browser import assert_readable_everywhere
 from knowledge.amalgamating import (
     bert,
     distilbert,
@@ -214,6 +215,11 @@ def test_the_command_trains_saves_and_says_what_to_do_next(
     assert "4 labels, 360 texts" in said
     assert "from_pretrained" in said
     assert accuracy(tmp_path / "student") > 0.7
+    page = (tmp_path / "student" / "amalgamation.html").read_text()
+    assert page.index("One student for 4 labels of 2 teachers.") < page.index("<h2>")
+    assert "fish, bird" in page
+    assert f'from_pretrained("{tmp_path / "student"}")' in page
+    assert_readable_everywhere(page, tmp_path)
     # Again: the scores are kept, nothing is scored twice.
     assert main([*command, "--epochs", "1"]) == 0
     assert "0 texts scored" in capsys.readouterr().out

@@ -60,8 +60,16 @@ def brings(extra: str) -> set[str]:
 # The command, the modules that it uses, the extra that its error names.
 USES = {
     "layers": (["layers", "--model", "{model}"], ("transformers",), "models"),
-    "presets plot": (["presets", "plot", "kenneweg2022", "--output", "{tmp}/rates.png"], ("matplotlib",), "report"),
-    "report": (["report", "{result}", "--output", "{tmp}/report.html"], ("jinja2", "matplotlib", "scipy"), "report"),
+    "presets plot": (
+        ["presets", "plot", "kenneweg2022", "--output-file", "{tmp}/rates.png"],
+        ("matplotlib",),
+        "report",
+    ),
+    "report": (
+        ["report", "{result}", "--output-file", "{tmp}/report.html"],
+        ("jinja2", "matplotlib", "scipy"),
+        "report",
+    ),
     "report --against": (["report", "{result}", "--against", "flat:lr=2e-5"], ("scipy",), "report"),
     "search status": (["search", "status", "--output", "{study}"], ("optuna", "sqlalchemy"), "search"),
     "search export": (

@@ -147,7 +147,7 @@ def test_no_output_of_a_command_holds_the_password(
     )
     for url in (f"postgresql://me:{CORE}@host/db", f"postgresql://me@host/db?password={CORE}"):
         for arguments in (
-            ["combine", "study", "--storage", url, "--output", str(tmp_path / "mine.yaml")],
+            ["combine", "study", "--storage", url, "--output-file", str(tmp_path / "mine.yaml")],
             ["search", "export", "--study", "study", "--storage", url, "--csv", str(tmp_path / "trials.csv")],
             ["search", "status", "--study", "study", "--storage", url],
             ["search", "report", "--study", "study", "--storage", url, "--output-file", str(tmp_path / "report.html")],

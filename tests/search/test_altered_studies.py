@@ -202,7 +202,7 @@ def every_command(url: str, folder: Path, capsys: pytest.CaptureFixture[str]) ->
         "status": ["search", "status", *where, "--study", "study"],
         "report": ["search", "report", *where, "--study", "study", "--output-file", str(folder / "report.html")],
         "export": ["search", "export", *where, "--study", "study", "--csv", str(folder / "trials.csv")],
-        "combine": ["combine", "study", *where, "--output", str(folder / "mine.yaml")],
+        "combine": ["combine", "study", *where, "--output-file", str(folder / "mine.yaml")],
     }.items():
         status = main(arguments)
         error = capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_the_authors_trials_give_their_table_to_three_digits(
 ) -> None:
     output = tmp_path / "ours.yaml"
     trials = str(data_dir / "kenneweg2022" / "trials.csv")
-    assert main(["combine", trials, "--pairs", *PAIRS, *options, "--output", str(output)]) == 0
+    assert main(["combine", trials, "--pairs", *PAIRS, *options, "--output-file", str(output)]) == 0
     preset = read_preset(output)
     assert preset.name == "ours"
     rates = [rate for _, rate in preset.distribution.values]

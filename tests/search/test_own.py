@@ -115,7 +115,7 @@ def test_status_report_export_and_combine_work_on_such_a_study(tmp_path, capsys)
     assert "the score that the program returned" in page
     assert "lr-dist compare" not in page
     assert main(["search", "export", "--study", "mine", *where, "--csv", str(tmp_path / "trials.csv")]) == 0
-    assert main(["combine", "mine", *where, "--output", str(tmp_path / "combined.yaml")]) == 0
+    assert main(["combine", "mine", *where, "--output-file", str(tmp_path / "combined.yaml")]) == 0
     preset = yaml.safe_load((tmp_path / "combined.yaml").read_text(encoding="utf-8"))
     assert preset["provenance"]["model"] == "my-model"
     assert StudySummary.of(study).best.number == study.best_trial.number

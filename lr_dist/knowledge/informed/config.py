@@ -56,7 +56,7 @@ class InformedConfig:
     """Numbers of training examples of the task."""
 
     seeds: tuple[int | str, ...] = ("0..4",)
-    """Seeds: each draws the training examples, and seeds the training. 0..4 stands for 0 1 2 3 4."""
+    """Random seeds: each draws the training examples, and seeds the training."""
 
     tuning_seeds: tuple[int | str, ...] = (100, 101)
     """Seeds with which the rates are chosen, by the mean score on dev; none of them is a seed of the results."""

@@ -40,7 +40,7 @@ class PrototypesConfig:
     """Task whose dev and validation texts must not be among the prototypes: those are left out and counted."""
 
     data_dir: str | None = None
-    """Folder with GLUE, for --test. By default the environment variable LR_DIST_DATA, or else the hub."""
+    """Folder with GLUE as parquet files. By default the environment variable LR_DIST_DATA, or else the hub."""
 
     def __post_init__(self) -> None:
         if not self.knowledge:
