@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from lr_dist.errors import shown
+
 _GROUP = re.compile(r"embeddings|head|layers\.(0|-?[1-9][0-9]{0,5})")
 # `vision/layers.0/no_decay`: a tower, where there are several; the layer; a part of it.
 _LAYER = re.compile(r"((?:[^/]+/)?(?:embeddings|layers\.\d+|head))(?:/|$)")
@@ -62,6 +64,13 @@ def layer_of(group: str) -> str:
 def is_layer(layer: str) -> bool:
     """Whether it is one of the transformer's layers, neither embeddings nor head."""
     return layer.rpartition("/")[2].startswith("layers.")
+
+
+def one_of(known: Iterable[str], value: Any) -> str:
+    """`one of cosine, linear, not 'cosin'. Did you mean cosine?`, the end of an error."""
+    names = list(known)
+    hint = did_you_mean(value, names) if isinstance(value, str) else ""
+    return f"one of {', '.join(names)}, not {shown(value)}.{hint}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lr_dist.checks import check_whole
 from lr_dist.errors import InvalidPlanError
 from lr_dist.extras import require_libraries
-from lr_dist.names import group_names
+from lr_dist.names import group_names, one_of
 from lr_dist.rate_plan import Phases, RatePlan, StageRates, part_at
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def preview(
     """
     check_whole("steps", steps, 1, error=InvalidPlanError)
     if schedule not in SCHEDULES:
-        raise InvalidPlanError(f"schedule must be one of {', '.join(SCHEDULES)}, not {schedule!r}.")
+        raise InvalidPlanError(f"schedule must be {one_of(SCHEDULES, schedule)}")
     if not 0 <= warmup < 1:
         raise InvalidPlanError(f"warmup is a share of the steps from 0 to below 1, not {warmup}.")
     factors = [schedule_factor(step, steps, schedule, round(warmup * steps)) for step in range(steps)]

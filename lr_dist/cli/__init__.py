@@ -9,18 +9,17 @@ import contextlib
 import functools
 import io
 import os
-import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from lr_dist import __version__
+from lr_dist.cli.arguments import prepared
 from lr_dist.cli.boundary import OPTION, guarded
 from lr_dist.cli.terminal import accept_any_text, clean, ignore_impossible_sizes
 from lr_dist.errors import ConfigurationError, LRDistError, shown
-from lr_dist.names import did_you_mean
 from lr_dist.runs.redact import redact_usage
 
 if TYPE_CHECKING:
@@ -56,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accept_any_text()
     ignore_impossible_sizes()
     whole = OPTION in arguments
-    arguments = [argument for argument in arguments if argument != OPTION]
+    arguments = prepared([argument for argument in arguments if argument != OPTION])
     command = " ".join(["lr-dist", *[argument for argument in arguments if argument in COMMANDS][:1]])
     return guarded(command, lambda: _run(arguments), arguments=arguments, whole=whole)
 
@@ -65,6 +64,7 @@ def _run(arguments: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from lr_dist.cli.config_file import use_strict_loader
+    from lr_dist.cli.meant import forbid_abbreviations
 
     parser = ArgumentParser(
         prog="lr-dist",
@@ -74,15 +74,15 @@ def _run(arguments: list[str]) -> int:
     parser.add_argument(OPTION, action="store_true", help="If a command fails, show the whole traceback.")
     modules = {name: import_module(path) for name, path in COMMANDS.items()}
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
-    subparsers = {}
     for name, module in modules.items():
-        subparser = subparsers[name] = module.parser()
+        subparser = module.parser()
         subcommands.add_subcommand(name, subparser, help=subparser.description)
         if hasattr(module, "nest"):
             module.nest(subparser)
+    forbid_abbreviations(parser)
     parser.parser_mode = use_strict_loader()
     ordered = _config_first(arguments)
-    with _usage_errors_redacted(arguments, subparsers):
+    with _usage_errors_redacted(arguments, parser):
         try:
             settings = parser.parse_args(ordered)
         except LRDistError:
@@ -108,34 +108,20 @@ def _show_warning(other: Callable[..., None], command: str, message: Any, catego
 
 
 @contextlib.contextmanager
-def _usage_errors_redacted(arguments: Sequence[str], parsers: Mapping[str, ArgumentParser]) -> Iterator[None]:
+def _usage_errors_redacted(arguments: Sequence[str], parser: ArgumentParser) -> Iterator[None]:
     """Hide passwords in what the parser prints: it quotes invalid values, and a storage URL may hold a password.
 
-    Adds the option or command that was probably meant.
+    Adds the option, command or value that was probably meant.
     """
+    from lr_dist.cli.meant import meant
+
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             yield
     finally:
         text = said.getvalue()
-        sys.stderr.write(clean(redact_usage(text, arguments)) + _meant(text, arguments, parsers))
-
-
-def _meant(usage_error: str, arguments: Sequence[str], parsers: Mapping[str, ArgumentParser]) -> str:
-    """A line with the option or command that was probably meant; empty if there is none."""
-    if found := re.search(r"argument COMMAND: invalid choice: '([^']*)'", usage_error):
-        return _line(did_you_mean(found[1], COMMANDS))
-    found = re.search(r"unrecognized arguments: (--[\w-]+)", usage_error, flags=re.IGNORECASE)
-    command = next((argument for argument in arguments if argument in parsers), None)
-    if found and command:
-        options = [f"--{key.replace('_', '-')}" for key in vars(parsers[command].get_defaults())]
-        return _line(did_you_mean(found[1], options))
-    return ""
-
-
-def _line(hint: str) -> str:
-    return f"{hint.strip()}\n" if hint else ""
+        sys.stderr.write(clean(redact_usage(text, arguments)) + clean(meant(text, arguments, parser)))
 
 
 def _config_first(arguments: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.early import check_texts
 from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras
 from lr_dist.knowledge.amalgamation.config import AmalgamationConfig
@@ -35,6 +36,7 @@ def parser() -> ArgumentParser:
 def run(settings: Namespace) -> int:
     """Score, train, save and say what to do next; the same command continues after an interruption."""
     config = read_options(AmalgamationConfig, settings)
+    check_texts([], [config.settings.rates])
     require_extras("tasks")
     from lr_dist.cli.terminal import terminal
     from lr_dist.knowledge.amalgamation.pipeline import RESULT, amalgamate

@@ -78,7 +78,13 @@ def run(settings: Namespace) -> int:
     console.print(verdict(outcome), markup=False, highlight=False)
     console.print(f"Page: {page}\nTable: {output / 'evidence.md'}", soft_wrap=True, markup=False)
     if settings.preset is None:
-        console.print("Next: --only-report true --preset ARM writes an arm that is better as a preset", markup=False)
+        console.print(
+            "Next:\n  --only-report true --preset ARM: write an arm that is better as a preset\n"
+            "  another --output with other held_out sequences or another --model: does it hold there, too?",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
     else:
         from lr_dist.evidence.preset import preset_of
 

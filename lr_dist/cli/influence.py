@@ -95,4 +95,17 @@ def run(settings: Namespace) -> int:
         page = write_influence_page(result, output / "influence.html")
     console.print(influence_view(result))
     console.print(f"Result: {output / 'influence.json'}\nPage: {page}", soft_wrap=True, markup=False)
+    console.print("\n".join(["Next:", *next_steps(settings)]), soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def next_steps(settings: Namespace) -> list[str]:
+    """What to ask next; the factors are kept, so it is quick."""
+    steps = []
+    if not settings.most_forgotten:
+        steps.append("  --most-forgotten 3: the validation examples whose loss rose most")
+    if not settings.query:
+        steps.append("  --query TEXT: what a prediction of the later task rests on")
+    if settings.arm is None:
+        steps.append("  --arm LABEL: the same questions to another arm of the comparison")
+    return [*steps, "  leave the examples out of the training data, and compare again: what is said here are estimates"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from lr_dist.cli.early import check_texts
 from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras, require_libraries
 from lr_dist.knowledge.informed.config import InformedConfig
@@ -17,6 +18,8 @@ from lr_dist.runs.redact import redact_command
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from lr_dist.knowledge.informed.result import InformedResult
 
 
 def parser() -> ArgumentParser:
@@ -33,6 +36,8 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Run or continue the experiment, print its table, write its page."""
+    config = read_options(InformedConfig, settings)
+    check_texts([config.task, config.unrelated], [*config.rates, *config.stage_rates])
     require_libraries("knowledge", "networkx")
     require_extras("tasks", "report")
     from lr_dist.cli.terminal import terminal
@@ -43,7 +48,6 @@ def run(settings: Namespace) -> int:
     from lr_dist.sequence.output import checked_folder
 
     console = terminal()
-    config = read_options(InformedConfig, settings)
     output = checked_folder(settings.output)
     lines = _Lines(console)
     if fewer := use_usable_cores():
@@ -59,7 +63,22 @@ def run(settings: Namespace) -> int:
     console.print(terminal_table(result))
     console.print(verdict(result), markup=False, highlight=False)
     console.print(f"Result: {expanded(output) / 'result.json'}\nReport: {page}", soft_wrap=True, markup=False)
+    console.print("\n".join(["Next:", *next_steps(config, result)]), soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def next_steps(config: InformedConfig, result: InformedResult) -> list[str]:
+    """What to do with a finished experiment."""
+    steps = []
+    if any(choice.at_end for choice in result.choices):
+        steps.append("  --rates and --stage-rates beyond the lowest or highest one: a chosen rate is at an end")
+    if "unrelated" not in config.arms:
+        steps.append("  --arms none informed shuffled mixed unrelated: is it the knowledge, or only more steps?")
+    return [
+        *steps,
+        "  the same command with more --seeds or other --limits: only new runs are made",
+        "  lr-dist prototypes --knowledge ... --output FOLDER: the prototypes as a task, --tasks NAME=FOLDER",
+    ]
 
 
 class _Lines:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.cli.wording import DATA_DIR, MODEL, TASKS
+from lr_dist.cli.early import check_texts
+from lr_dist.cli.options import add_options
+from lr_dist.cli.wording import MODEL, TASKS
 from lr_dist.extras import require_extras
+from lr_dist.reading import expanded
 from lr_dist.runs.redact import redact_command
+from lr_dist.sequence.compare_config import CompareConfig
+
+if TYPE_CHECKING:
+    from lr_dist.sequence.interpolate_models import Interpolated
 
 
 def parser() -> ArgumentParser:
@@ -37,7 +46,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--examples", type=int, default=1000, help="Most rows of validation and of dev to score, a task.")
     p.add_argument("--max-length", type=int, default=128, help="Tokens of a text, at most.")
-    p.add_argument("--data-dir", type=str | None, help=DATA_DIR)
+    add_options(p, CompareConfig, only=["data_dir"])
     p.add_argument(
         "--output", type=str, default="interpolated", help="Folder for the weights, the figure and the result."
     )
@@ -46,6 +55,7 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Interpolate, print and write."""
+    check_texts(settings.tasks or [], [])
     require_extras("tasks")
     from lr_dist.cli.terminal import terminal
     from lr_dist.errors import ConfigurationError
@@ -89,4 +99,17 @@ def run(settings: Namespace) -> int:
     console.print(interpolation_table(result))
     console.print(alphas_text(result), markup=False, highlight=False, soft_wrap=True)
     console.print(f"Weights: {folder}\nFigure: {folder / 'curve.svg'}", markup=False, soft_wrap=True)
+    console.print("\n".join(["Next:", *next_steps(settings, result)]), soft_wrap=True, markup=False, highlight=False)
     return 0
+
+
+def next_steps(settings: Namespace, result: Interpolated) -> list[str]:
+    """What to do with the weights, and how to tell whether the gain is more than chance."""
+    values = set(result.alphas.values())
+    alpha = f"{values.pop():.3g}" if len(values) == 1 else "auto"
+    steps = []
+    if Path(settings.before).expanduser().is_dir():
+        arms = ["flat:lr=1e-4", f"flat:lr=1e-4 + interpolate:alpha={alpha}"]
+        words = ["lr-dist", "compare", "--start", settings.before, "--tasks", *settings.tasks, "--arms", *arms]
+        steps.append(f"  {shlex.join(words)}: over several seeds")
+    return [*steps, f"  AutoModelForSequenceClassification.from_pretrained({str(expanded(settings.output))!r}): use it"]

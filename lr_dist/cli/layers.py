@@ -40,15 +40,17 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print the table; only the model's configuration is read, not its weights."""
+    from lr_dist.presets import resolve_distribution
+
+    # Before torch is loaded, which takes seconds.
+    distribution = None if settings.distribution is None else resolve_distribution(settings.distribution)
     require_libraries("models", "transformers")
     from lr_dist._distribution.sanity import warn_of_rates
     from lr_dist._distribution.table import LayerRow, print_layers
     from lr_dist.cli.terminal import terminal
     from lr_dist.layers import assign_layers
     from lr_dist.models import load_skeleton
-    from lr_dist.presets import resolve_distribution
 
-    distribution = None if settings.distribution is None else resolve_distribution(settings.distribution)
     model = load_skeleton(settings.model, trust_remote_code=settings.trust_remote_code)
     layers = assign_layers(model, settings.overrides, settings.stacks)
     rates = None if distribution is None else layers.rates(distribution.rates)

@@ -25,20 +25,17 @@ def parser() -> ArgumentParser:
 
 def run(settings: Namespace) -> int:
     """Print the table, or one method's documentation."""
+    from lr_dist.cli.early import check_method
     from lr_dist.cli.terminal import terminal
-    from lr_dist.errors import ConfigurationError, shown
+
+    if settings.name is not None:
+        check_method(settings.name)
     from lr_dist.methods import METHODS
-    from lr_dist.names import did_you_mean
 
     console = terminal()
     if settings.name is None:
         console.print(methods_table(METHODS, wide=console.width >= 110))
         return 0
-    if settings.name not in METHODS:
-        raise ConfigurationError(
-            f"There is no method {shown(settings.name)}; the methods are {', '.join(METHODS)}."
-            f"{did_you_mean(settings.name, METHODS)}"
-        )
     console.print(describe(METHODS[settings.name]), markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.cli.wording import MODEL, SCHEDULE, WARMUP
+from lr_dist.cli.wording import MODEL
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,8 +31,8 @@ def parser() -> ArgumentParser:
     p.add_argument("--model", type=str | None, help=f"Model whose number of layers to use: {MODEL}.")
     p.add_argument("--layers", type=int, default=12, help="Number of layers, if no model is given.")
     p.add_argument("--steps", type=int, default=1000, help="Steps of the optimizer in each stage.")
-    p.add_argument("--schedule", type=str, default="cosine", help=SCHEDULE)
-    p.add_argument("--warmup", type=float, default=0.1, help=WARMUP)
+    p.add_argument("--schedule", type=str, default="cosine", help="Rate after the warm-up: cosine, linear or constant.")
+    p.add_argument("--warmup", type=float, default=0.1, help="Share of the steps in which the rate rises linearly.")
     p.add_argument(
         "--lr",
         type=float | None,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -42,5 +44,20 @@ def run(settings: Namespace) -> int:
         require_extras("tasks")
     folder = expanded(settings.output)
     lines = write_prototypes(config, folder, redact_command(["lr-dist", *sys.argv[1:]]))
-    terminal(highlight=False).print("\n".join(lines), markup=False, soft_wrap=True)
+    steps = next_steps(config, folder)
+    terminal(highlight=False).print("\n".join([*lines, "Next:", *steps]), markup=False, soft_wrap=True)
     return 0
+
+
+def next_steps(config: PrototypesConfig, folder: Path) -> list[str]:
+    """What the prototypes are for."""
+    task = config.test if isinstance(config.test, str) else "sst2"
+    learn = ["lr-dist", "compare", "--tasks", f"prototypes={folder}"]
+    if config.is_equation:
+        return [f"  {shlex.join([*learn, '--distributions', 'flat:lr=1e-3'])}: how well the equation is learned"]
+    knowledge = ["lr-dist", "informed", "--knowledge", config.knowledge, "--task", task]
+    arms = ["--arms", "flat:lr=1e-4", "flat:lr=1e-4 + replay:ratio=0.1,size=300"]
+    return [
+        f"  {shlex.join(knowledge)}: do they help where examples are few?",
+        f"  {shlex.join([*learn, task, *arms])}: are they kept?",
+    ]

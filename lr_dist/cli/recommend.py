@@ -6,8 +6,11 @@ import shlex
 
 from jsonargparse import ArgumentParser, Namespace
 
-from lr_dist.cli.wording import DATA_DIR, MODEL, TASKS
+from lr_dist.cli.early import check_texts
+from lr_dist.cli.options import add_options
+from lr_dist.cli.wording import MODEL, TASKS
 from lr_dist.extras import require_extras
+from lr_dist.sequence.compare_config import CompareConfig
 
 
 def parser() -> ArgumentParser:
@@ -31,7 +34,7 @@ def parser() -> ArgumentParser:
     )
     p.add_argument("--epochs", type=int, default=2, help="Passes over each task's training examples, in the scan.")
     p.add_argument("--seed", type=int, default=0, help="Seed of the scan.")
-    p.add_argument("--data-dir", type=str | None, help=DATA_DIR)
+    add_options(p, CompareConfig, only=["data_dir"])
     return p
 
 
@@ -41,6 +44,7 @@ def run(settings: Namespace) -> int:
     from lr_dist.cli.terminal import terminal
     from lr_dist.distribution import LRDistribution
 
+    check_texts(settings.tasks, [])
     console = terminal(highlight=False)
     advice = recommend(
         settings.model, settings.tasks, settings.examples, start=settings.start, batch_size=settings.batch_size
@@ -67,7 +71,7 @@ def run(settings: Namespace) -> int:
         )
         console.print()
     console.print(advice.text(), markup=False, soft_wrap=True)
-    if len(settings.tasks) > 1:
+    if len(settings.tasks) > 1 or settings.scan:
         flat = str(LRDistribution.flat(float(f"{advice.level:.3g}")))
         arms = dict.fromkeys([advice.arm, flat, *(f"{flat} + {method}" for method in advice.methods)])
         words = ["lr-dist", "compare", "--model", settings.start or settings.model, "--tasks", *settings.tasks]
@@ -75,6 +79,6 @@ def run(settings: Namespace) -> int:
         console.print(
             f"\nCompare it with the flat rate of the same level:\n  {shlex.join(words)}", markup=False, soft_wrap=True
         )
-    elif not settings.scan:
+    else:
         console.print("\nThe same command with --scan tunes the flat rate and scales the plan to it.", markup=False)
     return 0

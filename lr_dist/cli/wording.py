@@ -8,7 +8,4 @@ from __future__ import annotations
 
 MODEL = "minilm (packaged, works offline), a name on the Hugging Face hub, or a path"
 TASKS = "GLUE names, demo-*, TASK@length, TASK@embedding, NAME=FOLDER"
-DATA_DIR = "Folder with GLUE as parquet files. By default the environment variable LR_DIST_DATA, or else the hub."
 PRECISION = "32-true, bf16-mixed, or auto (the faster one on the machine)"
-SCHEDULE = "Rate after the warm-up: cosine, linear or constant."
-WARMUP = "Share of the steps in which the rate rises linearly."

@@ -118,7 +118,7 @@ class EvidenceConfig(SequenceConfig):
     """Name of the arm with which the others are compared: the tuned flat rate."""
 
     tuning_seeds: tuple[int, ...] = (0,)
-    """Random seeds for tuning."""
+    """Random seeds for tuning; none of them is a seed of the comparison."""
 
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
     """Random seeds for the comparison; none of them was used for tuning."""

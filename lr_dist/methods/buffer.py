@@ -12,9 +12,10 @@ from torch.utils.data import IterableDataset, SubsetRandomSampler
 
 from lr_dist._lightning import rank_zero_warn
 from lr_dist.checks import check_whole
-from lr_dist.errors import ConfigurationError, UnfilledBufferWarning, shown
+from lr_dist.errors import ConfigurationError, UnfilledBufferWarning
 from lr_dist.methods.examples import Block, block_of, collated_block, count, joined, leaves, plain, rows, signature
 from lr_dist.methods.task_functions import TaskFunctions
+from lr_dist.names import one_of
 
 Targets = Callable[[Any], Tensor]
 POLICIES = ("reservoir", "balanced")
@@ -128,7 +129,7 @@ class RehearsalBuffer:
     def __init__(self, size: int = 500, policy: str = "reservoir") -> None:
         self.size = check_whole("size", size, 1, error=ConfigurationError, hint="It is the number of examples kept.")
         if policy not in POLICIES:
-            raise ConfigurationError(f"policy must be one of {', '.join(POLICIES)}, not {shown(policy)}.")
+            raise ConfigurationError(f"policy must be {one_of(POLICIES, policy)}")
         self.policy = policy
         self.memories: list[Memory] = []
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from lr_dist.checks import is_number
 from lr_dist.errors import InvalidPresetError, listed, shown
+from lr_dist.names import one_of
 from lr_dist.presets.text_checks import checked_text
 
 SHAPES = ("cosine", "linear", "constant")
@@ -36,7 +37,7 @@ class PresetSchedule:
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
-            raise InvalidPresetError(f"schedule.shape must be one of {', '.join(SHAPES)}, not {shown(self.shape)}.")
+            raise InvalidPresetError(f"schedule.shape must be {one_of(SHAPES, self.shape)}")
         for key in ("warmup", "end"):
             value = getattr(self, key)
             if not is_number(value) or not 0 <= value < 1:

@@ -59,7 +59,7 @@ class RetentionConfig:
     """Peak learning rate to fit heads with."""
 
     seed: int = 0
-    """Of the texts, the masks and the order in which heads are fitted."""
+    """Seed of the texts, the masks and the order in which heads are fitted."""
 
     def __post_init__(self) -> None:
         if not self.text:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.errors import ConfigurationError, SlowPrecisionWarning
+from lr_dist.names import one_of
 from lr_dist.runs.machine import processor_name, training_device
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def choose_precision(asked: str) -> PrecisionChoice:
         SlowPrecisionWarning: `bf16-mixed` was asked for where it is slower than fp32.
     """
     if asked not in PRECISIONS:
-        raise ConfigurationError(f"precision must be one of {', '.join(PRECISIONS)}, not {asked!r}.")
+        raise ConfigurationError(f"precision must be {one_of(PRECISIONS, asked)}")
     if asked == FULL:
         return PrecisionChoice(FULL, FULL, "asked for")
     measured = measure()

@@ -8,6 +8,7 @@ from typing import Any
 
 from lr_dist.checks import check_finite, check_whole
 from lr_dist.errors import ConfigurationError
+from lr_dist.names import one_of
 from lr_dist.runs.precision import PRECISIONS
 
 # Increase it when a change of the code makes old runs incomparable with new ones.
@@ -65,7 +66,7 @@ class SequenceSettings:
             raise ConfigurationError(f"warmup is a share of the steps from 0 to below 1, not {self.warmup}.")
         for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS), ("evaluate_on", SPLITS)):
             if getattr(self, name) not in allowed:
-                raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+                raise ConfigurationError(f"{name} must be {one_of(allowed, getattr(self, name))}")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

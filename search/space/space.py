@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, InvalidDistributionError, shown
+from lr_dist.names import one_of
 from lr_dist.rate_plan import RatePlan
 from lr_dist.search.space.kinds import KINDS, MOST_KNOTS, TOLERANCE, Kind
 
@@ -75,7 +76,7 @@ class Space:
 
     def __post_init__(self) -> None:
         if not isinstance(self.family, str) or self.family not in FAMILIES:
-            raise ConfigurationError(f"The space must be one of {', '.join(FAMILIES)}, not {shown(self.family)}.")
+            raise ConfigurationError(f"The space must be {one_of(FAMILIES, self.family)}")
         for low, high, what in (
             (self.low, self.high, "low and high"),
             (self.factor_low, self.factor_high, "factor_low and factor_high"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from lr_dist.checks import check_finite, is_whole
 from lr_dist.errors import ConfigurationError, shown
+from lr_dist.names import one_of
 from lr_dist.rate_plan import RatePlan, StageRates
 from lr_dist.search.space import Space
 from lr_dist.sequence.base_config import SequenceConfig
@@ -59,7 +60,7 @@ class Goal:
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, str) or self.mode not in MODES:
-            raise ConfigurationError(f"The objective must be one of {', '.join(MODES)}, not {shown(self.mode)}.")
+            raise ConfigurationError(f"The objective must be {one_of(MODES, self.mode)}")
         if not (_is_number(self.tolerance) and 0 <= self.tolerance <= 1):
             raise ConfigurationError(
                 f"tolerance must be in the score's unit, from 0 to 1, not {shown(self.tolerance)}."
@@ -175,7 +176,7 @@ class SearchConfig(SequenceConfig):
         if not self.seeds or not all(is_whole(seed) and seed >= 0 for seed in self.seeds):
             raise ConfigurationError(f"seeds must be one or more whole numbers from 0, not {shown(self.seeds)}.")
         if not isinstance(self.pruner, str) or self.pruner not in (AUTO, *PRUNERS):
-            raise ConfigurationError(f"pruner must be one of auto, {', '.join(PRUNERS)}, not {shown(self.pruner)}.")
+            raise ConfigurationError(f"pruner must be {one_of(('auto', *PRUNERS), self.pruner)}")
         if self.goal.mode == "pareto" and self.pruner in (WILCOXON, HYPERBAND):
             raise ConfigurationError(f"Two objectives cannot be pruned: leave out --pruner {self.pruner}.")
         for name, least in (("confirm", 0), ("confirm_seeds", 1)):

@@ -21,6 +21,31 @@ CASES: list[tuple[str, list[str], str]] = [
     ("sequence", ["search", "--sequences", "[[sst2, qqq]]"], "Did you mean 'qqp'?"),
     ("command", ["compar"], "Did you mean compare?"),
     ("option", ["compare", "--taks", "sst2"], "Did you mean --tasks?"),
+    ("option within", ["search", "report", "--stoage", "x"], "Did you mean --storage?"),
+    ("cut option", ["search", "--mode", "relative"], "There is no option --mode here"),
+    ("command within", ["search", "stat"], "Did you mean status?"),
+    ("preset's command", ["presets", "shw"], "Did you mean show?"),
+    ("choice", ["combine", "x", "--setting", "taskshft"], "Did you mean taskshift?"),
+    ("tracker", [*PAIR, "--distributions", "flat:lr=1e-4", "--logger", "wandbb"], "Did you mean wandb?"),
+    ("schedule", [*PAIR, "--distributions", "flat:lr=1e-4", "--schedule", "cosin"], "Did you mean cosine?"),
+    ("precision", [*PAIR, "--distributions", "flat:lr=1e-4", "--precision", "bf16"], "Did you mean bf16-mixed?"),
+    ("method", [*PAIR, "--arms", "flat:lr=1e-4 + ewk:strength=1"], "Did you mean ewc?"),
+    ("method's page", ["methods", "ewk"], "Did you mean ewc?"),
+    ("layers", ["layers", "--distribution", "flt:lr=1e-4"], "Did you mean flat?"),
+    ("plan", ["plan", "flt:lr=1e-4"], "Did you mean flat?"),
+    ("plan's schedule", ["plan", "flat:lr=1e-4", "--schedule", "liner"], "Did you mean linear?"),
+    ("student's rates", ["amalgamate", "--teachers", "a", "b", "--text", "c", "--rates", "flt:lr=1"], "mean flat?"),
+    ("target", ["amalgamate", "--teachers", "a", "b", "--text", "c", "--target", "sof"], "Did you mean soft?"),
+    (
+        "informed's rates",
+        ["informed", "--knowledge", "polarity", "--task", "sst2", "--rates", "flt:lr=1"],
+        "mean flat?",
+    ),
+    ("informed's task", ["informed", "--knowledge", "polarity", "--task", "sst"], "Did you mean 'sst2'?"),
+    ("informed's arm", ["informed", "--knowledge", "polarity", "--task", "sst2", "--arms", "mixd"], "mean mixed?"),
+    ("kind", ["prototypes", "--knowledge", "everyday", "--kind", "pair"], "Did you mean pairs?"),
+    ("recommend's task", ["recommend", "--tasks", "sst", "--examples", "9"], "Did you mean 'sst2'?"),
+    ("interpolate's task", ["interpolate", "a", "b", "--tasks", "sst2", "qpq"], "Did you mean 'qqp'?"),
 ]
 PROGRAM = """
 import contextlib, io, json, sys
@@ -45,6 +70,13 @@ def answers() -> dict[str, tuple[int, str, bool]]:
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     seen = json.loads(done.stdout.splitlines()[-1])
     return {name: tuple(answer) for (name, _, _), answer in zip(CASES, seen, strict=True)}
+
+
+def test_the_methods_named_without_torch_are_all_there_are() -> None:
+    from lr_dist.cli.early import METHOD_NAMES
+    from lr_dist.methods import METHODS
+
+    assert sorted(METHOD_NAMES) == sorted(METHODS)
 
 
 @pytest.mark.parametrize(("name", "says"), [(name, says) for name, _, says in CASES])

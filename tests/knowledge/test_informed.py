@@ -211,7 +211,7 @@ def test_class_names_are_joined_by_name() -> None:
         ({"knowledge": ""}, "No knowledge"),
         ({"task": ""}, "Nothing to learn"),
         ({"arms": ("informed",)}, "add it to arms"),
-        ({"arms": ("none", "inform")}, "no arm 'inform'"),
+        ({"arms": ("none", "inform")}, "not 'inform'. Did you mean informed"),
         ({"parts": ("lowest",)}, "no part 'lowest'"),
         ({"arms": ("none", "mixed")}, "Parts are those of"),
         ({"limits": (10, 10)}, "each once"),

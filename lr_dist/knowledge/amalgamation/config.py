@@ -8,6 +8,7 @@ from typing import Any
 
 from lr_dist.checks import check_finite, check_whole, is_number
 from lr_dist.errors import ConfigurationError, DropoutOffError
+from lr_dist.names import one_of
 from lr_dist.runs.precision import PRECISIONS
 
 SCHEDULES = ("cosine", "linear", "constant")
@@ -73,7 +74,7 @@ class StudentSettings:
             raise ConfigurationError(f"held_out is a share of the texts between 0 and 1, not {self.held_out}.")
         for name, allowed in (("schedule", SCHEDULES), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
-                raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}.")
+                raise ConfigurationError(f"{name} must be {one_of(allowed, getattr(self, name))}")
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class AmalgamationConfig:
         if not self.text:
             raise ConfigurationError("There is nothing to learn from: give --text FILE, or the name of a task.")
         if self.target not in TARGETS:
-            raise ConfigurationError(f"target must be one of {', '.join(TARGETS)}, not {self.target!r}.")
+            raise ConfigurationError(f"target must be {one_of(TARGETS, self.target)}")
         for name in ("tau", "temperature"):
             check_finite(name, getattr(self, name), positive=True, error=ConfigurationError)
         hint = "0 takes the certainty of one pass without dropout."

@@ -18,6 +18,7 @@ from lr_dist.errors import ConfigurationError, NonFiniteScoresError, TeacherErro
 from lr_dist.knowledge.amalgamation.certainties import certainty, margin_weights
 from lr_dist.knowledge.amalgamation.config import TARGETS
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
+from lr_dist.names import one_of
 
 TAU = 0.2
 
@@ -158,7 +159,7 @@ def make_objective(
         NonFiniteScoresError: logits that are NaN or infinite.
     """
     if kind not in TARGETS:
-        raise ConfigurationError(f"target must be one of {', '.join(TARGETS)}, not {kind!r}.")
+        raise ConfigurationError(f"target must be {one_of(TARGETS, kind)}")
     check_finite("temperature", temperature, positive=True, error=ConfigurationError)
     _check(logits, union)
     soft = [torch.softmax(each / temperature, dim=-1) for each in logits]

@@ -11,6 +11,7 @@ from lr_dist.checks import check_finite, check_whole, is_whole
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.knowledge.prototypes.examples import KINDS
 from lr_dist.knowledge.prototypes.prototypes import PER_CLASS
+from lr_dist.names import one_of
 from lr_dist.sequence.settings import SequenceSettings
 
 NONE, INFORMED, SHUFFLED, MIXED, UNRELATED = "none", "informed", "shuffled", "mixed", "unrelated"
@@ -59,7 +60,7 @@ class InformedConfig:
     """Random seeds: each draws the training examples, and seeds the training."""
 
     tuning_seeds: tuple[int | str, ...] = (100, 101)
-    """Seeds with which the rates are chosen, by the mean score on dev; none of them is a seed of the results."""
+    """Random seeds for tuning: the rates are chosen by their mean score on dev; none of them is in seeds."""
 
     rates: tuple[str, ...] = ("flat:lr=3e-5", "flat:lr=1e-4", "flat:lr=3e-4")
     """Rates to choose from for the task: distributions or presets. Each arm chooses at each limit."""
@@ -136,7 +137,7 @@ class InformedConfig:
             check_whole("limits", limit, 2, error=ConfigurationError, hint="They count training examples.")
         for arm in self.arms:
             if arm not in ARMS:
-                raise ConfigurationError(f"There is no arm {shown(arm)}; there are: {', '.join(ARMS)}.")
+                raise ConfigurationError(f"An arm is {one_of(ARMS, arm)}")
         if NONE not in self.arms:
             raise ConfigurationError(f"The arm {NONE} is what all others are compared with; add it to arms.")
         for part in self.chosen_parts:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lr_dist.checks import check_whole
-from lr_dist.errors import ConfigurationError, shown
+from lr_dist.errors import ConfigurationError
 from lr_dist.knowledge.prototypes.examples import KINDS
 from lr_dist.knowledge.prototypes.prototypes import PER_CLASS
+from lr_dist.names import one_of
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class PrototypesConfig:
         if not self.knowledge:
             raise ConfigurationError("No knowledge: give --knowledge, e.g. --knowledge polarity.")
         if self.kind not in KINDS:
-            raise ConfigurationError(f"kind must be {', '.join(KINDS)}, not {shown(self.kind)}.")
+            raise ConfigurationError(f"kind must be {one_of(KINDS, self.kind)}")
         check_whole("per_class", self.per_class, 2, error=ConfigurationError)
         check_whole("seed", self.seed, 0, error=ConfigurationError)
 

@@ -11,6 +11,7 @@ from typing import Any
 from lr_dist.errors import PATH, KnowledgeError, UnreadableFileError, shown
 from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
 from lr_dist.knowledge.prototypes.wordnet import wordnet_triples
+from lr_dist.names import did_you_mean
 from lr_dist.reading import expanded, read_bytes
 
 SHIPPED = ("everyday", "polarity")
@@ -56,7 +57,7 @@ def read_text(path: Path) -> str:
             raise
         raise UnreadableFileError(
             f"The knowledge {shown(str(path), PATH)} cannot be read: {getattr(error, 'strerror', None) or error}. Give "
-            f"a file, {' or '.join(SHIPPED)} (shipped), or {WORDNET}FOLDER."
+            f"a file, {' or '.join(SHIPPED)} (shipped), or {WORDNET}FOLDER.{did_you_mean(str(path), SHIPPED)}"
         ) from error
     if len(data) > MAX_BYTES:
         raise KnowledgeError(f"{path} is larger than {MAX_BYTES:,} bytes. Give a smaller file.")
