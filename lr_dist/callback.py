@@ -34,6 +34,7 @@ from lr_dist._callback.other_callbacks import (
     check_not_unfrozen_twice,
     check_resumed_callbacks,
     check_trainer,
+    tell_of_groups,
 )
 from lr_dist._callback.precision import lost_steps
 from lr_dist._callback.rate_warnings import describe_left_out, optimizer_warnings
@@ -397,6 +398,7 @@ class LayerwiseLR(Callback):
         assert self._num_layers is not None
         self._gradual.attach(split[0][0], self._num_layers)
         optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
+        tell_of_groups(trainer, pl_module, optimizers)
         if keeps_parameters(trainer):
             self._coverage = Coverage(
                 pl_module,

@@ -15,10 +15,11 @@ import lightning.pytorch as L
 import pytest
 import tiny
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import BaseFinetuning, StochasticWeightAveraging
 from torch.utils.data import DataLoader
 
 import lr_dist
+from lr_dist import LayerwiseLR
 from lr_dist._callback import internals
 from lr_dist._callback.internals import Loops
 
@@ -546,6 +547,31 @@ def test_in_the_first_batch_of_a_loop_what_was_logged_before_is_dropped(value: b
 def test_an_averaging_callback_keeps_the_rates_that_it_was_given() -> None:
     assert internals.averaging_rates(StochasticWeightAveraging(swa_lrs=[0.1, 0.2])) == [0.1, 0.2]
     assert internals.averaging_rates(StochasticWeightAveraging(swa_lrs=0.1)) == 0.1
+
+
+@about("internal_optimizer_metadata")
+def test_a_finetuning_callback_has_stored_the_groups_after_a_split() -> None:
+    """A phase of two layers is one group when it is added, and two after the split."""
+
+    class Unfreezes(BaseFinetuning):
+        def freeze_before_training(self, pl_module: Any) -> None:
+            self.freeze([pl_module.model.bert], train_bn=False)
+
+        def finetune_function(self, pl_module: Any, epoch: int, optimizer: Any) -> None:
+            if epoch == 1:
+                layers = list(pl_module.model.bert.encoder.layer[1:])
+                self.unfreeze_and_add_param_group(layers, optimizer, lr=1e-3, train_bn=False)
+
+    def sgd(module: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=1e-3)
+
+    module, callback = tiny.Classifier(sgd), Unfreezes()
+    trainer = tiny.fit(module, callback, LayerwiseLR(tiny.EXPLICIT, verbose=False), max_epochs=3)
+    names = {parameter: name for name, parameter in module.named_parameters()}
+    groups = trainer.optimizers[0].param_groups
+    stored = callback._internal_optimizer_metadata[0]
+    assert [group["name"] for group in groups] == ["head", "layers.1", "layers.2"]
+    assert [group["params"] for group in stored] == [[names[p] for p in group["params"]] for group in groups]
 
 
 @about("checkpoint.callbacks")

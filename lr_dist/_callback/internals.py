@@ -239,6 +239,18 @@ def averaging_rates(averaging: Any) -> float | Sequence[float]:
     return rates
 
 
+def rewrite_stored_groups(finetuning: Any, index: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    """Let a BaseFinetuning have stored the groups that an optimizer has now.
+
+    It stores them when they are added, so before a split, and adds what is new by their number. FinetuningScheduler
+    puts the stored ones into the optimizer before it loads its best checkpoint, whose groups are the split ones.
+    """
+    stored = finetuning._internal_optimizer_metadata
+    if index in stored:
+        names = {parameter: name for name, parameter in module.named_parameters()}
+        stored[index] = finetuning._apply_mapping_to_param_groups(optimizer.param_groups, names)
+
+
 @contextmanager
 def quiet_about_position() -> Iterator[None]:
     """Suppress Lightning's warning that a loader without a state cannot be resumed within an epoch."""

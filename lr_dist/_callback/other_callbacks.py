@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from lr_dist._callback.internals import averaging_rates
+from lr_dist._callback.internals import averaging_rates, rewrite_stored_groups
 from lr_dist._lightning import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -102,6 +102,14 @@ def check_resumed_callbacks(trainer: L.Trainer) -> None:
                 "a new run from the checkpoint's weights, without ckpt_path; or unfreeze with "
                 "LayerwiseLR's own options, which resume exactly."
             )
+
+
+def tell_of_groups(trainer: L.Trainer, module: L.LightningModule, optimizers: Sequence[Optimizer]) -> None:
+    """Tell the callbacks that keep the optimizers' groups of a split."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, BaseFinetuning):
+            for index, optimizer in enumerate(optimizers):
+                rewrite_stored_groups(callback, index, optimizer, module)
 
 
 def check_averaging(trainer: L.Trainer, optimizer: Optimizer) -> None:
