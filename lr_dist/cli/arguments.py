@@ -40,8 +40,7 @@ def _seeds_written_out(arguments: Sequence[str]) -> list[str]:
 
 def _renamed(arguments: list[str]) -> list[str]:
     """`combine ... --output FILE` as `--output-file FILE`, and `--search-output` as `--output`, with a word on it."""
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    nested = next((each for each in arguments[arguments.index(command) + 1 :] if not each.startswith("-")), "")
+    command, nested, *_ = [*(each for each in arguments if not each.startswith("-")), "", ""]
     if command not in _FILES and (command, nested) != ("presets", "plot"):
         return arguments
     names = {"--search-output": "--output"}

@@ -27,7 +27,7 @@ class CompareConfig(SequenceConfig):
     decay:lr=4e-4,factor=0.7."""
 
     seeds: tuple[int, ...] = (0, 1)
-    """Random seeds: one run for each arm and seed."""
+    """Random seeds: one run for each arm and seed. On the command line, 0..4 stands for 0 1 2 3 4."""
 
     arms: tuple[str | Mapping[str, Any], ...] = ()
     """More to compare: distributions with methods of their own ('flat:lr=1e-4 + l2-sp:alpha=0.01'), with other rates

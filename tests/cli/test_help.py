@@ -27,7 +27,7 @@ SAME = {
     "--retention": "a file of plain text, one text a line",
     "--schedule": "Rate after the warm-up: cosine",
     "--seed": "Seed of ",
-    "--seeds": "Random seeds",
+    "--seeds": "On the command line, 0..4 stands for 0 1 2 3 4.",
     "--start": "Folder of a fine-tuned ",
     "--storage": "sqlite:///FILE, postgresql://USER:PASSWORD@HOST/DB, journal:FILE or grpc://HOST:PORT",
     "--study": "Name of the study.",
@@ -125,6 +125,8 @@ def test_ranges_of_seeds_are_written_out(typed: str, read: str) -> None:
         # Here it always was a folder.
         ("search report s --output runs/s", "search report s --output runs/s"),
         ("compare --output runs/c", "compare --output runs/c"),
+        ("--help", "--help"),
+        ("", ""),
     ],
 )
 def test_an_earlier_name_of_an_option_is_read_with_a_word_on_it(

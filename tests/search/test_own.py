@@ -20,7 +20,8 @@ from lr_dist.cli import main
 from lr_dist.errors import ConfigurationError, StudyMismatchError, TrialError
 from lr_dist.search import Space, optimize
 from lr_dist.search.engine.slots import LABEL, REASON, SLOT
-from lr_dist.search.trials.summary import StudySummary, distribution_of
+from lr_dist.search.page.findings import named
+from lr_dist.search.trials.summary import StudySummary, distribution_of, plan_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_search.py"
 SPACE = Space("shape", low=1e-6, high=1e-2)
@@ -111,7 +112,7 @@ def test_status_report_export_and_combine_work_on_such_a_study(tmp_path, capsys)
     assert "6 of 6 done" in capsys.readouterr().out
     assert main(["search", "report", "mine", *where, "--output-file", str(tmp_path / "page.html")]) == 0
     page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert str(distribution_of(study.best_trial)) in page
+    assert str(named(plan_of(study.best_trial))) in page
     assert "the score that the program returned" in page
     assert "lr-dist compare" not in page
     assert main(["search", "export", "--study", "mine", *where, "--csv", str(tmp_path / "trials.csv")]) == 0

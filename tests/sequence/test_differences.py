@@ -138,4 +138,4 @@ def test_several_results_have_a_table_and_a_page_each(tiny_comparison, tmp_path,
     assert capsys.readouterr().out.count(FLAT) >= 2
     assert all((tmp_path / name / "report.html").is_file() for name in ("one", "two"))
     assert main(["report", *files, "--output-file", str(tmp_path / "page.html")]) == 2
-    assert "--output names one page, but there are 2 results" in capsys.readouterr().err
+    assert "--output-file names one page, but there are 2 results" in capsys.readouterr().err

@@ -57,7 +57,8 @@ class InformedConfig:
     """Numbers of training examples of the task."""
 
     seeds: tuple[int | str, ...] = ("0..4",)
-    """Random seeds: each draws the training examples, and seeds the training."""
+    """Random seeds: each draws the training examples, and seeds the training. On the command line, 0..4 stands for
+    0 1 2 3 4."""
 
     tuning_seeds: tuple[int | str, ...] = (100, 101)
     """Random seeds for tuning: the rates are chosen by their mean score on dev; none of them is in seeds."""
