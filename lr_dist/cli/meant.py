@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from argparse import SUPPRESS
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
@@ -22,7 +22,8 @@ def meant(said: str, arguments: Sequence[str], parser: ArgumentParser) -> str:
     """
     if not said:
         return ""
-    options = list(_options(parser, arguments))
+    actions = list(_actions(parser, arguments))
+    options = [name for action in actions for name in action.option_strings]
     for argument in arguments:
         name = argument.partition("=")[0]
         # What follows an unknown option is taken for a command or a value, so this is looked at first.
@@ -31,19 +32,32 @@ def meant(said: str, arguments: Sequence[str], parser: ArgumentParser) -> str:
             return _line(f"There is no option {name} here; see --help.{hint}")
     if found := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", said):
         return _line(did_you_mean(found[1], re.findall(r"[\w.-]+", found[2])))
-    if (literal := re.search(r"Expected a typing\.Literal\[(.*?)\]", said)) and (
-        given := re.search(r"Given value: (\S+)", said)
-    ):
-        return _line(did_you_mean(given[1], re.findall(r"'([^']*)'", literal[1])))
-    return ""
+    return next((_line(hint) for hint in _values_meant(actions, arguments) if hint), "")
 
 
-def _options(parser: ArgumentParser, arguments: Sequence[str]) -> Iterable[str]:
-    """The options of the command that the arguments name, and of the command within it."""
+def _values_meant(actions: Sequence[Any], arguments: Sequence[str]) -> Iterable[str]:
+    """For each option with a choice of words, the word that was probably meant if another one was given."""
+    for action in actions:
+        words = _words(getattr(action, "_typehint", None))
+        for option in action.option_strings if words else ():
+            given = [after for each, after in pairwise(arguments) if each == option]
+            given += [each.partition("=")[2] for each in arguments if each.startswith(f"{option}=")]
+            yield from (did_you_mean(word, words) for word in given if word not in words)
+
+
+def _words(hint: Any) -> list[str]:
+    """The words of a `Literal`, alone or in a union."""
+    if get_origin(hint) is Literal:
+        return [word for word in get_args(hint) if isinstance(word, str)]
+    return [word for part in get_args(hint) for word in _words(part)]
+
+
+def _actions(parser: ArgumentParser, arguments: Sequence[str]) -> Iterable[Any]:
+    """What the command that the arguments name takes, and the command within it."""
     while True:
         inner: dict[str, ArgumentParser] = {}
         for action in parser._actions:
-            yield from (name for name in action.option_strings if action.help != SUPPRESS or name == "--help")
+            yield action
             inner.update(_commands(action))
         name = next((argument for argument in arguments if argument in inner), None)
         if name is None:

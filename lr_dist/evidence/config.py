@@ -121,7 +121,7 @@ class EvidenceConfig(SequenceConfig):
     """Random seeds for tuning; none of them is a seed of the comparison."""
 
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
-    """Random seeds of the comparison; none of them was used for tuning. On the command line, 0..4 stands for 0 1 2 3 4."""
+    """Random seeds of the comparison; none was used for tuning. On the command line, 0..4 stands for 0 1 2 3 4."""
 
     linear_probe: bool = False
     """Measure on the held-out sequences what the encoder forgets, with a new head on it (true or false)."""

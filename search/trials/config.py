@@ -111,8 +111,8 @@ class SearchConfig(SequenceConfig):
     """Number of trials of the whole study, over all workers and starts, queued ones included."""
 
     seeds: tuple[int, ...] = (0,)
-    """Random seeds: each trial makes one run per seed, and its score is their mean. On the command line, 0..4 stands for
-    0 1 2 3 4."""
+    """Random seeds: each trial makes one run per seed, and its score is their mean. On the command line, 0..4 stands
+    for 0 1 2 3 4."""
 
     queued: tuple[TaskSpec, ...] = ()
     """Distributions to try first; one outside the space is tried as the nearest inside it."""

@@ -66,6 +66,7 @@ def _legend(figure: Figure) -> str:
 
 def _swatch(handle: Any) -> tuple[str, str]:
     """A character that looks as the artist does, and its colour."""
+    from matplotlib.collections import PolyCollection
     from matplotlib.colors import to_hex
     from matplotlib.lines import Line2D
 
@@ -73,7 +74,7 @@ def _swatch(handle: Any) -> tuple[str, str]:
         handle = handle.lines[0]
     if not isinstance(handle, Line2D):  # an area, or the points of a scatter plot
         colour = to_hex(handle.get_facecolor()[0])
-        return ("■" if type(handle).__name__ == "FillBetweenPolyCollection" else "●"), _black(colour)
+        return ("■" if isinstance(handle, PolyCollection) else "●"), _black(colour)
     colour = _black(to_hex(handle.get_color()))
     if handle.get_linestyle() in ("None", "none", "", " "):
         glyph = _GLYPHS.get(str(handle.get_marker()), "●")
