@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.monitor.measurement import Measurement
 from lr_dist.runs.atomic import write_bytes, write_text
-from lr_dist.runs.svg import new_figure, short, to_svg
+from lr_dist.runs.svg import Spot, new_figure, short, to_svg
 
 
 def plot(path: str | Path, history: Sequence[Measurement], best_step: int | None = None) -> Path:
@@ -40,12 +41,26 @@ def plot(path: str | Path, history: Sequence[Measurement], best_step: int | None
     if suffix == "svg":
         last = history[-1]
         losses = ", ".join(f"{task}: {lost:+.3f}" for task, lost in last.forgotten.items())
-        return write_text(
-            path, to_svg(figure, "Scores of old tasks over steps", f"Forgotten at step {last.step}: {losses}")
-        )
+        title, spots = "Scores of old tasks over steps", _spots(panels, history)
+        return write_text(path, to_svg(figure, title, f"Forgotten at step {last.step}: {losses}", spots=spots))
     buffer = io.BytesIO()
     figure.savefig(buffer, format=suffix)
     return write_bytes(path, buffer.getvalue())
+
+
+def _spots(panels: Any, history: Sequence[Measurement]) -> list[Spot]:
+    """What the mouse shows in a browser: the value of each point."""
+    scores = [
+        Spot(panels[0], row.step, score, f"{task}, step {row.step}: {score:.3f}")
+        for row in history
+        for task, score in (*row.old.items(), *row.new.items())
+    ]
+    moved = [
+        Spot(panels[-1], row.step, far, f"{layer}, step {row.step}: {far:.3g}")
+        for row in history
+        for layer, far in row.moved.items()
+    ]
+    return scores + moved
 
 
 def _draw_scores(axes, history: Sequence[Measurement], best_step: int | None) -> None:  # type: ignore[no-untyped-def]

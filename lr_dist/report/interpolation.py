@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lr_dist.runs.numbers import number
-from lr_dist.runs.svg import new_figure, short, to_svg
+from lr_dist.runs.svg import Spot, new_figure, short, to_svg
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,4 +70,10 @@ def interpolation_figure(result: Interpolated) -> str:
     right.set_ylabel("alpha (0: as before, 1: as learned)")
     right.grid(alpha=0.3)
     chosen = f"{number(result.score.old)} on the old task, {number(result.score.new)} on the new one"
-    return to_svg(figure, "Interpolation between two models", f"The written weights score {chosen}.")
+    spots = [
+        Spot(left, score.new, score.old, f"alpha {alpha:g}: p_o {number(score.old)}, p_s {number(score.new)}")
+        for alpha, score in result.curve.items()
+    ]
+    spots.append(Spot(left, result.score.new, result.score.old, f"written: {chosen}"))
+    spots += [Spot(right, x, alpha, f"{group}: {alpha:.3g}") for x, (group, alpha) in enumerate(result.alphas.items())]
+    return to_svg(figure, "Interpolation between two models", f"The written weights score {chosen}.", spots=spots)

@@ -86,7 +86,7 @@ def test_the_curve_is_printed_and_the_chosen_weights_written(
     assert curve[1]["p_s"] > max(0.8, curve[0]["p_s"])
     assert set(result["alphas"]) == {"embeddings", "layers.0", "layers.1", "layers.2"}
     assert [task["name"] for task in result["tasks"]] == ["old", "new"]
-    assert "<svg" in (output / "curve.svg").read_text()
+    assert "<title>alpha 0: p_o " in (output / "curve.svg").read_text()
     # The written folder is a model again: its body lies between the two, the head is the new one.
     written = AutoModelForSequenceClassification.from_pretrained(output)
     ends = [AutoModelForSequenceClassification.from_pretrained(path) for path in folders]

@@ -30,6 +30,10 @@ def test_the_figure_names_tasks_layers_and_the_kept_step(tmp_path: Path) -> None
         "kept: step 10",
         "Forgotten at step 20: sst2: +0.200",
         "steps",
+        # Under the mouse, in a browser.
+        "<title>sst2, step 10: 0.800</title>",
+        "val_acc, step 20: 0.600",
+        "<title>head, step 20: 0.3</title>",
     ):
         assert word in text
     assert text == plot(tmp_path / "again.svg", HISTORY, best_step=10).read_text()
