@@ -44,6 +44,7 @@ class AGEM(Rehearsal):
         examples: stored examples for g_ref, of all processes together; all of them if fewer are held.
         size: examples kept of all earlier tasks together, at least `examples`.
         policy: `reservoir` or `balanced`, see `RehearsalBuffer`.
+        only: names of the tasks of which examples are kept, joined by `+`, such as `sst2+mrpc`; by default all.
         buffer: a buffer of your own, in place of `size` and `policy`.
         functions: how outputs, targets and loss of a batch are computed, if it is no mapping with `labels` and no pair.
 
@@ -67,17 +68,18 @@ class AGEM(Rehearsal):
         examples: int = 32,
         size: int = 500,
         policy: str = "reservoir",
+        only: str = "",
         *,
         buffer: RehearsalBuffer | None = None,
         functions: TaskFunctions | None = None,
     ) -> None:
-        super().__init__(size, policy, buffer, functions)
+        super().__init__(size, policy, buffer, functions, only)
         hint = f"At most size={self.buffer.size} are kept."
         self.examples = check_whole("examples", examples, 1, self.buffer.size, error=ConfigurationError, hint=hint)
 
     @override
     def settings(self) -> dict[str, Setting]:
-        return {"examples": self.examples, "size": self.buffer.size, "policy": self.buffer.policy}
+        return {"examples": self.examples, "size": self.buffer.size, "policy": self.buffer.policy, **self._only()}
 
     @override
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:

@@ -51,6 +51,7 @@ class DER(Rehearsal):
         ratio: examples of each draw for each new one, greater than 0.
         size: examples kept of all earlier tasks together.
         policy: `reservoir` or `balanced`, see `RehearsalBuffer`.
+        only: names of the tasks of which examples are kept, joined by `+`, such as `sst2+mrpc`; by default all.
         buffer: a buffer of your own, in place of `size` and `policy`.
         functions: how outputs, targets and loss of a batch are computed, if it is no mapping with `labels` and no pair.
 
@@ -75,11 +76,12 @@ class DER(Rehearsal):
         ratio: float = 0.05,
         size: int = 500,
         policy: str = "reservoir",
+        only: str = "",
         *,
         buffer: RehearsalBuffer | None = None,
         functions: TaskFunctions | None = None,
     ) -> None:
-        super().__init__(size, policy, buffer, functions)
+        super().__init__(size, policy, buffer, functions, only)
         self.alpha = check_finite("alpha", alpha, error=ConfigurationError)
         self.beta = check_finite("beta", beta, error=ConfigurationError)
         self.ratio = check_finite("ratio", ratio, error=ConfigurationError, positive=True)
@@ -89,6 +91,7 @@ class DER(Rehearsal):
         return {
             **{"alpha": self.alpha, "beta": self.beta, "ratio": self.ratio},
             **{"size": self.buffer.size, "policy": self.buffer.policy},
+            **self._only(),
         }
 
     @override
@@ -102,7 +105,9 @@ class DER(Rehearsal):
     @override
     def stage_ended(self, module: L.LightningModule, loader: Any) -> None:
         """Keep examples of the stage, and record their outputs."""
-        self._record(module, self._keep_examples(loader))
+        memory = self._keep_examples(loader)
+        if memory is not None:
+            self._record(module, memory)
 
     def _record(self, module: L.LightningModule, memory: Memory) -> None:
         def outputs_of(batch: Any) -> Tensor:

@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from lr_dist._callback.internals import move_batch
 from lr_dist._lightning import L, isolate_rng
-from lr_dist.errors import ConfigurationError, LRDistError, UnsupportedStrategyError
-from lr_dist.methods.base import Method
+from lr_dist.errors import ConfigurationError, LRDistError, UnsupportedStrategyError, listed, shown
+from lr_dist.methods.base import Method, Setting
 from lr_dist.methods.buffer import Memory, Portion, RehearsalBuffer, classes_of, fetch, indices_of, is_indexed
 from lr_dist.methods.context import StageContext
 from lr_dist.methods.draws import Draws
@@ -46,11 +46,20 @@ class Rehearsal(Method):
         policy: `reservoir` or `balanced`, see `RehearsalBuffer`.
         buffer: takes the place of both, for a policy of your own.
         functions: how outputs, targets and loss of a batch are computed.
+        only: names of the tasks of which examples are kept, joined by `+`; empty for all tasks.
+
+    Raises:
+        ConfigurationError: an invalid setting.
     """
 
     trains_earlier_heads: ClassVar[bool] = True
 
-    def __init__(self, size: int, policy: str, buffer: RehearsalBuffer | None, functions: TaskFunctions | None) -> None:
+    def __init__(
+        self, size: int, policy: str, buffer: RehearsalBuffer | None, functions: TaskFunctions | None, only: str = ""
+    ) -> None:
+        if not isinstance(only, str) or (only and not all(map(str.strip, only.split("+")))):
+            raise ConfigurationError(f"only holds names of tasks, joined by +, such as sst2+mrpc, not {shown(only)}.")
+        self.only = only
         self.buffer = buffer if buffer is not None else RehearsalBuffer(size, policy)
         self.functions = functions or TaskFunctions()
         self._draws = Draws(torch.Generator(), -1)  # of no stage
@@ -60,17 +69,37 @@ class Rehearsal(Method):
 
     @override
     def check_tasks(self, tasks: Sequence[TokenizedTask]) -> None:
-        self._check_size(len(tasks[0].train))
-        regression = next((each.task.name for each in tasks if each.task.kind == "regression"), None)
+        names = [each.task.name for each in tasks]
+        unknown = sorted(self._kept_tasks - set(names))
+        if unknown:
+            raise ConfigurationError(
+                f"only={self.only} of {self.name}: {listed(unknown)} is no task of the sequence ({', '.join(names)})."
+            )
+        kept = [each for each in tasks if self._keeps(each.task.name)]
+        self._check_size(len(kept[0].train))
+        regression = next((each.task.name for each in kept if each.task.kind == "regression"), None)
         if self.buffer.policy == "balanced" and regression is not None:
             raise ConfigurationError(
                 f"policy=balanced needs classes, and {regression} is a regression. Use policy=reservoir."
             )
 
+    @property
+    def _kept_tasks(self) -> set[str]:
+        return {name.strip() for name in self.only.split("+")} if self.only else set()
+
+    def _keeps(self, task: str) -> bool:
+        """Whether examples of this task are kept."""
+        return not self.only or task in self._kept_tasks
+
+    def _only(self) -> dict[str, Setting]:
+        """Its part of the settings; the default leaves texts and checkpoints as they were before it existed."""
+        return {"only": self.only} if self.only else {}
+
     def _check_size(self, available: int) -> None:
         if self.buffer.size > available:
+            first = f"the first task of {self.only}" if self.only else "the first task"
             raise ConfigurationError(
-                f"size={self.buffer.size} examples are to be kept, and the first task has {available}. Lower size to "
+                f"size={self.buffer.size} examples are to be kept, and {first} has {available}. Lower size to "
                 f"{available} or less, or train on all earlier tasks at once."
             )
 
@@ -88,8 +117,11 @@ class Rehearsal(Method):
     def stage_ended(self, module: L.LightningModule, loader: Any) -> None:
         self._keep_examples(loader)
 
-    def _keep_examples(self, loader: Any) -> Memory:
+    def _keep_examples(self, loader: Any) -> Memory | None:
+        """Keep examples of the stage's task; None if it is not one of those of which examples are kept."""
         context = self.context
+        if not self._keeps(context.task):
+            return None
         generator = context.generator(self.name)
         return self.buffer.add(context.task, context.head, loader, generator, self.functions.targets_of)
 
@@ -166,12 +198,12 @@ class Rehearsal(Method):
                 )
             return
         indices = indices_of(loader)
-        if not self.buffer.memories:
+        if not self.buffer.memories and self._keeps(self.context.task):
             self._check_size(len(indices))
         with isolate_rng():
             examples = fetch(loader, list(indices[:2]))
             collated_block(examples, loader.collate_fn)
-            if self.buffer.policy == "balanced":
+            if self.buffer.policy == "balanced" and self._keeps(self.context.task):
                 classes_of(self.functions.targets_of(loader.collate_fn(fetch(loader, list(indices[:2])))))
 
     def _try(self, trainer: L.Trainer, module: L.LightningModule, batch: Any) -> None:

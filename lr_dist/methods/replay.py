@@ -43,6 +43,7 @@ class Replay(Rehearsal):
         ratio: replayed examples for each new one, greater than 0; 1 replays as many as are new.
         size: examples kept of all earlier tasks together.
         policy: `reservoir` (uniform) or `balanced` (as many of each class), see `RehearsalBuffer`.
+        only: names of the tasks of which examples are kept, joined by `+`, such as `sst2+mrpc`; by default all.
         buffer: a buffer of your own, in place of `size` and `policy`.
         functions: how outputs, targets and loss of a batch are computed, if it is no mapping with `labels` and no pair.
 
@@ -64,16 +65,17 @@ class Replay(Rehearsal):
         ratio: float = 0.05,
         size: int = 500,
         policy: str = "reservoir",
+        only: str = "",
         *,
         buffer: RehearsalBuffer | None = None,
         functions: TaskFunctions | None = None,
     ) -> None:
-        super().__init__(size, policy, buffer, functions)
+        super().__init__(size, policy, buffer, functions, only)
         self.ratio = check_finite("ratio", ratio, error=ConfigurationError, positive=True)
 
     @override
     def settings(self) -> dict[str, Setting]:
-        return {"ratio": self.ratio, "size": self.buffer.size, "policy": self.buffer.policy}
+        return {"ratio": self.ratio, "size": self.buffer.size, "policy": self.buffer.policy, **self._only()}
 
     @override
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:

@@ -255,7 +255,7 @@ class Comparison:
         content = {
             "version": RUN_VERSION,
             "model": self.bench.model_info["fingerprint"],
-            "tasks": [(task.name, task.fingerprint) for task in self.bench.tasks],
+            "tasks": [(task.name, task.identity) for task in self.bench.tasks],
             "settings": self.config.settings.identity(self.arms[label].methods),
             "distribution": self.arms[label].plan.fingerprint,
             "seed": seed,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_KEYS = ("name", "path", "text", "label", "kind", "metrics", "subset")
+_KEYS = ("name", "path", "text", "label", "kind", "metrics", "subset", "head")
 # Tried in this order of kinds; two matches within a kind are ambiguous.
 _PAIRS = (
     ("text_a", "text_b"), ("sentence1", "sentence2"), ("premise", "hypothesis"), ("question1", "question2"),
@@ -45,6 +45,8 @@ class CustomSpec:
         kind: "classification" or "regression"; if empty, numbers with a fraction are a regression.
         metrics: Scores, the primary one first; if empty, accuracy, or Pearson and Spearman.
         subset: Configuration of a hub data set.
+        head: Name of the output layer; empty for one of its own. The name of a task of the sequence that has the same
+            classes makes them share one.
     """
 
     name: str
@@ -54,6 +56,7 @@ class CustomSpec:
     kind: str = ""
     metrics: tuple[str, ...] = ()
     subset: str = ""
+    head: str = ""
 
 
 def parse_custom(spec: str | Mapping[str, Any]) -> CustomSpec:
@@ -88,6 +91,7 @@ def parse_custom(spec: str | Mapping[str, Any]) -> CustomSpec:
         kind=kind,
         metrics=_strings(name, "metrics", spec.get("metrics")),
         subset=str(spec.get("subset") or ""),
+        head=str(spec.get("head") or ""),
     )
 
 
@@ -144,6 +148,7 @@ def load_custom(spec: CustomSpec) -> RawTask:
         classes=labels.classes,
         metrics=spec.metrics or default,
         note=f"from {spec.path}",
+        head=spec.head,
         **splits,
     )
 

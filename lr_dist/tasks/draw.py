@@ -59,6 +59,7 @@ def draw_task(raw: RawTask, *, limit: int | None, dev_size: int | float | None, 
         dev=take_rows(raw.train, dev),
         validation=raw.validation,
         note=raw.note,
+        head=raw.head,
     )
 
 

@@ -39,7 +39,7 @@ def load_task(
 
     Args:
         spec: A GLUE task (`sst2`), a generated task (`demo-sentiment`), a user's own (`my=PATH`, or a mapping with
-            `name`, `path`, and optionally `text`, `label`, `kind`, `metrics`, `subset`).
+            `name`, `path`, and optionally `text`, `label`, `kind`, `metrics`, `subset`, `head`).
         data_dir: Folder with the GLUE files; None uses the environment variable LR_DIST_DATA or, if it is not
             set, the hub.
         limit: Rows of train to keep, drawn with `seed`; None keeps all.
@@ -84,7 +84,8 @@ def load_tasks(
         encode: Returns the pre-trained vectors of texts (see `cls_encoder`); needed for `TASK@embedding`.
 
     Raises:
-        ConfigurationError: Two tasks with the same name, an embedding shift without `encode`, or no task.
+        ConfigurationError: Two tasks with the same name, two with one head and other classes, an embedding shift
+            without `encode`, or no task.
         LRDistError: What `load_task` raises.
     """
     if isinstance(specs, str | Mapping) or not specs:
@@ -112,7 +113,21 @@ def load_tasks(
             f"the task sequence {', '.join(names)} names {', '.join(twice)} more than once; every task needs its "
             "own name"
         )
+    _check_heads(tasks)
     return tasks
+
+
+def _check_heads(tasks: Sequence[Task]) -> None:
+    """Tasks that share an output layer must mean the same by each of its outputs."""
+    first: dict[str, Task] = {}
+    for task in tasks:
+        other = first.setdefault(task.head, task)
+        if (other.kind, other.classes) != (task.kind, task.classes):
+            raise ConfigurationError(
+                f"{task.name} and {other.name} share the head {task.head!r}, and their classes differ: "
+                f"{', '.join(task.classes) or task.kind}; {', '.join(other.classes) or other.kind}. Give {task.name} a "
+                "head of its own, or name the classes alike, in the same order."
+            )
 
 
 def check_task_names(specs: Iterable[Spec]) -> None:

@@ -33,7 +33,7 @@ class RawTask:
     """A source's data before `dev` is drawn, as the loaders return it.
 
     Attributes:
-        name, kind, classes, metrics, note: As in `Task`.
+        name, kind, classes, metrics, note, head: As in `Task`.
         train, validation: Data sets with the canonical columns.
     """
 
@@ -44,6 +44,7 @@ class RawTask:
     train: Dataset
     validation: Dataset
     note: str = ""
+    head: str = ""
 
     def __post_init__(self) -> None:
         splits = {"train": self.train, "validation": self.validation}
@@ -62,7 +63,8 @@ class Task:
         train: The rows for training.
         dev: Drawn from the source's train split, disjoint from `train`; for the scores of a search.
         validation: The source's validation split; for reported results.
-        head: Name of the task's output layer; the two halves of a shift share one.
+        head: Name of the task's output layer; the two halves of a shift share one, and a user's task may share that of
+            another task with the same classes.
         note: A remark for readers of its results, for example that it is a subset of the official data.
     """
 
@@ -106,6 +108,13 @@ class Task:
                 # JSON keeps the boundaries between texts, and writes a float in its shortest exact form.
                 digest.update(json.dumps([name, column, column_values(split, column)]).encode())
         return digest.hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint, and the name of the head if it is one that the task's name does not tell."""
+        # The halves of a shift are TASK@HALF and have the head TASK.
+        told = self.head in (self.name, self.name.partition("@")[0])
+        return self.fingerprint if told else f"{self.fingerprint} {self.head}"
 
 
 def make_split(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+from typing import Any
 
 import pytest
 import torch
 from comparison import FLAT, config_of
 
 from lr_dist.errors import ConfigurationError
+from lr_dist.methods.buffer import Memory, RehearsalBuffer
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.compare import Comparison
@@ -96,3 +98,73 @@ def test_a_comparison_refuses_them_before_any_arm_is_trained(
     )
     with pytest.raises(ConfigurationError, match=says):
         Comparison.prepare(config)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """A task with the classes of demo-sentiment, that trains its head."""
+    folder = tmp_path_factory.mktemp("films")
+    for split, count in (("train", 60), ("validation", 30)):
+        with (folder / f"{split}.csv").open("w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["text", "label"])
+            rows.writerows(
+                [f"a {'good' if i % 2 else 'bad'} film {i}", "positive" if i % 2 else "negative"] for i in range(count)
+            )
+    return {"name": "films", "path": str(folder), "head": "demo-sentiment"}
+
+
+@pytest.mark.parametrize("method", ["replay:ratio=0.5", "der:ratio=0.3", "a-gem:examples=8"])
+def test_only_the_named_task_is_rehearsed_by_the_head_that_it_shares(
+    tiny_model: str, films: dict[str, str], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[str, str | None, int]] = []
+    add = RehearsalBuffer.add
+
+    def noted(buffer: RehearsalBuffer, *arguments: Any) -> Memory:
+        memory = add(buffer, *arguments)
+        kept.append((memory.task, memory.head, len(buffer)))
+        return memory
+
+    monkeypatch.setattr(RehearsalBuffer, "add", noted)
+    settings = SequenceSettings(epochs=1, batch_size=8, precision="32-true")
+    bench = Bench.prepare(tiny_model, (films, "demo-sentiment", "demo-entailment"), settings, limit=24)
+    heads = Heads()
+    arm = Arm.parse(f"flat:lr=1e-3 + {method},size=10,only=films")
+    run_sequence(bench, arm, 0, TestAfterStages(), [heads])
+    assert kept == [("films", "demo-sentiment", 10)]
+    assert set(heads.after[0]) == {"demo-sentiment", "demo-entailment"}
+    # Without rehearsal it would not change while another head learns.
+    assert not torch.equal(heads.after[2]["demo-sentiment"], heads.after[1]["demo-sentiment"])
+
+
+def test_the_tasks_to_rehearse_are_a_part_of_the_text_form() -> None:
+    for written in ("a+b", "a"):
+        (method,) = Arm.parse(f"flat:lr=1e-3 + replay:only={written}").build_methods()
+        (again,) = Arm.parse(f"flat:lr=1e-3 + {method}").build_methods()
+        assert again.settings()["only"] == written
+    # Arms of finished runs keep their names.
+    assert "only" not in str(Arm.parse("flat:lr=1e-3 + replay:size=9").build_methods()[0])
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        ("replay:size=20,only=grades+mrpc", "'mrpc' is no task of the sequence"),
+        # The size is compared with the task of which examples are kept.
+        ("der:size=61,only=grades", "the first task of grades has 5"),
+    ],
+)
+def test_the_tasks_to_rehearse_are_checked_before_any_arm_is_trained(
+    tiny_model: str, grades: str, method: str, says: str
+) -> None:
+    config = config_of(
+        tiny_model, tasks=("demo-sentiment", grades), distributions=(FLAT,), arms=(f"{FLAT} + {method}",)
+    )
+    with pytest.raises(ConfigurationError, match=says):
+        Comparison.prepare(config)
+
+
+def test_names_of_tasks_to_rehearse_are_joined_by_plus() -> None:
+    with pytest.raises(ConfigurationError, match="joined by \\+"):
+        Arm.parse("flat:lr=1e-3 + replay:only=sst2+").build_methods()

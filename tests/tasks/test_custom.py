@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from lr_dist.errors import ConfigurationError, TaskDataError
 from lr_dist.tasks.custom import load_custom, parse_custom
-from lr_dist.tasks.registry import load_task
+from lr_dist.tasks.registry import load_task, load_tasks
 from lr_dist.tasks.task import column_values
 
 TRAIN = [("good film", "pos"), ("bad film", "neg"), ("so, so", "neg"), ('the "best"', "pos")]
@@ -257,3 +258,20 @@ def test_an_environment_variable_in_a_path_is_replaced(monkeypatch):
     monkeypatch.delenv("MY_DATA")
     with pytest.raises(ConfigurationError, match=r"variable MY_DATA .* is not set"):
         parse_custom("my=$MY_DATA/tasks")
+
+
+def test_a_shared_head_needs_the_same_classes(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        for name, classes in (("films", ("negative", "positive")), ("cities", ("false", "true"))):
+            (tmp_path / name).mkdir(exist_ok=True)
+            rows = "".join(f"text {split} {i},{classes[i % 2]}\n" for i in range(12))
+            (tmp_path / name / f"{split}.csv").write_text(f"text,label\n{rows}", encoding="utf-8")
+    films = {"name": "films", "path": str(tmp_path / "films"), "head": "demo-sentiment"}
+    first, second = load_tasks([films, "demo-sentiment"])
+    assert first.head == second.head == "demo-sentiment"
+    alone = load_task({"name": "films", "path": films["path"]})
+    assert alone.head == "films"
+    # Finished runs of a task with a head of its own are not taken for those with a shared one.
+    assert alone.fingerprint == first.fingerprint == alone.identity != first.identity
+    with pytest.raises(ConfigurationError, match="share the head 'demo-sentiment', and their classes differ"):
+        load_tasks([{"name": "cities", "path": str(tmp_path / "cities"), "head": "demo-sentiment"}, "demo-sentiment"])
