@@ -44,8 +44,8 @@ class InformedConfig:
     """Task with scarce data: a GLUE name, demo-*, or NAME=FOLDER. A classification."""
 
     kind: str = "auto"
-    """Kind of prototypes: pairs, statements, polarity, or auto (pairs for a task on pairs, otherwise polarity if the
-    graph has any, otherwise statements)."""
+    """Kind of prototypes: pairs, hypernyms, statements, polarity, or auto (pairs for a task on pairs, otherwise
+    polarity if the graph has any, otherwise statements)."""
 
     templates: str | None = None
     """YAML file with templates; lr-dist prototypes --print-templates shows the shipped ones."""

@@ -12,6 +12,7 @@ import torch
 from lr_dist.errors import ConfigurationError, KnowledgeError
 from lr_dist.knowledge.informed import noise
 from lr_dist.knowledge.informed.config import AUTO, INFORMED, MIXED, NONE, SHUFFLED, UNRELATED, InformedConfig
+from lr_dist.knowledge.prototypes.examples import PAIRED
 from lr_dist.knowledge.prototypes.files import read_graph
 from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
 from lr_dist.knowledge.prototypes.prototypes import Prototypes, make_prototypes
@@ -228,10 +229,10 @@ def kind_of(kind: str, graph: KnowledgeGraph, task: Task) -> str:
     pairs = task.num_texts == 2
     if kind == AUTO:
         return "pairs" if pairs else "polarity" if graph.of("polarity") else "statements"
-    if pairs != (kind == "pairs"):
+    if pairs != (kind in PAIRED):
         raise KnowledgeError(
             f"{task.name} is on {'pairs of texts' if pairs else 'single texts'}, and prototypes of the kind {kind} are "
-            f"not. Give {'pairs' if pairs else 'statements or polarity'}."
+            f"not. Give {' or '.join(PAIRED) if pairs else 'statements or polarity'}."
         )
     return kind
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lr_dist.checks import check_whole
+from lr_dist.checks import check_finite, check_whole
 from lr_dist.errors import ConfigurationError
 from lr_dist.knowledge.prototypes.examples import KINDS
 from lr_dist.knowledge.prototypes.prototypes import PER_CLASS
@@ -26,7 +26,7 @@ class PrototypesConfig:
     object); or an equation: a YAML file with equation and ranges."""
 
     kind: str = "polarity"
-    """Kind of prototypes from a graph: pairs, statements or polarity."""
+    """Kind of prototypes from a graph: pairs, statements, polarity or hypernyms."""
 
     templates: str | None = None
     """YAML file with templates; --print-templates true shows the shipped ones."""
@@ -36,6 +36,10 @@ class PrototypesConfig:
 
     seed: int = 0
     """Seed of the draw."""
+
+    hold_out: float = 0.0
+    """Share of the words with hypernyms to hold out, in whole branches, 0 for none: they become a task of their own in
+    OUTPUT/held-out, whose train and validation have no word in common with the prototypes or with each other."""
 
     test: str | Mapping[str, Any] | None = None
     """Task whose dev and validation texts must not be among the prototypes: those are left out and counted."""
@@ -50,6 +54,10 @@ class PrototypesConfig:
             raise ConfigurationError(f"kind must be {one_of(KINDS, self.kind)}")
         check_whole("per_class", self.per_class, 2, error=ConfigurationError)
         check_whole("seed", self.seed, 0, error=ConfigurationError)
+        if check_finite("hold_out", self.hold_out, error=ConfigurationError) >= 1:
+            raise ConfigurationError(f"hold_out is a share of the words from 0 to below 1, not {self.hold_out}.")
+        if self.hold_out and self.is_equation:
+            raise ConfigurationError("hold_out holds out words of a graph; an equation has none. Leave it out.")
 
     @property
     def is_equation(self) -> bool:

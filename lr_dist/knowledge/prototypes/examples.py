@@ -1,20 +1,24 @@
-"""Every example that a graph and templates give: pairs, statements, polarity. What is not certain is left out."""
+"""Every example that a graph and templates give, for each kind. What is not certain is left out."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lr_dist.knowledge.prototypes.graph import Fact, KnowledgeGraph
 from lr_dist.knowledge.prototypes.templates import Frame, Templates, fill
+from lr_dist.tasks.draw import draw_order
 
 CLASSES: dict[str, tuple[str, ...]] = {
     "pairs": ("entailment", "neutral", "contradiction"),
     "statements": ("false", "true"),
     "polarity": ("negative", "positive"),
+    "hypernyms": ("entailment", "not_entailment"),
 }
 KINDS = tuple(CLASSES)
+# Kinds whose examples are two texts.
+PAIRED = ("pairs", "hypernyms")
 # Steps up the hypernyms: further ones ("a dog is an entity") say little.
 DISTANCE = 3
 # The form of words of which the graph does not say it, by the relation that they are in.
@@ -41,8 +45,13 @@ class Example:
 
 
 def examples_of(kind: str, graph: KnowledgeGraph, templates: Templates) -> Iterator[Example]:
-    """All examples of a kind: "pairs", "statements" or "polarity"."""
-    makers = {"pairs": pair_examples, "statements": statement_examples, "polarity": polarity_examples}
+    """All examples of a kind: "pairs", "statements", "polarity" or "hypernyms"."""
+    makers = {
+        "pairs": pair_examples,
+        "statements": statement_examples,
+        "polarity": polarity_examples,
+        "hypernyms": hypernym_examples,
+    }
     return makers[kind](graph, templates)
 
 
@@ -73,6 +82,28 @@ def pair_examples(graph: KnowledgeGraph, templates: Templates) -> Iterator[Examp
             for x, y in ((a, b), (b, a)):
                 yield pair(frame, "says", x, "says", y, "contradiction", facts)
                 yield pair(frame, "says", x, "denies", y, "entailment", facts)
+
+
+def hypernym_examples(graph: KnowledgeGraph, templates: Templates) -> Iterator[Example]:
+    """Premise and hypothesis, both affirmative: whether the second word is a hypernym of the first.
+
+    With x below y (hypernyms up to three steps): x, y entailment. Not entailment: y, x, and x, z for a hypernym z of
+    other words that, as far as the graph tells, is neither above nor below x. The last ones assume that the graph is
+    complete. A draw takes as many of both, so that neither the direction alone nor the topic alone gives the label.
+    """
+    pair = _Pairs(graph)
+    pairs = list(_hypernyms(graph))
+    parents = [pairs[index][1] for index in draw_order(len(pairs), "hypernyms of other words")]
+    for (word, parent, facts), other in zip(pairs, parents, strict=True):
+        unrelated = other != parent and not graph.are_related(word, other)
+        for frame in _frames(graph, templates, word, "noun"):
+            yield pair(frame, "says", word, "says", parent, "entailment", facts)
+            yield replace(
+                pair(frame, "says", parent, "says", word, "not_entailment", facts, about=word), pattern="reversed"
+            )
+            if unrelated:
+                example = pair(frame, "says", word, "says", other, "not_entailment", facts)
+                yield replace(example, pattern="unrelated")
 
 
 def statement_examples(graph: KnowledgeGraph, templates: Templates) -> Iterator[Example]:

@@ -13,6 +13,8 @@ from lr_dist.knowledge.prototypes.config import PrototypesConfig
 from lr_dist.knowledge.prototypes.equations import read_equation
 from lr_dist.knowledge.prototypes.examples import Example
 from lr_dist.knowledge.prototypes.files import read_graph
+from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
+from lr_dist.knowledge.prototypes.held_out import hold_out_branches, words_in
 from lr_dist.knowledge.prototypes.prototypes import make_prototypes
 from lr_dist.knowledge.prototypes.templates import Templates
 from lr_dist.runs.atomic import write_json, write_text
@@ -25,7 +27,8 @@ def write_prototypes(config: PrototypesConfig, folder: Path, command: str = "") 
     """Make prototypes and write them.
 
     A graph gives train.jsonl and validation.jsonl (examples of words that train is not about), an equation points.csv;
-    prototypes.json says what they are made from.
+    prototypes.json says what they are made from. With words held out, held-out/ is a task on these, and knowledge.tsv
+    the facts without them.
 
     Returns:
         Lines for the reader.
@@ -40,8 +43,14 @@ def write_prototypes(config: PrototypesConfig, folder: Path, command: str = "") 
         return _write_points(config, folder, about)
     templates = Templates.read(config.templates)
     graph = read_graph(config.knowledge, templates.own_relations)
+    tested = _tested(config)
+    notes: list[str] = []
+    if config.hold_out:
+        graph, rows, part, notes = _hold_out(config, graph, templates, folder)
+        tested += rows
+        about["held_out"] = part
     prototypes = make_prototypes(
-        graph, config.kind, templates, per_class=config.per_class, seed=config.seed, tested=_tested(config)
+        graph, config.kind, templates, per_class=config.per_class, seed=config.seed, tested=tested
     )
     train, validation = prototypes.split()
     for name, examples in (("train", train), ("validation", validation)):
@@ -54,10 +63,42 @@ def write_prototypes(config: PrototypesConfig, folder: Path, command: str = "") 
         f"({', '.join(prototypes.classes)}; {prototypes.duplicates} duplicates left out).",
         f"Compared with {leakage.checked} test texts: {leakage.removed} left out because they are among them, "
         f"{leakage.contained} are a part of one."
-        if config.test
+        if tested
         else "Compared with no test texts; name their task with --test.",
+        *notes,
         f"As a task: --tasks prototypes={folder} ...",
     ]
+
+
+def _hold_out(
+    config: PrototypesConfig, graph: KnowledgeGraph, templates: Templates, folder: Path
+) -> tuple[KnowledgeGraph, list[tuple[str, ...]], dict[str, Any], list[str]]:
+    """Write the task of the held-out words; the graph without them, the task's texts, and what to say of it.
+
+    Train and validation are made from different branches, so that few-shot examples have no word of the test either.
+    """
+    rest, held = hold_out_branches(graph, config.hold_out, config.seed)
+    parts = hold_out_branches(held, 0.5, config.seed)
+    texts: list[tuple[str, ...]] = []
+    sizes = {}
+    for name, part in zip(("train", "validation"), parts, strict=True):
+        made = make_prototypes(part, config.kind, templates, per_class=config.per_class, seed=config.seed)
+        write_text(folder / "held-out" / f"{name}.jsonl", _lines(made.examples), instead=_INSTEAD)
+        texts += [example.texts for example in made.examples]
+        sizes[name] = len(made.examples)
+    facts = "".join(f"{fact.subject}\t{fact.relation}\t{fact.object}\n" for fact in rest.facts)
+    write_text(folder / "knowledge.tsv", facts, instead=_INSTEAD)
+    words = [words_in(each) for each in (rest, *parts)]
+    common = len((words[0] & words[1]) | (words[0] & words[2]) | (words[1] & words[2]))
+    about = {"share": config.hold_out, "examples": sizes, "words": [len(each) for each in words], "common": common}
+    lines = [
+        f"Held out: {len(words[1])} words with {sizes['train']} examples in {folder / 'held-out'}/train, and "
+        f"{len(words[2])} words with {sizes['validation']} in validation; {common} words in common with each other or "
+        f"with the {len(words[0])} words of {folder / 'knowledge.tsv'}.",
+        f"To test on them: lr-dist informed --knowledge {folder / 'knowledge.tsv'} --kind {config.kind} "
+        f"--task held-out={folder / 'held-out'} ...",
+    ]
+    return rest, texts, about, lines
 
 
 def _write_points(config: PrototypesConfig, folder: Path, about: dict[str, Any]) -> list[str]:

@@ -140,6 +140,16 @@ class KnowledgeGraph:
                         yield parent, reached[parent]
             front = further
 
+    def are_related(self, a: str, b: str) -> bool:
+        """Whether one word is above the other at any distance, or both mean the same."""
+        import networkx as nx
+
+        x, y = self.kind_of(a), self.kind_of(b)
+        if x == y:
+            return True
+        above = [nx.descendants(self.taxonomy, word) if word in self.taxonomy else set() for word in (x, y)]
+        return y in above[0] or x in above[1]
+
     def members(self, word: str) -> set[str]:
         """The word that stands for `word`, and those of all its hyponyms."""
         import networkx as nx

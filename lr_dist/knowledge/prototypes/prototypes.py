@@ -30,7 +30,7 @@ class Prototypes:
     """Labelled texts or pairs.
 
     Attributes:
-        kind: "pairs", "statements" or "polarity".
+        kind: "pairs", "statements", "polarity" or "hypernyms".
         classes: names of the classes.
         examples: every class as often, in random order.
         leakage: what was found in the test texts.
@@ -126,8 +126,8 @@ def make_prototypes(
 
     Args:
         graph: the facts.
-        kind: "pairs" (entailment, neutral, contradiction), "statements" (false, true) or "polarity" (negative,
-            positive).
+        kind: "pairs" (entailment, neutral, contradiction), "statements" (false, true), "polarity" (negative,
+            positive) or "hypernyms" (entailment, not_entailment).
         templates: the sentences; None: the shipped ones.
         per_class: at most so many examples of each class. A class with fewer limits all others.
         seed: of the draw. Relations take turns, and in each all facts are used once before one is used again.
@@ -160,7 +160,7 @@ def make_prototypes(
     if empty:
         raise KnowledgeError(
             f"The graph and the templates give no example of {empty[0]} ({kind}): {possible}. Add facts (polarity for "
-            "polarity; hypernym, antonym or disjoint for pairs and statements), or choose another kind."
+            "polarity; hypernym, antonym or disjoint for the others), or choose another kind."
         )
     drawn = _spread(kept, seed)
     examples = _first_of_each(drawn, classes, min(per_class, min(possible.values())))
