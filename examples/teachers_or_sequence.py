@@ -28,6 +28,7 @@ from torch import Tensor
 
 from lr_dist.knowledge.amalgamation.config import AmalgamationConfig, StudentSettings
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
+from lr_dist.knowledge.amalgamation.learned import what_was_learned
 from lr_dist.knowledge.amalgamation.load import load_teacher
 from lr_dist.knowledge.amalgamation.pipeline import held_out_rows, objective_of
 from lr_dist.knowledge.amalgamation.scores import TeacherScores, score_texts
@@ -84,6 +85,9 @@ def learn_from_teachers(
     objective, held = objective_of(scores, union, config), held_out_rows(texts, config)
     train_student(model, tokens, objective, held, config.settings, pad_token_id=pad)
     seconds = time.perf_counter() - began
+    logits = student_logits(model, tokens.rows_at(held), pad)
+    learned = what_was_learned(config.target, objective, torch.tensor(held), logits, union)
+    print(f"  student, {config.target}: {learned}", flush=True)
     within, anywhere = [], []
     for k, task in enumerate(bench.tasks):
         validation = tokenise(Texts.of_task(task, "validation"), bench.tokenizer, bench.settings.max_length)

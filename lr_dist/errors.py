@@ -388,6 +388,10 @@ class UnusableScoresWarning(UserWarning):
     """A file of kept scores that cannot be used; its texts are scored again."""
 
 
+class UndertrainedStudentWarning(UserWarning):
+    """A student that tells its teachers' texts apart, and has learned next to nothing of their labels."""
+
+
 class UnfilledBufferWarning(UserWarning):
     """A rehearsal buffer with room for more examples of a task than its data holds."""
 

@@ -97,11 +97,17 @@ def _print(result: Amalgamated, console: Console) -> None:
     agreement = "" if result.agreement is None else f" Same label as the target on {result.agreement:.1%} of them."
     console.print(
         f"{len(result.labels)} labels, {result.texts:,} texts, {result.held_out:,} of them held out. Loss on these "
-        f"after each epoch: {losses}; epoch {trained.best} is kept.{agreement}",
+        f"after each epoch: {losses}; epoch {trained.best} is kept.{agreement}{_learned(result)}",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _learned(result: Amalgamated) -> str:
+    parts = {"which teacher's labels they have": result.learned.between, "which of these": result.learned.within}
+    said = [f"{share:.0%} of {what}" for what, share in parts.items() if share is not None]
+    return f" Learned of what the targets say about them: {', '.join(said)}." if said else ""
 
 
 def _view(console: Console) -> Any:

@@ -37,6 +37,7 @@ _WHERE = {
     "dropout": ("TopLayers", "dropout_on"),
     "labels": ("LabelUnion",),
     "layer_error": ("top_layers_errors",),
+    "learned": ("Learned", "what_was_learned"),
     "load": ("load_teacher",),
     "merging": ("add_task_vectors", "average_teachers", "merged_probabilities"),
     "pipeline": ("Amalgamated", "AmalgamationListener", "amalgamate"),
@@ -56,6 +57,7 @@ __all__ = [
     "AmalgamationListener",
     "FunctionTeacher",
     "LabelUnion",
+    "Learned",
     "ModelTeacher",
     "Objective",
     "StudentSettings",
@@ -84,6 +86,7 @@ __all__ = [
     "train_student",
     "uhc_loss",
     "vkd_targets",
+    "what_was_learned",
 ]
 
 

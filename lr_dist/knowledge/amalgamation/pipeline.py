@@ -13,6 +13,7 @@ from lr_dist.errors import PATH, ConfigurationError, ModelLoadError, shown
 from lr_dist.knowledge.amalgamation.certainties import certainty
 from lr_dist.knowledge.amalgamation.config import AmalgamationConfig
 from lr_dist.knowledge.amalgamation.labels import LabelUnion
+from lr_dist.knowledge.amalgamation.learned import Learned, warn_if_little, what_was_learned
 from lr_dist.knowledge.amalgamation.load import load_teacher
 from lr_dist.knowledge.amalgamation.scores import TeacherScores, score_texts
 from lr_dist.knowledge.amalgamation.student import TrainedStudent, student_logits, train_student
@@ -55,6 +56,7 @@ class Amalgamated:
         trained: how the training went.
         texts, held_out: number of texts, and of those among them that were held out.
         agreement: share of the held-out texts for which student and target have the same most probable label.
+        learned: how much of the targets of the held-out texts the student has learned.
     """
 
     folder: Path
@@ -64,6 +66,7 @@ class Amalgamated:
     texts: int
     held_out: int
     agreement: float | None
+    learned: Learned
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for a result file."""
@@ -75,6 +78,7 @@ class Amalgamated:
             "texts": self.texts,
             "held_out": self.held_out,
             "agreement": self.agreement,
+            "learned": asdict(self.learned),
         }
 
 
@@ -104,6 +108,9 @@ def amalgamate(
         TeacherError, DropoutOffError, EmptyTextError, NonFiniteScoresError: teachers or texts that cannot be used.
         ConfigurationError: an output that is a teacher's folder, or cannot be written.
         LRDistError: what loading models and tasks raises.
+
+    Warns:
+        UndertrainedStudentWarning: the student has learned next to nothing of its teachers' labels.
     """
     listener = listener or AmalgamationListener()
     folder = checked_folder(output)
@@ -136,14 +143,15 @@ def amalgamate(
             folder=folder / "training",
             progress=listener.training_step,
         )
+        outputs, rows = student_logits(model, tokens.rows_at(held), int(tokenizer.pad_token_id)), torch.tensor(held)
+        learned = what_was_learned(config.target, objective, rows, outputs, union, temperature=config.temperature)
         agreement = None
         if config.target != "uhc":  # whose target is no distribution over the union
-            outputs = student_logits(model, tokens.rows_at(held), int(tokenizer.pad_token_id))
             agreement = (outputs.argmax(1) == objective.targets[held].argmax(1)).float().mean().item()
         model.cpu().save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         result = Amalgamated(
-            folder, union.labels, tuple(_facts(teachers, scores)), trained, len(texts), len(held), agreement
+            folder, union.labels, tuple(_facts(teachers, scores)), trained, len(texts), len(held), agreement, learned
         )
         about = {
             "config": config.to_dict(),
@@ -153,6 +161,7 @@ def amalgamate(
             "environment": describe_environment(),
         }
         write_json(folder / RESULT, {**result.to_dict(), **about})
+        warn_if_little(learned, config.settings.epochs)
     return result
 
 
