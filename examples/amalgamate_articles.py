@@ -12,6 +12,9 @@ sentences of all twelve articles, and the seconds it took:
     averaged encoders, task arithmetic: the teachers' weights merged, each teacher's head kept
     labelled student    trained on the labels: the upper bound
 
+`--task mnli --known entailment+neutral neutral+contradiction` takes the classes of a task in place of articles: each
+teacher knows the labels that are joined by `+`, here with one in common.
+
 `--layers 1 2 3` trains the first teacher only, and measures its certainty with dropout in the top layers alone.
 """
 
@@ -42,6 +45,8 @@ from lr_dist.knowledge.amalgamation.teacher import ModelTeacher
 from lr_dist.knowledge.amalgamation.texts import Texts, tokenise
 from lr_dist.models import load_new_classifier, load_tokenizer
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
+from lr_dist.tasks import load_task
+from lr_dist.tasks.task import column_values, take_rows, text_keys
 
 TARGETS = {"muka-soft": "soft", "muka-hard": "hard", "vkd": "vkd", "uhc": "uhc"}
 ARTICLES = 12
@@ -62,8 +67,27 @@ def articles(folder: Path, most_words: int) -> dict[str, list[str]]:
     return {title: list(dict.fromkeys(sentences)) for title, sentences in found.items()}
 
 
-def draw(options: argparse.Namespace, seed: int) -> tuple[list[str], dict[str, tuple[list[str], list[str]]]]:
+Drawn = tuple[list[str], dict[str, tuple[list[Any], list[Any]]]]
+
+
+def draw_classes(options: argparse.Namespace, seed: int) -> Drawn:
+    """The classes of a task; for each, texts (or pairs) of train to learn from, and of validation to test on."""
+    task = load_task(options.task, data_dir=options.data)
+    parts: dict[str, tuple[list[Any], list[Any]]] = {label: ([], []) for label in task.classes}
+    for place, split, count in ((0, task.train, options.sentences), (1, task.validation, options.test)):
+        labels = column_values(split, "label")
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed)).tolist()
+        for number, label in enumerate(task.classes):
+            rows = [row for row in order if labels[row] == number][:count]
+            keys = text_keys(take_rows(split, rows))
+            parts[label][place].extend(key if len(key) > 1 else key[0] for key in keys)
+    return list(parts), parts
+
+
+def draw(options: argparse.Namespace, seed: int) -> Drawn:
     """The twelve articles with the most sentences; for each, sentences to train on, and others to test on."""
+    if options.data is None:
+        raise SystemExit("Give --data, the folder with WikiText-2, or --task.")
     by_title = articles(options.data, options.most_words)
     longest = sorted(by_title.items(), key=lambda item: (-len(item[1]), item[0]))[:ARTICLES]
     count, test = options.sentences, options.test
@@ -84,9 +108,14 @@ class Run:
 
     def __init__(self, options: argparse.Namespace, seed: int) -> None:
         self.options, self.seed = options, seed
-        self.labels, self.parts = draw(options, seed)
+        self.labels, self.parts = draw_classes(options, seed) if options.task else draw(options, seed)
         half, shared = ARTICLES // 2, options.overlap
         self.known = [self.labels[: half + shared], self.labels[half:]]
+        if options.task:
+            self.known = [each.split("+") for each in options.known]
+            unknown = {label for known in self.known for label in known} ^ set(self.labels)
+            if unknown:
+                raise SystemExit(f"--known must name the labels of {options.task}, all of them: {', '.join(unknown)}.")
         self.tokenizer = load_tokenizer(options.model)
         self.settings = StudentSettings(
             rates=options.rates, epochs=options.epochs, max_length=options.max_length, seed=seed, batch_size=16
@@ -152,7 +181,7 @@ class Run:
         own = torch.tensor([labels.index(self.labels[index]) for index in ids.tolist()])
         tokens = tokenise(test, self.tokenizer, self.options.max_length)
         logits = student_logits(model, tokens, self.tokenizer.pad_token_id)
-        self._record(f"teacher {number + 1} on its own articles", _accuracy(logits, own), seconds)
+        self._record(f"teacher {number + 1} on its own labels", _accuracy(logits, own), seconds)
         return teacher
 
     def _scores(self, teacher: ModelTeacher, texts: Texts, part: str) -> TeacherScores:
@@ -208,9 +237,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
-    add("--data", type=Path, required=True, help="folder with WikiText-2's validation.txt and test.txt")
-    add("--sentences", type=int, default=100, help="training sentences of an article")
-    add("--test", type=int, default=30, help="test sentences of an article")
+    add("--data", type=Path, default=None, help="folder with WikiText-2's validation.txt and test.txt, or with GLUE")
+    add("--task", default=None, help="a classification, whose classes take the articles' place")
+    add("--known", nargs="+", default=[], help="with --task: the labels that each teacher knows, joined by +")
+    add("--sentences", type=int, default=100, help="training sentences of an article or class")
+    add("--test", type=int, default=30, help="test sentences of an article or class")
     add("--most-words", type=int, default=60, help="longer sentences are left out")
     add("--overlap", type=int, default=0, help="articles that both teachers know")
     add("--model", default="minilm", help="pre-trained model of teachers and students")

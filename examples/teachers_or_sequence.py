@@ -3,10 +3,11 @@ r"""Two tasks in one model: learned one after the other, or amalgamated from a t
     python examples/teachers_or_sequence.py --tasks sst2 mrpc --limit 2000 --seeds 0 1 \
         --arms flat:lr=2e-5 'flat:lr=2e-5 + replay:size=500,ratio=0.05' 'flat:lr=2e-5 + ewc:strength=100'
 
-Every arm of --arms learns the tasks in sequence. Each teacher is the model after its task alone, with the rates of the
-first arm. A student of each target learns from both teachers, on the training texts of both tasks without labels, for
-as many epochs as the sequence takes for a task. The table has the score on both tasks' validation split, and the
-seconds of everything that a method needs: for students also the teachers' training and scoring.
+Every arm of --arms learns the tasks in sequence; an arm may be a preset, such as minilm-clinc-replay. Each teacher is
+the model after its task alone, with the rates of the first arm. A student of each target learns from both teachers, on
+the training texts of both tasks without labels, for as many epochs as the sequence takes for a task. The table has the
+score on both tasks' validation split, and the seconds of everything that a method needs: for students also the
+teachers' training and scoring. With --state FOLDER, what is finished is kept there, and the same command goes on.
 
 A sequence's head is chosen by the task. So the student's labels are restricted to those of the task, too; `any label`
 is its accuracy without this help.
@@ -35,6 +36,7 @@ from lr_dist.knowledge.amalgamation.scores import TeacherScores, score_texts
 from lr_dist.knowledge.amalgamation.student import student_logits, train_student
 from lr_dist.knowledge.amalgamation.texts import Texts, tokenise
 from lr_dist.models import load_new_classifier
+from lr_dist.runs.atomic import write_json
 from lr_dist.runs.machine import use_usable_cores
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
@@ -47,6 +49,7 @@ from lr_dist.tasks import Scorer, Task
 from lr_dist.tasks.task import column_values
 
 Row = dict[str, float]
+TEACHERS = "teachers, each on its own task"
 
 
 def learn_in_sequence(bench: Bench, text: str, seed: int) -> Row:
@@ -103,13 +106,27 @@ def learn_from_teachers(
 def run(options: argparse.Namespace, seed: int) -> dict[str, Row]:
     settings = SequenceSettings(epochs=options.epochs, max_length=options.max_length)
     bench = Bench.prepare(options.model, options.tasks, settings, limit=options.limit, data_dir=options.data_dir)
-    rows = {}
+    state = None if options.state is None else options.state / f"seed-{seed}.json"
+    rows: dict[str, Row] = {}
+    if state is not None and state.exists():
+        rows = json.loads(state.read_text(encoding="utf-8"))
+
+    def keep(name: str, row: Row) -> None:
+        rows[name] = row
+        if state is not None:
+            state.parent.mkdir(parents=True, exist_ok=True)
+            write_json(state, rows)
+
     for text in options.arms:
-        rows[text] = learn_in_sequence(bench, text, seed)
+        if text not in rows:
+            keep(text, learn_in_sequence(bench, text, seed))
         _say(seed, text, rows[text])
+    students = [f"student, {target}" for target in options.targets]
+    if all(name in rows for name in (TEACHERS, *students)):
+        return {name: rows[name] for name in (*options.arms, TEACHERS, *students)}
     with tempfile.TemporaryDirectory() as place:
         teachers, own = learn_teachers(bench, options.arms[0], seed, Path(place), options.model)
-    rows["teachers, each on its own task"] = own
+    keep(TEACHERS, own)
     _say(seed, "teachers", own)
     parts = [Texts.of_task(task) for task in bench.tasks]
     texts = parts[0] + parts[1]
@@ -117,7 +134,9 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Row]:
     scores = [score_texts(teacher, texts, passes=options.passes, seed=seed) for teacher in teachers]
     scoring = sum(each.seconds for each in scores)
     print(f"seed {seed}: {len(texts)} texts scored by both teachers with {options.passes} passes in {scoring:.0f} s")
-    for target in options.targets:
+    for target, name in zip(options.targets, students, strict=True):
+        if name in rows:
+            continue
         config = AmalgamationConfig(
             teachers=tuple(options.tasks),
             text="both",
@@ -130,9 +149,9 @@ def run(options: argparse.Namespace, seed: int) -> dict[str, Row]:
         )
         row, seconds = learn_from_teachers(bench, texts, scores, union, config)
         row["seconds"] = seconds + scoring + own["seconds"]
-        rows[f"student, {target}"] = row
-        _say(seed, f"student, {target}", row)
-    return rows
+        keep(name, row)
+        _say(seed, name, row)
+    return {name: rows[name] for name in (*options.arms, TEACHERS, *students)}
 
 
 def _score(task: Task, outputs: Tensor) -> float:
@@ -161,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Row]]:
     add("--passes", type=int, default=16)
     add("--data-dir", default=None)
     add("--seeds", type=int, nargs="+", default=[0])
+    add("--state", type=Path, default=None, help="folder of what is finished; one for each set of options")
     add("--output", type=Path, default=None, help="file for the results (JSON)")
     options = parser.parse_args(arguments)
     use_usable_cores()

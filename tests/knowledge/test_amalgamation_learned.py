@@ -81,9 +81,12 @@ def test_labels_that_both_teachers_know_are_a_group_of_their_own() -> None:
 
 
 def test_a_student_at_chance_within_the_labels_is_named() -> None:
-    with pytest.warns(UndertrainedStudentWarning, match="learned 3% of what its targets say"):
-        warn_if_little(Learned(0.95, 0.03, 0.6, 0.1), 3)
+    with pytest.warns(UndertrainedStudentWarning, match="learned 3% of what its targets say .* --target vkd or uhc"):
+        warn_if_little("soft", Learned(0.95, 0.03, 0.6, 0.1), 3)
+    with pytest.warns(UndertrainedStudentWarning) as given:
+        warn_if_little("uhc", Learned(None, -0.2, 0.0, 0.1), 3)
+    assert "--target" not in str(given[0].message)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_if_little(Learned(0.95, 0.4, 0.6, 0.1), 3)
-        warn_if_little(Learned(0.95, None, 0.6, 0.0), 3)
+        warn_if_little("soft", Learned(0.95, 0.4, 0.6, 0.1), 3)
+        warn_if_little("soft", Learned(0.95, None, 0.6, 0.0), 3)

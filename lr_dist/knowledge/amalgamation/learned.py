@@ -76,20 +76,25 @@ def what_was_learned(
     return Learned(_share(left_between, between), _share(left_within, within), between, within)
 
 
-def warn_if_little(learned: Learned, epochs: int) -> None:
+def warn_if_little(kind: str, learned: Learned, epochs: int) -> None:
     """Say so if a student has learned next to nothing of which labels its texts have.
+
+    Args:
+        kind: of the targets.
+        learned: by the student.
+        epochs: of its training.
 
     Warns:
         UndertrainedStudentWarning: see `Learned.within`.
     """
     if learned.within is None or learned.within >= LITTLE:
         return
-    routing = "" if learned.between is None else f", and {learned.between:.0%} of which teacher's labels they have"
+    routing = "" if learned.between is None else f", and {max(learned.between, 0):.0%} of which teacher it is"
+    other = ", or take --target vkd or uhc, which say less about the teacher" if kind in ("soft", "hard") else ""
     warnings.warn(
         f"The student has learned {max(learned.within, 0.0):.0%} of what its targets say about the label of a text "
-        f"among those of a teacher{routing} (on the held-out texts): within a teacher's labels it is at chance. Train "
-        f"longer than {epochs} epochs, with higher rates or more texts, or take --target vkd or uhc, which say nothing "
-        "or little about the teacher.",
+        f"among those of its teacher{routing} (on the held-out texts): within a teacher's labels it is at chance. "
+        f"Train longer than {epochs} epochs, with higher rates, or on more texts{other}.",
         UndertrainedStudentWarning,
         stacklevel=3,
     )

@@ -161,7 +161,7 @@ def amalgamate(
             "environment": describe_environment(),
         }
         write_json(folder / RESULT, {**result.to_dict(), **about})
-        warn_if_little(learned, config.settings.epochs)
+        warn_if_little(config.target, learned, config.settings.epochs)
     return result
 
 
