@@ -71,3 +71,8 @@ def test_teachers_beside_a_sequence(tiny_model: str, tmp_path: Path, capsys: pyt
     assert "any label" in capsys.readouterr().out
     # Seconds are never the same twice: what is finished was not learned again.
     assert main([*options, "--arms", *arms, "--targets", "soft"]) == [rows]
+    (more,) = main([*options, "--arms", *arms, "--targets", "soft", "right", "unweighted", "--student-epochs", "2"])
+    assert {name: more[name] for name in rows} == rows
+    assert list(more)[len(rows) :] == ["student, right", "student, unweighted"]
+    # Of these, the targets say whose labels a text has: one bit where the teacher is the right one.
+    assert "between_nats=0.69" in capsys.readouterr().out
