@@ -14,7 +14,7 @@ from lr_dist.knowledge.prototypes.examples import examples_of
 from lr_dist.knowledge.prototypes.files import read_graph
 from lr_dist.knowledge.prototypes.folder import write_prototypes
 from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
-from lr_dist.knowledge.prototypes.held_out import hold_out_branches, words_in
+from lr_dist.knowledge.prototypes.held_out import hold_out_branches, split_in_two, words_in
 from lr_dist.knowledge.prototypes.templates import Frame, Templates
 from lr_dist.tasks import load_task
 from lr_dist.tasks.task import text_keys
@@ -55,6 +55,18 @@ def test_a_graph_without_branches_cannot_be_cut() -> None:
         hold_out_branches(KnowledgeGraph.from_triples([("dog", "hypernym", "animal")]), 0.3)
     with pytest.raises(KnowledgeError, match="between 0 and 1, not 0"):
         hold_out_branches(tree(5), 0.0)
+
+
+def test_two_parts_share_no_word_and_lose_no_fact() -> None:
+    _, held = hold_out_branches(tree(60), 0.3)
+    first, second = split_in_two(held)
+    assert not words_in(first) & words_in(second)
+    assert set(first.facts) | set(second.facts) == set(held.facts)
+    sizes = [len(each.taxonomy) for each in (first, second)]
+    assert min(sizes) >= 0.4 * sum(sizes)
+    assert split_in_two(held)[0] == first
+    with pytest.raises(KnowledgeError, match="words of one branch"):
+        split_in_two(KnowledgeGraph.from_triples([("dog", "hypernym", "mammal"), ("cat", "hypernym", "mammal")]))
 
 
 def test_hypernyms_are_entailed_upwards_only() -> None:

@@ -14,7 +14,7 @@ from lr_dist.knowledge.prototypes.equations import read_equation
 from lr_dist.knowledge.prototypes.examples import Example
 from lr_dist.knowledge.prototypes.files import read_graph
 from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
-from lr_dist.knowledge.prototypes.held_out import hold_out_branches, words_in
+from lr_dist.knowledge.prototypes.held_out import hold_out_branches, split_in_two, words_in
 from lr_dist.knowledge.prototypes.prototypes import make_prototypes
 from lr_dist.knowledge.prototypes.templates import Templates
 from lr_dist.runs.atomic import write_json, write_text
@@ -78,7 +78,7 @@ def _hold_out(
     Train and validation are made from different branches, so that few-shot examples have no word of the test either.
     """
     rest, held = hold_out_branches(graph, config.hold_out, config.seed)
-    parts = hold_out_branches(held, 0.5, config.seed)
+    parts = split_in_two(held, config.seed)
     texts: list[tuple[str, ...]] = []
     sizes = {}
     for name, part in zip(("train", "validation"), parts, strict=True):

@@ -66,6 +66,46 @@ def hold_out_branches(graph: KnowledgeGraph, share: float, seed: int = 0) -> tup
     return KnowledgeGraph(tuple(outside), own), KnowledgeGraph(tuple(inside), own)
 
 
+def split_in_two(graph: KnowledgeGraph, seed: int = 0) -> tuple[KnowledgeGraph, KnowledgeGraph]:
+    """Two parts of a graph that have no word in common, of about the same size; no fact is dropped.
+
+    Args:
+        graph: such as the branches that `hold_out_branches` gives, which no fact joins.
+        seed: of the draw.
+
+    Raises:
+        KnowledgeError: facts join all words with hypernyms.
+    """
+    import networkx as nx
+
+    joined = nx.Graph()
+    for fact in graph.facts:
+        words = _words(fact)
+        joined.add_edge(words[0], words[-1])
+    # In the order of their first words, which no hash of strings decides.
+    parts: dict[int, list[str]] = {}
+    number = {word: k for k, words in enumerate(nx.connected_components(joined)) for word in words}
+    for word in joined:
+        parts.setdefault(number[word], []).append(word)
+    hypernyms = {word for fact in graph.of("hypernym") for word in (fact.subject, fact.object)}
+    components = list(parts.values())
+    sides: tuple[set[str], set[str]] = (set(), set())
+    counts = [0, 0]
+    # The largest first, so that both sides come out alike.
+    order = draw_order(len(components), f"two parts {seed}")
+    for index in sorted(order, key=lambda index: -len(hypernyms.intersection(components[index]))):
+        side = counts.index(min(counts))
+        sides[side].update(components[index])
+        counts[side] += len(hypernyms.intersection(components[index]))
+    if not min(counts):
+        raise KnowledgeError(
+            f"{len(graph.facts)} facts cannot be parted so that both parts have hypernyms: they are all about words of "
+            "one branch. Hold out more, or give more facts."
+        )
+    first, second = (tuple(fact for fact in graph.facts if fact.subject in side) for side in sides)
+    return KnowledgeGraph(first, graph.own_relations), KnowledgeGraph(second, graph.own_relations)
+
+
 def words_in(graph: KnowledgeGraph) -> set[str]:
     """The words that a graph's facts are about."""
     return {word for fact in graph.facts for word in _words(fact)}
