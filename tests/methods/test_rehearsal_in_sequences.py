@@ -152,7 +152,7 @@ def test_the_tasks_to_rehearse_are_a_part_of_the_text_form() -> None:
     [
         ("replay:size=20,only=grades+mrpc", "'mrpc' is no task of the sequence"),
         # The size is compared with the task of which examples are kept.
-        ("der:size=61,only=grades", "the first task of grades has 5"),
+        ("der:size=61,only=grades", "the first task of grades has 25"),
     ],
 )
 def test_the_tasks_to_rehearse_are_checked_before_any_arm_is_trained(
