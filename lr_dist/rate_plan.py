@@ -6,11 +6,17 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lr_dist.checks import is_number, is_whole
+from lr_dist._distribution.schedule import SCHEDULES, schedule_factor
+from lr_dist.checks import check_whole, is_number, is_whole
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidPlanError, LRDistError, shown
+from lr_dist.names import group_names, one_of
+from lr_dist.plan_preview import StagePreview, plot_plan
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STAGES, PHASES, DURATION, GRADUAL = " | ", " > ", " @ ", "gradual"
 
@@ -285,6 +291,51 @@ class RatePlan:
         """The rates of stage `index`, counted from 0."""
         return self.stages[min(index, len(self.stages) - 1)]
 
+    def preview(
+        self, num_layers: int, steps: int, *, schedule: str = "cosine", warmup: float = 0.1
+    ) -> list[StagePreview]:
+        """Every group's rate in each step, before anything is trained; each stage has a schedule of its own.
+
+        Args:
+            num_layers: of the model.
+            steps: steps of the optimizer in each stage.
+            schedule: after the warm-up, `cosine` or `linear` to 0, or `constant`.
+            warmup: share of the steps with a linearly rising factor.
+
+        Returns:
+            One a stage; the last holds in all later stages.
+
+        Raises:
+            InvalidPlanError: an unknown schedule, a warm-up out of range, or phases that are longer than the stage.
+            LayerCountError: an invalid number of layers.
+        """
+        check_whole("steps", steps, 1, error=InvalidPlanError)
+        if schedule not in SCHEDULES:
+            raise InvalidPlanError(f"schedule must be {one_of(SCHEDULES, schedule)}")
+        if not (is_number(warmup) and 0 <= warmup < 1):
+            raise InvalidPlanError(f"warmup is a share of the steps from 0 to below 1, not {shown(warmup)}.")
+        factors = [schedule_factor(step, steps, schedule, round(warmup * steps)) for step in range(steps)]
+        return [_previewed(stage, num_layers, factors) for stage in self.stages]
+
+    def plot(self, num_layers: int = 12, steps: int = 1000, *, schedule: str = "cosine", warmup: float = 0.1) -> Figure:
+        """Draw what `preview` tells: `plan.plot(num_layers=6, steps=500).savefig("plan.png")`.
+
+        A panel for each stage: depth upward, steps to the right, the rate as colour on a log scale; white where a
+        layer is not trained, a dotted line where a phase begins.
+
+        Args:
+            num_layers: as in `preview`.
+            steps: as in `preview`.
+            schedule: as in `preview`.
+            warmup: as in `preview`.
+
+        Raises:
+            InvalidPlanError: as in `preview`, or every rate is 0.
+            LayerCountError: as in `preview`.
+            MissingExtraError: matplotlib is not installed (extra `report`).
+        """
+        return plot_plan(self.preview(num_layers, steps, schedule=schedule, warmup=warmup))
+
     @property
     def distributions(self) -> tuple[LRDistribution, ...]:
         """Every distribution of the plan, in order."""
@@ -321,6 +372,22 @@ class RatePlan:
 
     def __str__(self) -> str:
         return STAGES.join(map(str, self.stages))
+
+
+def _previewed(stage: StageRates, num_layers: int, factors: Sequence[float]) -> StagePreview:
+    if not isinstance(stage, Phases):
+        rates = stage.rates(num_layers)
+        return StagePreview(
+            str(stage), {group: [rate * f for f in factors] for group, rate in rates.items()}, (0,), stage.relative
+        )
+    starts = stage.starts(len(factors))
+    tables, begins = stage.parts(num_layers), stage.part_starts(len(factors), num_layers)
+    by_step = [tables[part_at(step, begins)] for step in range(len(factors))]
+    planned = {
+        group: [table[group] * factor for table, factor in zip(by_step, factors, strict=True)]
+        for group in group_names(num_layers)
+    }
+    return StagePreview(str(stage), planned, starts, stage.relative)
 
 
 def _stage_from(data: Any, number: int) -> StageRates:

@@ -45,7 +45,7 @@ def parser() -> ArgumentParser:
 def run(settings: Namespace) -> int:
     """Print the table of each stage, and write the figure."""
     from lr_dist.cli.terminal import terminal
-    from lr_dist.plan_preview import plot_plan, preview
+    from lr_dist.plan_preview import plot_plan
     from lr_dist.presets import resolve_plan
     from lr_dist.rate_plan import RatePlan
     from lr_dist.runs.atomic import write_bytes
@@ -54,7 +54,7 @@ def run(settings: Namespace) -> int:
     if settings.lr is not None:
         plan = RatePlan(tuple(stage.absolute(settings.lr) for stage in plan.stages))
     layers = settings.layers if settings.model is None else _layers_of(settings.model)
-    stages = preview(plan, layers, settings.steps, schedule=settings.schedule, warmup=settings.warmup)
+    stages = plan.preview(layers, settings.steps, schedule=settings.schedule, warmup=settings.warmup)
     console = terminal()
     for number, stage in enumerate(stages, 1):
         console.print(_table(stage, number, len(stages)))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from lr_dist._distribution.schedule import SCHEDULES
 from lr_dist.checks import check_finite, check_whole
 from lr_dist.errors import ConfigurationError
 from lr_dist.names import one_of
@@ -13,7 +14,6 @@ from lr_dist.runs.precision import PRECISIONS
 
 # Increase it when a change of the code makes old runs incomparable with new ones.
 RUN_VERSION = 4
-SCHEDULES = ("cosine", "linear", "constant")
 SPLITS = ("validation", "dev")
 # Settings of version 0.1, which are part of every identity. Later ones are left out if they have their default.
 _FIRST_SETTINGS = (

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lr_dist._distribution.schedule import SCHEDULES
 from lr_dist.checks import check_finite, check_whole, is_number
 from lr_dist.errors import ConfigurationError, DropoutOffError
 from lr_dist.names import one_of
 from lr_dist.runs.precision import PRECISIONS
 
-SCHEDULES = ("cosine", "linear", "constant")
 TARGETS: Mapping[str, str] = {
     "soft": "MUKA: the teachers weighted by their certainty",
     "hard": "MUKA: the most certain teacher",
