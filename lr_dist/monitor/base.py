@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lr_dist.layers import Overrides, Stacks
+from lr_dist.monitor.interval import Interval
 from lr_dist.monitor.old_tasks import Score
 from lr_dist.monitor.options import Options
 from lr_dist.monitor.results import Results
@@ -35,6 +36,7 @@ class Monitor(Results):
         overrides: Overrides | None = None,
         stacks: Stacks | None = None,
     ) -> None:
+        self._interval = Interval(every_n_steps, every_n_epochs)
         self._options = Options(
             old,
             score=score,
@@ -42,8 +44,6 @@ class Monitor(Results):
             tokenizer=tokenizer,
             max_length=max_length,
             examples=examples,
-            every_n_steps=every_n_steps,
-            every_n_epochs=every_n_epochs,
             keep=keep,
             monitor=monitor,
             mode=mode,
@@ -55,4 +55,3 @@ class Monitor(Results):
         )
         self.restore = restore
         self._watch = self._options.watch()
-        self._seen_step = 0

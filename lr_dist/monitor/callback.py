@@ -117,7 +117,8 @@ class ForgettingMonitor(Callback, Monitor):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Score the old tasks before the first step."""
         self._refuse_the_training_loader(trainer)
-        self._seen_step, self._validated_step = trainer.global_step, None
+        self._interval.start(trainer.global_step)
+        self._validated_step = None
         row = self._watch.begin(pl_module, _host(trainer), trainer.global_step, trainer.current_epoch)
         if row is not None:
             self._log(trainer, row)
@@ -139,8 +140,7 @@ class ForgettingMonitor(Callback, Monitor):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure every so many steps."""
-        every, before, self._seen_step = self._options.every_n_steps, self._seen_step, trainer.global_step
-        if every is not None and trainer.global_step // every > before // every:
+        if self._interval.after_step(trainer.global_step):
             row = self._measure(trainer, pl_module)
             if row is not None:
                 self._as_metrics(pl_module, row, on_step=True)
@@ -157,8 +157,7 @@ class ForgettingMonitor(Callback, Monitor):
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure every so many epochs; validation is over by now."""
-        every = self._options.every_n_epochs
-        if every is not None and (trainer.current_epoch + 1) % every == 0:
+        if self._interval.after_epoch(trainer.current_epoch + 1):
             row = self._measure(trainer, pl_module, epoch=trainer.current_epoch + 1)
             if row is not None:
                 self._as_metrics(pl_module, row, on_step=False)
@@ -232,10 +231,9 @@ class ForgettingMonitor(Callback, Monitor):
     def _overdue(self, trainer: L.Trainer) -> bool:
         """Whether the measurement of the step or the epoch that was the last is missing."""
         last = self._watch.history[-1]
-        if (steps := self._options.every_n_steps) is not None:
-            return trainer.global_step % steps == 0 and trainer.global_step > last.step
-        epochs = self._options.every_n_epochs or 1
-        return last.epoch < trainer.current_epoch - trainer.current_epoch % epochs
+        return self._interval.missed(
+            trainer.global_step, trainer.current_epoch, last_step=last.step, last_epoch=last.epoch
+        )
 
     def _measure(
         self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int | None = None

@@ -82,7 +82,8 @@ class ForgettingMonitorCallback(TrainerCallback, Monitor):
         """Score the old tasks before the first step."""
         self._refuse_unsupported(args)
         model, host = kwargs["model"], _host(args)
-        self._watch, self._metrics, self._seen_step = self._options.watch(), {}, state.global_step
+        self._watch, self._metrics = self._options.watch(), {}
+        self._interval.start(state.global_step)
         if self._watch.movement is not None:
             self._watch.movement.place(model)
         if state.global_step > 0:
@@ -97,8 +98,7 @@ class ForgettingMonitorCallback(TrainerCallback, Monitor):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure every so many steps."""
-        every, before, self._seen_step = self._options.every_n_steps, self._seen_step, state.global_step
-        if every is not None and state.global_step // every > before // every:
+        if self._interval.after_step(state.global_step):
             self._measure(args, state, control, kwargs["model"])
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -107,8 +107,7 @@ class ForgettingMonitorCallback(TrainerCallback, Monitor):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure every so many epochs; the Trainer evaluates the same weights next."""
-        every = self._options.every_n_epochs
-        if every is not None and round(state.epoch) % every == 0:
+        if self._interval.after_epoch(round(state.epoch)):
             self._measure(args, state, control, kwargs["model"])
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lr_dist.checks import check_whole
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.layers import Overrides, Stacks
 from lr_dist.monitor.movement import Movement
@@ -26,8 +25,6 @@ class Options:
         tokenizer: Any,
         max_length: int,
         examples: int | None,
-        every_n_steps: int | None,
-        every_n_epochs: int | None,
         keep: str | None,
         monitor: str | None,
         mode: str,
@@ -37,15 +34,6 @@ class Options:
         overrides: Overrides | None,
         stacks: Stacks | None,
     ) -> None:
-        if every_n_steps is not None and every_n_epochs is not None:
-            raise ConfigurationError(
-                f"Give every_n_steps={shown(every_n_steps)} or every_n_epochs={shown(every_n_epochs)}, not both."
-            )
-        for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
-            if value is not None:
-                check_whole(name, value, 1, error=ConfigurationError)
-        self.every_n_steps = every_n_steps
-        self.every_n_epochs = None if every_n_steps is not None else every_n_epochs or 1
         self.tasks = _tasks(old, score, metric, tokenizer, max_length, examples)
         self.trade_off = TradeOff.of(self.tasks, keep, monitor, mode, stop_when, patience)
         self._movement = (overrides, stacks) if movement else None

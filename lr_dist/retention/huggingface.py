@@ -71,7 +71,8 @@ class RetentionMonitorCallback(TrainerCallback, Monitor):
                 "Trainer with ModelParallelStrategy (FSDP2) and RetentionMonitor."
             )
         model = kwargs["model"]
-        self._watch, self._seen_step = self._new_watch(), state.global_step
+        self._watch = self._new_watch()
+        self._interval.start(state.global_step)
         self._watch.place(model)
         if state.global_step > 0:
             self._resume(Path(args.output_dir) / f"checkpoint-{state.global_step}")
@@ -81,14 +82,12 @@ class RetentionMonitorCallback(TrainerCallback, Monitor):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure every so many steps."""
-        every, before, self._seen_step = self._every_n_steps, self._seen_step, state.global_step
-        if every is not None and state.global_step // every > before // every:
+        if self._interval.after_step(state.global_step):
             self._measure(args, state, kwargs["model"])
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure every so many epochs."""
-        every = self._every_n_epochs
-        if every is not None and round(state.epoch) % every == 0:
+        if self._interval.after_epoch(round(state.epoch)):
             self._measure(args, state, kwargs["model"])
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

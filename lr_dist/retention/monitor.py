@@ -95,7 +95,7 @@ class RetentionMonitor(Callback, Monitor):
             raise ConfigurationError(
                 "The texts are the training's own loader, whose position would be lost. Make another DataLoader."
             )
-        self._seen_step = trainer.global_step
+        self._interval.start(trainer.global_step)
         row = self._watch.begin(pl_module, _host(trainer), trainer.global_step, trainer.current_epoch)
         if row is not None:
             self._log(trainer, row)
@@ -108,15 +108,13 @@ class RetentionMonitor(Callback, Monitor):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Measure every so many steps."""
-        every, before, self._seen_step = self._every_n_steps, self._seen_step, trainer.global_step
-        if every is not None and trainer.global_step // every > before // every:
+        if self._interval.after_step(trainer.global_step):
             self._measure(trainer, pl_module, trainer.current_epoch)
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure every so many epochs."""
-        every = self._every_n_epochs
-        if every is not None and (trainer.current_epoch + 1) % every == 0:
+        if self._interval.after_epoch(trainer.current_epoch + 1):
             self._measure(trainer, pl_module, trainer.current_epoch + 1)
 
     @override
@@ -162,10 +160,9 @@ class RetentionMonitor(Callback, Monitor):
     def _overdue(self, trainer: L.Trainer) -> bool:
         """Whether the measurement of the step or the epoch that was the last is missing."""
         last = self._watch.history[-1]
-        if self._every_n_steps is not None:
-            return trainer.global_step % self._every_n_steps == 0 and trainer.global_step > last.step
-        epochs = self._every_n_epochs or 1
-        return last.epoch < trainer.current_epoch - trainer.current_epoch % epochs
+        return self._interval.missed(
+            trainer.global_step, trainer.current_epoch, last_step=last.step, last_epoch=last.epoch
+        )
 
     def _measure(self, trainer: L.Trainer, pl_module: L.LightningModule, epoch: int) -> None:
         """Measure, unless this step has been."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lr_dist.checks import check_whole
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.layers import Overrides, Stacks
+from lr_dist.monitor.interval import Interval
 from lr_dist.retention.hidden_states import Run, check_pool
 from lr_dist.retention.reference import Reference
 from lr_dist.retention.text_batches import are_texts, fingerprint_of, text_batches
@@ -32,22 +32,13 @@ class Monitor:
         overrides: Overrides | None = None,
         stacks: Stacks | None = None,
     ) -> None:
-        if every_n_steps is not None and every_n_epochs is not None:
-            raise ConfigurationError(
-                f"Give every_n_steps={shown(every_n_steps)} or every_n_epochs={shown(every_n_epochs)}, not both."
-            )
-        for name, value in (("every_n_steps", every_n_steps), ("every_n_epochs", every_n_epochs)):
-            if value is not None:
-                check_whole(name, value, 1, error=ConfigurationError)
+        self._interval = Interval(every_n_steps, every_n_epochs)
         check_pool(pool)
-        self._every_n_steps = every_n_steps
-        self._every_n_epochs = None if every_n_steps is not None else every_n_epochs or 1
         self._batches, self._fingerprint = _batches(texts, tokenizer, max_length)
         self._pool, self._run = pool, run
         self._places = overrides, stacks
         self._reference = None if reference is None else Reference(reference)
         self._watch = self._new_watch()
-        self._seen_step = 0
 
     @property
     def history(self) -> list[LayerChanges]:
