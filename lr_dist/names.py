@@ -69,11 +69,29 @@ def is_layer(layer: str) -> bool:
 def one_of(known: Iterable[str], value: Any) -> str:
     """`one of cosine, linear, not 'cosin'. Did you mean cosine?`, the end of an error."""
     names = list(known)
-    hint = did_you_mean(value, names) if isinstance(value, str) else ""
+    hint = did_you_mean(value, names)
     return f"one of {', '.join(names)}, not {shown(value)}.{hint}"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: Any, known: Iterable[str]) -> str:
     """` Did you mean NAME?` if one of the known names is close, otherwise nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    close = close_names(name, known, most=1)
     return f" Did you mean {close[0]}?" if close else ""
+
+
+def close_names(name: Any, known: Iterable[str], *, most: int) -> list[str]:
+    """The known names that are closest to what was given, the closest first; case and hyphens do not count.
+
+    Args:
+        name: what was given; if it is no text, nothing is close.
+        known: names.
+        most: at most so many.
+    """
+    if not isinstance(name, str):
+        return []
+    written = {_folded(each): each for each in known}
+    return [written[each] for each in difflib.get_close_matches(_folded(name), list(written), n=most, cutoff=0.5)]
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "")

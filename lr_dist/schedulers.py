@@ -159,13 +159,13 @@ def scaled_group_keys(schedulers: Iterable[Any], groups: Iterable[Mapping[str, A
     if any(isinstance(scheduler, lr_scheduler.OneCycleLR) for scheduler in schedulers):
         keys += ["max_lr", "min_lr"]
     if any(_kind(scheduler) not in SUPPORTED_SCHEDULERS for scheduler in schedulers):
-        named = {key for group in groups for key, value in group.items() if key.endswith("_lr") and _is_number(value)}
+        named = {key for group in groups for key, value in group.items() if key.endswith("_lr") and _may_be_rate(value)}
         keys += sorted(named.difference(keys, _NOT_SCALED))
     return tuple(keys)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (float, torch.Tensor)) and not isinstance(value, bool)
+def _may_be_rate(value: Any) -> bool:
+    return isinstance(value, (float, torch.Tensor))
 
 
 def schedule_tracks(schedulers: Iterable[Any], anchors: Sequence[float]) -> list[Hashable]:

@@ -13,8 +13,9 @@ To search with a training program of one's own: `optimize` and `Space`.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lr_dist.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lr_dist.search.space import Space
@@ -23,10 +24,4 @@ if TYPE_CHECKING:
 __all__ = ["Space", "optimize"]
 
 # Loaded when they are first used: reading a preset's provenance must not import Optuna.
-_PLACES = {"Space": "lr_dist.search.space", "optimize": "lr_dist.search.trials.own"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+__getattr__, __dir__ = lazy_names(__name__, {"space": ("Space",), "trials.own": ("optimize",)})

@@ -12,7 +12,16 @@ from lr_dist import LRDistribution, assign_layers, param_groups
 from lr_dist.errors import LRDistError
 from lr_dist.layer_schedule import LayerSchedule
 from lr_dist.layers import LayerMap
-from lr_dist.names import NO_DECAY, group_depth, group_names, is_group_name, is_layer, layer_of
+from lr_dist.names import (
+    NO_DECAY,
+    close_names,
+    did_you_mean,
+    group_depth,
+    group_names,
+    is_group_name,
+    is_layer,
+    layer_of,
+)
 from lr_dist.regroup import Placement, regroup
 
 DEPTHS = {
@@ -77,3 +86,18 @@ def test_the_layer_is_read_back_from_the_groups_of_an_optimizer() -> None:
     for group in (*by_hand, *optimizer.param_groups):
         layers = {layer_map.group_of[names[id(p)]] for p in group["params"]}
         assert layers == {layer_of(group["name"])}
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("sst-2", "sst2"), ("STSB", "stsb"), ("demo-sentimant", "demo-sentiment"), ("demosentiment", "demo-sentiment")],
+)
+def test_a_close_name_is_found_whatever_its_case_and_hyphens(given: str, nearest: str) -> None:
+    assert did_you_mean(given, ["stsb", "sst2", "demo-sentiment"]) == f" Did you mean {nearest}?"
+
+
+def test_the_closest_of_several_names_comes_first_and_nothing_is_close_to_what_is_no_name() -> None:
+    assert close_names("flatt", ["flat", "flats", "fat", "cosine"], most=2) == ["flats", "flat"]
+    for other in ("xyz", 3, None):
+        assert close_names(other, ["flat"], most=3) == []
+        assert did_you_mean(other, ["flat"]) == ""

@@ -18,7 +18,7 @@ def family_of(name: Any) -> Family:
         InvalidDistributionError: no family has this name.
     """
     if not isinstance(name, str) or name not in FAMILIES:
-        hint = did_you_mean(name, FAMILIES) if isinstance(name, str) else ""
+        hint = did_you_mean(name, FAMILIES)
         raise InvalidDistributionError(f"Unknown family {shown(name)}.{hint} The families are {', '.join(FAMILIES)}.")
     return FAMILIES[name]
 

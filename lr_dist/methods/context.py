@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -10,6 +9,7 @@ from typing import Protocol
 import torch
 
 from lr_dist._lightning import L
+from lr_dist.runs.seeds import seed_of
 
 
 class Score(Protocol):
@@ -49,10 +49,4 @@ class StageContext:
 
     def generator(self, name: str) -> torch.Generator:
         """A generator of its own for a method's draws in this stage, so that no other random number changes."""
-        seed = hash_of(f"{self.seed}/{self.index}/{name}")
-        return torch.Generator().manual_seed(seed)
-
-
-def hash_of(text: str) -> int:
-    """A 63-bit number, the same in every process (Python's own hash is not)."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+        return torch.Generator().manual_seed(seed_of(f"{self.seed}/{self.index}/{name}", 63))

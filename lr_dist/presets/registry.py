@@ -10,7 +10,6 @@ import os
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from lr_dist.errors import (
     UnreadableFileError,
     shown,
 )
+from lr_dist.names import close_names
 from lr_dist.presets.schema import NAME, Preset, read_preset
 from lr_dist.reading import is_pipe_or_device
 
@@ -225,7 +225,7 @@ def _duplicate(name: str, candidates: list[_Candidate]) -> str:
 
 def _unknown(name: str, candidates: list[_Candidate], problems: list[tuple[str, str]]) -> str:
     names = sorted({candidate.name for candidate in candidates})
-    close = get_close_matches(name, names, n=3, cutoff=0.5) if isinstance(name, str) else []
+    close = close_names(name, names, most=3)
     parts = [f"There is no preset {shown(name)}."]
     if close:
         parts.append(f"Close names: {', '.join(close)}.")

@@ -251,7 +251,6 @@ class Comparison:
 
     def _identity(self, label: str, seed: int) -> str:
         """The identity of a run: two runs with the same one are the same run. The arm's label is not part of it."""
-        measures = [make() for make in self.measures]
         content = {
             "version": RUN_VERSION,
             "model": self.bench.model_info["fingerprint"],
@@ -260,9 +259,14 @@ class Comparison:
             "distribution": self.arms[label].plan.fingerprint,
             "seed": seed,
             **({} if self.bench.start is None else {"start": self.bench.start.fingerprint}),
-            **({"measures": {each.name: each.identity() for each in measures}} if measures else {}),
+            **({"measures": self._measure_identities} if self.measures else {}),
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @functools.cached_property
+    def _measure_identities(self) -> dict[str, Any]:
+        """Asked of one copy of each measure, since every run has the same: making one can load a file or a model."""
+        return {each.name: each.identity() for each in (make() for make in self.measures)}
 
     def _file_name(self, label: str, seed: int) -> str:
         return f"{self._identity(label, seed)[:32]}.json"

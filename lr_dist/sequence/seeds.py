@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-
 from lr_dist._lightning import L
+from lr_dist.runs.seeds import seed_of
 
 
 def derive_seed(seed: int, *step: str | int) -> int:
     """A 31-bit seed for one part of the run `seed`, e.g. `derive_seed(0, "task", 1)`."""
-    digest = hashlib.sha256(repr((seed, *step)).encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
+    return seed_of(repr((seed, *step)), 31)
 
 
 def set_seed(seed: int, *step: str | int) -> None:

@@ -5,8 +5,9 @@ Names are imported when they are first used, so that importing this package load
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lr_dist.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lr_dist.tasks.batches import BucketBatchSampler, Collator, eval_loader, train_loader
@@ -18,17 +19,19 @@ if TYPE_CHECKING:
     from lr_dist.tasks.task import Task, check_task
     from lr_dist.tasks.tokens import TokenizedTask, TokenSplit, tokenize_task
 
-_WHERE = {
-    "batches": ("BucketBatchSampler", "Collator", "eval_loader", "train_loader"),
-    "demo": ("DEMO_TASKS",),
-    "glue": ("GLUE_TASKS", "load_glue"),
-    "registry": ("load_task", "load_tasks", "task_names"),
-    "scores": ("Scorer", "baseline_scores"),
-    "shifts": ("cls_encoder", "data_shift", "embedding_shift"),
-    "task": ("Task", "check_task"),
-    "tokens": ("TokenSplit", "TokenizedTask", "tokenize_task"),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "batches": ("BucketBatchSampler", "Collator", "eval_loader", "train_loader"),
+        "demo": ("DEMO_TASKS",),
+        "glue": ("GLUE_TASKS", "load_glue"),
+        "registry": ("load_task", "load_tasks", "task_names"),
+        "scores": ("Scorer", "baseline_scores"),
+        "shifts": ("cls_encoder", "data_shift", "embedding_shift"),
+        "task": ("Task", "check_task"),
+        "tokens": ("TokenSplit", "TokenizedTask", "tokenize_task"),
+    },
+)
 
 __all__ = [
     "BucketBatchSampler",
@@ -52,13 +55,3 @@ __all__ = [
     "tokenize_task",
     "train_loader",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

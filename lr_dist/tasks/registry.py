@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import ConfigurationError, UnknownTaskError
+from lr_dist.names import did_you_mean
 from lr_dist.tasks.custom import load_custom, parse_custom
 from lr_dist.tasks.demo import DEMO_TASKS, load_demo
 from lr_dist.tasks.draw import draw_task
@@ -160,11 +160,8 @@ def split_shift(spec: Spec) -> tuple[Spec, str | None]:
 
 
 def _unknown(name: str) -> str:
-    close = difflib.get_close_matches(name.lower().replace("-", ""), GLUE_TASKS, n=1) or difflib.get_close_matches(
-        name.lower(), DEMO_TASKS, n=1
-    )
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    names = task_names()
     return (
-        f"no task named {name!r}.{hint} There are: {', '.join(task_names())}; your own task is written my=PATH, "
-        "and a shift TASK@length or TASK@embedding"
+        f"no task named {name!r}.{did_you_mean(name, names)} There are: {', '.join(names)}; your own task is written "
+        "my=PATH, and a shift TASK@length or TASK@embedding"
     )

@@ -17,6 +17,7 @@ from statistics import stdev
 from typing import Any
 
 from lr_dist._distribution.families import weighted_mean
+from lr_dist.checks import is_number
 from lr_dist.errors import InvalidRateError, InvalidTrialsError, ZeroRateError
 
 PAPER_BASE = 1.8
@@ -72,10 +73,10 @@ def rank_weighted_log_mean(trials: Sequence[ScoredRates], base: float = PAPER_BA
 
     With `base` 1 all trials have the same weight; a larger one gives later ranks less.
     """
-    if not _is_number(base) or not 1 <= base < math.inf:
+    if not is_number(base) or not 1 <= base < math.inf:
         raise InvalidRateError(f"base={base!r} must be a finite number, at least 1; the paper uses {PAPER_BASE}.")
     for i, trial in enumerate(trials):
-        if not _is_number(trial.score) or not math.isfinite(trial.score):
+        if not is_number(trial.score) or not math.isfinite(trial.score):
             raise InvalidTrialsError(f"trial {i} has the score {trial.score!r}; leave out trials without a score.")
     # sorted is stable, also with reverse=True.
     ranked = sorted(trials, key=lambda trial: trial.score, reverse=True)
@@ -110,7 +111,7 @@ def _by_group(profiles: Sequence[Mapping[str, float]]) -> dict[str, list[float]]
 
 
 def _checked(group: str, rate: Any) -> float:
-    if not _is_number(rate) or not 0 <= rate < math.inf:
+    if not is_number(rate) or not 0 <= rate < math.inf:
         raise InvalidRateError(f"{group}={rate!r} is not a valid learning rate: it must be finite and greater than 0.")
     if rate == 0:
         raise ZeroRateError(f"{group}=0 freezes a group, and 0 has no logarithm; leave that trial out.")
@@ -122,10 +123,6 @@ def _combine_pair(pair: str, trials: list[ScoredRates], base: float) -> dict[str
         return rank_weighted_log_mean(trials, base)
     except (InvalidTrialsError, InvalidRateError) as error:
         raise type(error)(f"{pair}: {error}") from error
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _list(groups: Iterable[str]) -> str:

@@ -48,12 +48,12 @@ def write_csv(study: Study, path: str | Path) -> int:
 
 def _cell(value: Any) -> Any:
     """Prefix text that a spreadsheet would execute as a formula with an apostrophe; numbers are not changed."""
-    if not isinstance(value, str) or _is_number(value):
+    if not isinstance(value, str) or _reads_as_number(value):
         return value
     return f"'{value}" if value.startswith(_FORMULA) or value.lstrip().startswith(_FORMULA) else value
 
 
-def _is_number(text: str) -> bool:
+def _reads_as_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lr_dist.checks import is_number
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, LRDistError, shown
 from lr_dist.rate_plan import RatePlan
@@ -93,7 +94,7 @@ def space_of(name: str, identity: Mapping[str, Any]) -> Space:
 def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
     where = f"Trial {trial.number} of the study {study!r} was altered or damaged: its"
     for name, value in trial.params.items():
-        _expect(where, f"parameter {name}", value, _is_number, "a finite number")
+        _expect(where, f"parameter {name}", value, _is_finite, "a finite number")
     for name, (is_right, what) in _ATTRIBUTES.items():
         if name in trial.user_attrs:
             _expect(where, name, trial.user_attrs[name], is_right, what)
@@ -108,11 +109,11 @@ def _check(study: str, trial: FrozenTrial, objectives: int) -> None:
         except (LRDistError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise InvalidTrialsError(f"{where} plan is invalid ({error}).") from error
     for name, value in _constraints(where, trial).items():
-        _expect(where, f"constraint {name}", value, _is_number, "a finite number")
+        _expect(where, f"constraint {name}", value, _is_finite, "a finite number")
     if trial.state != TrialState.COMPLETE:
         return
     _expect(
-        where, "values", trial.values, lambda v: _is_list(v, _is_number, objectives), f"{objectives} finite numbers"
+        where, "values", trial.values, lambda v: _is_list(v, _is_finite, objectives), f"{objectives} finite numbers"
     )
     if not trial.params:
         raise InvalidTrialsError(
@@ -143,12 +144,12 @@ def _expect(where: str, name: str, value: Any, is_right: Callable[[Any], bool], 
         )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+def _is_finite(value: Any) -> bool:
+    return is_number(value) and abs(value) < math.inf
 
 
 def _is_spread(value: Any) -> bool:
-    return value is None or _is_number(value)
+    return value is None or _is_finite(value)
 
 
 def _is_count(value: Any) -> bool:
@@ -173,10 +174,10 @@ def _is_sequence(value: Any) -> bool:
         return False
     tasks = len(value["tasks"])
     return (
-        _is_number(value.get("p_s"))
-        and (_is_number(value.get("p_o")) if tasks > 1 else value.get("p_o") is None)
+        _is_finite(value.get("p_s"))
+        and (_is_finite(value.get("p_o")) if tasks > 1 else value.get("p_o") is None)
         and all(name in value and _is_spread(value[name]) for name in ("p_o_sd", "p_s_sd"))
-        and all(_is_list(value.get(name), _is_number, tasks) for name in ("final", "baseline"))
+        and all(_is_list(value.get(name), _is_finite, tasks) for name in ("final", "baseline"))
         and _is_list(value.get("learned"), lambda v: isinstance(v, bool), tasks)
     )
 
@@ -208,10 +209,10 @@ _ATTRIBUTES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     LABEL: (_is_text, "text"),
     REASON: (_is_text, "text"),
     ERROR: (_is_text, "text"),
-    "seconds": (_is_number, "a finite number"),
+    "seconds": (_is_finite, "a finite number"),
     "environment": (_is_environment, "a mapping with versions and machine"),
     "progress": (
-        lambda value: _is_mapping(value) and all(_is_number(value.get(n)) for n in ("done", "total", "seconds")),
+        lambda value: _is_mapping(value) and all(_is_finite(value.get(n)) for n in ("done", "total", "seconds")),
         "a mapping with the numbers done, total and seconds",
     ),
     "sequences": (
@@ -232,7 +233,7 @@ _IDENTITY: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "seeds": (lambda value: _is_list(value, lambda v: isinstance(v, int)) and bool(value), "a list of seeds"),
     "limit": (lambda value: value is None or _is_count(value), "a whole number from 1, or null"),
     "settings": (
-        lambda value: _is_mapping(value) and all(_is_text(value.get(n)) or _is_number(value.get(n)) for n in _SETTINGS),
+        lambda value: _is_mapping(value) and all(_is_text(value.get(n)) or _is_finite(value.get(n)) for n in _SETTINGS),
         f"a mapping with text or a number for {', '.join(_SETTINGS)}",
     ),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from lr_dist.checks import check_finite, is_whole
+from lr_dist.checks import check_finite, is_number, is_whole
 from lr_dist.errors import ConfigurationError, shown
 from lr_dist.names import one_of
 from lr_dist.rate_plan import RatePlan, StageRates
@@ -66,7 +66,7 @@ class Goal:
                 f"tolerance must be in the score's unit, from 0 to 1, not {shown(self.tolerance)}."
             )
         rates = self.reference_rates
-        if not rates or not all(_is_number(rate) and LEAST_RATE <= rate <= 1 for rate in rates):
+        if not rates or not all(is_number(rate) and LEAST_RATE <= rate <= 1 for rate in rates):
             raise ConfigurationError(
                 f"reference_rates must be one or more learning rates from {LEAST_RATE:g} to 1, not {shown(rates)}."
             )
@@ -278,7 +278,3 @@ def _is_shift(task: TaskSpec) -> bool:
     from lr_dist.tasks.registry import split_shift
 
     return split_shift(task)[1] is not None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

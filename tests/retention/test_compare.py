@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from lr_dist.errors import ConfigurationError, InvalidResultError
 from lr_dist.report.page import render_report
 from lr_dist.retention.compare import DriftMeasure, measures_of
 from lr_dist.retention.config import RetentionCompareConfig
-from lr_dist.sequence.compare import compare
+from lr_dist.sequence.compare import Comparison, compare
 from lr_dist.sequence.result import ComparisonResult
 
 PROBED = functools.partial(DriftMeasure, True)
@@ -158,3 +159,17 @@ def test_a_comparison_without_it_is_not_continued_with_it(tiny_model, tiny_compa
     )
     with pytest.raises(ConfigurationError, match="drift: None there, True now"):
         compare(asked, tiny_comparison[2], listener=Listener(), measures=measures_of(asked))
+
+
+def test_measures_are_not_made_again_for_the_identity_of_each_run(tiny_model: str, tmp_path: Path) -> None:
+    made: list[DriftMeasure] = []
+
+    def make() -> DriftMeasure:
+        made.append(PROBED())
+        return made[-1]
+
+    comparison = Comparison.prepare(config_of(tiny_model, seeds=(0, 1, 2)), [make])
+    before = len(made)
+    folders = {comparison.kept_weights(tmp_path, label, seed) for label in comparison.arms for seed in (0, 1, 2)}
+    assert len(folders) == 6
+    assert len(made) == before + 1

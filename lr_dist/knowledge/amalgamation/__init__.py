@@ -5,8 +5,9 @@ Names are imported when they are first used, so that importing this package does
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from lr_dist.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lr_dist.knowledge.amalgamation.certainties import certainty, entropy, margin_weights
@@ -31,25 +32,27 @@ if TYPE_CHECKING:
     from lr_dist.knowledge.amalgamation.teacher import FunctionTeacher, ModelTeacher, Teacher
     from lr_dist.knowledge.amalgamation.texts import Texts, tokenise
 
-_WHERE = {
-    "certainties": ("certainty", "entropy", "margin_weights"),
-    "config": ("AmalgamationConfig", "StudentSettings"),
-    "dropout": ("TopLayers", "dropout_on"),
-    "labels": ("LabelUnion",),
-    "layer_error": ("top_layers_errors",),
-    "learned": ("Learned", "what_was_learned"),
-    "load": ("load_teacher",),
-    "merging": ("add_task_vectors", "average_teachers", "merged_probabilities"),
-    "pipeline": ("Amalgamated", "AmalgamationListener", "amalgamate"),
-    "scores": ("TeacherScores", "score_texts"),
-    "student": ("TrainedStudent", "student_logits", "train_student"),
-    "targets": (
-        *("Objective", "divergence", "hard_targets", "make_objective", "soft_targets", "uhc_loss", "vkd_targets"),
-    ),
-    "teacher": ("FunctionTeacher", "ModelTeacher", "Teacher"),
-    "texts": ("Texts", "tokenise"),
-}
-_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "certainties": ("certainty", "entropy", "margin_weights"),
+        "config": ("AmalgamationConfig", "StudentSettings"),
+        "dropout": ("TopLayers", "dropout_on"),
+        "labels": ("LabelUnion",),
+        "layer_error": ("top_layers_errors",),
+        "learned": ("Learned", "what_was_learned"),
+        "load": ("load_teacher",),
+        "merging": ("add_task_vectors", "average_teachers", "merged_probabilities"),
+        "pipeline": ("Amalgamated", "AmalgamationListener", "amalgamate"),
+        "scores": ("TeacherScores", "score_texts"),
+        "student": ("TrainedStudent", "student_logits", "train_student"),
+        "targets": (
+            *("Objective", "divergence", "hard_targets", "make_objective", "soft_targets", "uhc_loss", "vkd_targets"),
+        ),
+        "teacher": ("FunctionTeacher", "ModelTeacher", "Teacher"),
+        "texts": ("Texts", "tokenise"),
+    },
+)
 
 __all__ = [
     "Amalgamated",
@@ -88,13 +91,3 @@ __all__ = [
     "vkd_targets",
     "what_was_learned",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])

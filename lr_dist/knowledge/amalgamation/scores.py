@@ -19,6 +19,7 @@ from lr_dist.errors import ConfigurationError, TeacherError, UnusableScoresWarni
 from lr_dist.knowledge.amalgamation.teacher import Teacher, check_number_of_passes
 from lr_dist.knowledge.amalgamation.texts import ID_LENGTH, Texts
 from lr_dist.runs.atomic import write_bytes
+from lr_dist.runs.seeds import seed_of
 
 _FORMAT = "lr-dist scores 1"
 # Texts in one file, and between two moments at which the work can be stopped without loss.
@@ -149,7 +150,7 @@ def _key(teacher: Teacher, passes: int, top_layers: int | None, seed: int) -> st
 def _random_numbers(*parts: object) -> Iterator[None]:
     """Within, torch's random numbers follow from the arguments; afterwards they are as before."""
     with torch.random.fork_rng():
-        torch.manual_seed(int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1)
+        torch.manual_seed(seed_of(repr(parts), 63))
         yield
 
 
