@@ -104,9 +104,17 @@ def learn(config: SearchConfig, params: Mapping[str, float], rng: random.Random)
 
 
 def complete_trial(
-    config: SearchConfig, slot: int, params: Mapping[str, float], finals: Sequence[Sequence[float]], **attrs: Any
+    config: SearchConfig,
+    slot: int,
+    params: Mapping[str, float],
+    finals: Sequence[Sequence[float]],
+    lost: float | None = None,
+    **attrs: Any,
 ) -> FrozenTrial:
-    """A complete trial with the given scores after each sequence; every seed after the first is 0.01 better."""
+    """A complete trial with the given scores after each sequence; every seed after the first is 0.01 better.
+
+    `lost` is what it has lost of the pre-training, if that is measured.
+    """
     references = [
         Reference(tuple([BASELINE] * len(f)), alone=tuple([ALONE] * len(f)), flat_p_s=FLAT_P_S) for f in finals
     ]
@@ -134,11 +142,14 @@ def complete_trial(
         for i in range(len(finals))
     ]
     excess = [violation(config.goal, reference, mean) for reference, mean in zip(references, means, strict=True)]
+    constraints = {f"p_s of sequence {i}": x for i, x in enumerate(excess) if x is not None}
+    if lost is not None:
+        constraints |= {f"nats lost of sequence {i}": lost - config.most_lost for i in range(len(finals))}
     return create_trial(
         params=dict(params),
         distributions=distributions(config.space),
         values=[statistics.fmean(column) for column in zip(*by_seed, strict=True)],
-        constraints={f"p_s of sequence {i}": x for i, x in enumerate(excess) if x is not None} or None,
+        constraints=constraints or None,
         user_attrs={
             **_begun(config, slot, params, attrs),
             "runs": runs,

@@ -97,7 +97,7 @@ def test_a_close_name_is_found_whatever_its_case_and_hyphens(given: str, nearest
 
 
 def test_the_closest_of_several_names_comes_first_and_nothing_is_close_to_what_is_no_name() -> None:
-    assert close_names("flatt", ["flat", "flats", "fat", "cosine"], most=2) == ["flats", "flat"]
+    assert close_names("flatt", ["flat", "flats", "fat", "cosine"], most=2) == ["flat", "flats"]
     for other in ("xyz", 3, None):
         assert close_names(other, ["flat"], most=3) == []
         assert did_you_mean(other, ["flat"]) == ""

@@ -259,7 +259,7 @@ def _history(axes: Axes, findings: Findings, objective: int, name: str) -> list[
             label="best so far",
         )
     if len(kept) < len(complete):
-        axes.plot([], [], "o", mfc="none", color=GREY, ms=5, label="hollow: violates the constraint")
+        axes.plot([], [], "o", mfc="none", color=GREY, ms=5, label="hollow: violates a constraint")
     for state, colour, what in ((TrialState.PRUNED, "C7", "pruned"), (TrialState.FAIL, "C3", "failed")):
         ended = _thinned(findings.with_state(state), [])
         if ended:

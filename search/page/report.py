@@ -17,7 +17,16 @@ from lr_dist.search.page.commands import candidate, commands_of, controls
 from lr_dist.search.page.confirmed import confirmed
 from lr_dist.search.page.findings import Findings
 from lr_dist.search.page.importance import importances
-from lr_dist.search.page.tables import confirmed_row, environments, failures, rates_table, trial_row, unlearned
+from lr_dist.search.page.tables import (
+    bounds_of,
+    confirmed_row,
+    environments,
+    failures,
+    rates_table,
+    trial_row,
+    unlearned,
+    violations,
+)
 from lr_dist.search.page.verdict import verdict
 from lr_dist.search.trials.config import OWN
 from lr_dist.search.trials.confirmation import flat_rates
@@ -82,6 +91,8 @@ def _content(study: Study, findings: Findings, storage: str, layers: int) -> dic
         "pareto": pareto,
         "counts": _counts(findings),
         "unlearned": unlearned(findings.complete),
+        "bounds": bounds_of(findings.identity),
+        "violations": violations(findings.complete),
         "best": trial_row(findings.best, findings.space) if findings.best else None,
         "best_missing": not_learned(findings.best) if findings.best else [],
         "front_missing": sum(bool(not_learned(trial)) for trial in findings.front),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from lr_dist.runs.numbers import number
 from lr_dist.search.page.confirmed import Confirmed
 from lr_dist.search.page.findings import Findings, named
 from lr_dist.search.space import Space
-from lr_dist.search.trials.record import TrialRecord
+from lr_dist.search.trials.record import LOST_NATS, LOW_P_S, TrialRecord
 from lr_dist.search.trials.summary import feasible, plan_of
 
 
@@ -109,7 +109,7 @@ def confirmed_row(confirmed: Confirmed) -> ConfirmedRow:
     return ConfirmedRow(
         label=confirmed.label,
         searched="" if confirmed.searched is None else f"{confirmed.searched:.4f}",
-        value=_with_sd(confirmed.value, confirmed.sd, 4) + ("" if confirmed.feasible else " (violates the constraint)"),
+        value=_with_sd(confirmed.value, confirmed.sd, 4) + ("" if confirmed.feasible else " (violates a constraint)"),
         seeds=confirmed.seeds,
         difference=difference,
         control=confirmed.control,
@@ -126,6 +126,37 @@ def unlearned(complete: Sequence[FrozenTrial]) -> dict[str, int]:
                 name = f"{scores.title}: {task}"
                 counts[name] = counts.get(name, 0) + (not ok)
     return counts
+
+
+def bounds_of(identity: Mapping[str, Any]) -> list[str]:
+    """The constraints that a study's configuration sets, in words."""
+    bounds = []
+    if identity["goal"]["mode"] == "constrained":
+        bounds.append(f"p_s at most {identity['goal']['tolerance']:g} below that of the tuned flat rate")
+    if "retention" in identity:
+        bounds.append(f"at most {identity['retention']['most_lost']:g} nats a token of the pre-training lost")
+    return bounds
+
+
+def violations(complete: Sequence[FrozenTrial]) -> dict[str, int]:
+    """What complete trials violate, in words -> by how many of them; empty if they have no constraints.
+
+    A program that is searched with `optimize` can set constraints of its own, which have their own names.
+    """
+    counts: dict[str, int] = {}
+    for trial in complete:
+        violated = {_constraint(name): False for name in trial.constraints}
+        for name, excess in trial.constraints.items():
+            violated[_constraint(name)] |= excess > 0
+        for text, is_violated in violated.items():
+            counts[text] = counts.get(text, 0) + is_violated
+    return counts
+
+
+def _constraint(name: str) -> str:
+    if name.startswith(LOW_P_S):
+        return "p_s too far below that of the tuned flat rate"
+    return "too much of the pre-training lost" if name.startswith(LOST_NATS) else name
 
 
 def rates_table(findings: Findings) -> list[ParameterRow]:

@@ -72,6 +72,14 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
         if name in identity:
             _expect(where, name, identity[name], _is_text, "text")
     _expect(where, "first", identity.get("first", ""), _is_text, "text")
+    if "retention" in identity:
+        _expect(
+            where,
+            "retention",
+            identity["retention"],
+            lambda kept: _is_mapping(kept) and _is_finite(kept.get("most_lost")),
+            "a mapping with a number most_lost",
+        )
     layers = identity.get("num_layers", 1)
     _expect(where, "num_layers", layers, _is_count, "a whole number from 1")
     space_of(study.study_name, identity)

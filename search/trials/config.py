@@ -61,7 +61,7 @@ class Goal:
     def __post_init__(self) -> None:
         if not isinstance(self.mode, str) or self.mode not in MODES:
             raise ConfigurationError(f"The objective must be {one_of(MODES, self.mode)}")
-        if not (_is_number(self.tolerance) and 0 <= self.tolerance <= 1):
+        if not (is_number(self.tolerance) and 0 <= self.tolerance <= 1):
             raise ConfigurationError(
                 f"tolerance must be in the score's unit, from 0 to 1, not {shown(self.tolerance)}."
             )

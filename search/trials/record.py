@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 
+# Constraints of a trial, each named with the number of its sequence after it.
+LOW_P_S, LOST_NATS = "p_s of sequence ", "nats lost of sequence "
+
+
 @dataclass(frozen=True)
 class SequenceScores:
     """The scores of a complete trial on one task sequence, as means over the seeds.

@@ -14,7 +14,7 @@ from lr_dist.distribution import LRDistribution
 from lr_dist.rate_plan import RatePlan
 from lr_dist.search.trials.config import LEAST_RATE, SearchConfig
 from lr_dist.search.trials.objective import Reference, p_o, p_s, partial, value, violation
-from lr_dist.search.trials.record import SequenceScores, TrialRecord, keep
+from lr_dist.search.trials.record import LOST_NATS, LOW_P_S, SequenceScores, TrialRecord, keep
 from lr_dist.search.trials.workload import TrialProgress
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
@@ -134,10 +134,10 @@ class SequenceObjective:
         for index in self._indices:
             excess = violation(goal, self.references[index], _mean_final(index, runs))
             if excess is not None:
-                trial.set_constraint(f"p_s of sequence {index}", excess)
+                trial.set_constraint(f"{LOW_P_S}{index}", excess)
             if self.config.retention is not None:
                 lost = [run["metrics"][LOST] for run in runs if run["sequence"] == index]
-                trial.set_constraint(f"nats lost of sequence {index}", statistics.fmean(lost) - self.config.most_lost)
+                trial.set_constraint(f"{LOST_NATS}{index}", statistics.fmean(lost) - self.config.most_lost)
         return tuple(statistics.fmean(column) for column in zip(*by_seed, strict=True))
 
     def _sequence(self, index: int, runs: Sequence[dict[str, Any]]) -> SequenceScores:

@@ -31,6 +31,7 @@ from lr_dist.search.page.importance import LEAST_TRIALS, importances
 from lr_dist.search.page.report import DEFAULT_LAYERS, render_report, write_report
 from lr_dist.search.space import FAMILIES, Space
 from lr_dist.search.trials.config import Goal, SearchConfig
+from lr_dist.search.trials.study import IDENTITY
 from lr_dist.sequence.settings import SequenceSettings
 
 URL = "sqlite:////somewhere/study.db"
@@ -311,8 +312,34 @@ def test_a_front_with_trials_that_learned_nothing_is_a_warning() -> None:
 def test_a_study_in_which_nothing_keeps_the_constraint_has_no_best_trial() -> None:
     config = config_of("constrained", space=KNOT)
     page = page_of(with_trials(config, (rates(1e-5, 1e-5, 1e-5), [[0.9, 0.6]])))
-    assert "No trial satisfies the constraint" in page.text
+    assert (
+        "No trial satisfies the constraints: p_s too far below that of the tuned flat rate in 1 of 1 complete trials. "
+        "There is no best trial"
+    ) in page.text
+    assert "p_o; constrained: p_s at most 0.01 below that of the tuned flat rate." in page.text
     assert "best trial" not in page.text.replace("There is no best trial", "")
+
+
+@pytest.mark.parametrize("mode", ["sum", "constrained"])
+def test_trials_that_lose_too_much_of_the_pre_training_are_named_as_such(mode: str) -> None:
+    config = config_of(mode, space=KNOT, most_lost=0.25)
+    study = empty_study(config)
+    identity = study.user_attrs[IDENTITY]
+    study.set_user_attr(IDENTITY, {**identity, "retention": {"most_lost": config.most_lost, "text": {}}})
+    # p_s is .8 and above its bound; the second trial keeps the pre-training.
+    for slot, lost in enumerate((0.3, 0.2, 0.9)):
+        study.add_trial(complete_trial(config, slot, rates(1e-5, 1e-5, 10.0 ** -(slot + 3)), [[0.9, 0.8]], lost))
+        if slot == 0:
+            page = page_of(study)
+            assert "No trial satisfies the constraints: too much of the pre-training lost in 1 of 1" in page.text
+            assert "flat rate in 1 of 1" not in page.text
+    page = page_of(study)
+    assert "constrained: " in page.text
+    assert "at most 0.25 nats a token of the pre-training lost." in page.text
+    assert "too much of the pre-training lost in 2 of 3 complete trials" in page.text
+    assert ("below that of the tuned flat rate in 0 of 3" in page.text) == (mode == "constrained")
+    assert "No trial satisfies" not in page.text
+    assert "1 of 1 complete trials that satisfy the constraints" in page.text
 
 
 def test_trials_under_other_versions_are_a_warning_that_counts_them() -> None:
