@@ -91,14 +91,13 @@ def optimize(
         raise ConfigurationError(f"trials must be a whole number from 1, not {shown(trials)}.")
     if not is_whole(num_layers, 1):
         raise ConfigurationError(f"num_layers must be a whole number from 1, not {shown(num_layers)}.")
-    if not study.strip() or study.startswith(RESERVED):
-        raise ConfigurationError(f"{study!r} is not a valid study name: it must not be empty or start with {RESERVED}.")
+    check_study_name(study)
     slots = _plan(space, queued, trials, num_layers, lr)
     opened = None if storage is None else open_storage(storage)
     if opened is None:
-        return _run(None, study, objective, space, slots, _identity(study, space, num_layers, model), pruner, seed)
+        return _run(None, study, objective, space, slots, own_identity(study, space, num_layers, model), pruner, seed)
     with storage_errors(opened):
-        return _run(opened, study, objective, space, slots, _identity(study, space, num_layers, model), pruner, seed)
+        return _run(opened, study, objective, space, slots, own_identity(study, space, num_layers, model), pruner, seed)
 
 
 def _run(
@@ -173,7 +172,17 @@ def _plan(
     return slots + [{"params": {}, "attrs": {}}] * (trials - len(slots))
 
 
-def _identity(study: str, space: Space, num_layers: int, model: str) -> dict[str, Any]:
+def check_study_name(name: str) -> None:
+    """Check the name of a new study.
+
+    Raises:
+        ConfigurationError: it is empty, or means a study that belongs to another one.
+    """
+    if not name.strip() or name.startswith(RESERVED):
+        raise ConfigurationError(f"{name!r} is not a valid study name: it must not be empty or start with {RESERVED}.")
+
+
+def own_identity(study: str, space: Space, num_layers: int, model: str) -> dict[str, Any]:
     """What the commands read of a study; the program itself is not part of it."""
     return {
         "model": model,
