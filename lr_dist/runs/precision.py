@@ -34,6 +34,7 @@ _SHAPES = ((64, 64), (64, 128), (128, 384))
 # Above this ratio the product itself is slow, and a larger one could take seconds.
 _HOPELESS = 4.0
 _REPEATS = 4
+_ATTEMPTS = 3
 # This thread's processor time, which other processes do not affect. Windows counts it in steps of 16 ms.
 _clock = time.perf_counter if os.name == "nt" else time.thread_time
 # From this compute capability on NVIDIA's GPUs have bf16 products.
@@ -191,13 +192,25 @@ def _ratio_on_cpu() -> float:
         for rows, width in _SHAPES:
             inputs = torch.ones(rows, width, dtype=torch.float32, device="cpu", requires_grad=True)
             weights = torch.ones(width, width, dtype=torch.float32, device="cpu", requires_grad=True)
-            full, mixed = _best_seconds(
-                partial(_training_product, inputs, weights, False), partial(_training_product, inputs, weights, True)
-            )
-            ratio = mixed / full
+            full, mixed = (partial(_training_product, inputs, weights, each) for each in (False, True))
+            ratio = _ratio_of(mixed, full)
             if ratio > _HOPELESS:
                 break
     return ratio
+
+
+def _ratio_of(mixed: Callable[[], object], full: Callable[[], object]) -> float:
+    """Best seconds of `mixed` over those of `full`; a ratio near the bound is measured again, up to three times in all.
+
+    Two threads of one core share its units for products, so other work can make bf16 look half as fast as it is.
+    """
+    best_full = best_mixed = float("inf")
+    for _ in range(_ATTEMPTS):
+        seconds = _best_seconds(full, mixed)
+        best_full, best_mixed = min(best_full, seconds[0]), min(best_mixed, seconds[1])
+        if not NEEDED / 2 < best_mixed / best_full < NEEDED * 2:
+            break
+    return best_mixed / best_full
 
 
 @contextmanager

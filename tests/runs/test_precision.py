@@ -65,6 +65,24 @@ def test_the_choice_follows_what_was_measured_and_not_the_processors_name() -> N
         assert forbidden["ratio"] > 2 * free["ratio"]
 
 
+@pytest.mark.parametrize(
+    ("measured", "ratio"),
+    [
+        ([(1.0, 0.3)], 0.3),  # clear at once
+        ([(1.0, 3.0)], 3.0),
+        ([(1.0, 0.9), (1.2, 0.38)], 0.38),  # the first one was disturbed
+        ([(1.0, 0.9), (0.8, 0.95), (1.0, 0.7)], 0.7 / 0.8),  # near the bound it is
+    ],
+)
+def test_a_ratio_near_the_bound_is_measured_again(
+    measured: list[tuple[float, float]], ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = iter(measured)
+    monkeypatch.setattr(precision, "_best_seconds", lambda full, mixed: next(left))
+    assert precision._ratio_of(lambda: None, lambda: None) == pytest.approx(ratio)
+    assert list(left) == []
+
+
 @pytest.mark.usefixtures("nothing_measured")
 @pytest.mark.parametrize(
     ("ratio", "chosen", "says"),
