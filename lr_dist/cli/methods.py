@@ -66,10 +66,10 @@ def methods_table(methods: dict[str, type[Method]], *, wide: bool = True) -> Tab
 
 
 def written(method: type[Method]) -> str:
-    """The text form with the defaults; a setting without a default as its name in capitals."""
+    """The text form with the defaults; a setting without one as its name in capitals, one that is empty left out."""
     values = []
     for name, parameter in inspect.signature(method.__init__).parameters.items():
-        if name == "self" or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD:
+        if name == "self" or parameter.kind is not parameter.POSITIONAL_OR_KEYWORD or parameter.default == "":
             continue
         values.append(f"{name}={name.upper() if parameter.default is parameter.empty else parameter.default}")
     return f"{method.name}:{','.join(values)}" if values else method.name

@@ -41,11 +41,11 @@ CASES: list[tuple[str, list[str], str]] = [
         ["informed", "--knowledge", "polarity", "--task", "sst2", "--rates", "flt:lr=1"],
         "mean flat?",
     ),
-    ("informed's task", ["informed", "--knowledge", "polarity", "--task", "sst"], "Did you mean 'sst2'?"),
+    ("informed's task", ["informed", "--knowledge", "polarity", "--task", "sst"], "Did you mean sst2?"),
     ("informed's arm", ["informed", "--knowledge", "polarity", "--task", "sst2", "--arms", "mixd"], "mean mixed?"),
     ("kind", ["prototypes", "--knowledge", "everyday", "--kind", "pair"], "Did you mean pairs?"),
-    ("recommend's task", ["recommend", "--tasks", "sst", "--examples", "9"], "Did you mean 'sst2'?"),
-    ("interpolate's task", ["interpolate", "a", "b", "--tasks", "sst2", "qpq"], "Did you mean 'qqp'?"),
+    ("recommend's task", ["recommend", "--tasks", "sst", "--examples", "9"], "Did you mean sst2?"),
+    ("interpolate's task", ["interpolate", "a", "b", "--tasks", "sst2", "qpq"], "Did you mean qqp?"),
 ]
 PROGRAM = """
 import contextlib, io, json, sys
