@@ -33,10 +33,9 @@ WIDTH = 9.5
 
 def history_figure(findings: Findings) -> str:
     """The value of every trial by number, and the best value so far; one panel per objective."""
-    objectives = len(findings.complete[0].values)
-    names = ["value"] if objectives == 1 else ["p_o", "p_s"]
-    figure = new_figure(WIDTH, 3.9 if objectives == 1 else 5.6)
-    panels = figure.subplots(objectives, 1, sharex=True, squeeze=False)[:, 0]
+    names = findings.objectives
+    figure = new_figure(WIDTH, 3.9 if len(names) == 1 else 5.6)
+    panels = figure.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     spots: list[Spot] = []
     for index, (axes, name) in enumerate(zip(panels, names, strict=True)):
         spots += _history(axes, findings, index, name)
@@ -115,6 +114,40 @@ def front_figure(findings: Findings, sequence: int) -> str:
     return page_figure(figure, title, f"On the front: trials {members}.", spots=spots)
 
 
+def retention_figure(findings: Findings) -> str:
+    """What every complete trial loses of the pre-training, against its score, and the Pareto front."""
+    figure = new_figure(WIDTH, 4.2)
+    axes = figure.subplots()
+    for queued, marker in ((False, "o"), (True, "D")):
+        selected = [t for t in _thinned(findings.complete, findings.front) if TrialRecord.of(t).is_queued == queued]
+        _dots(
+            axes,
+            [-trial.values[1] for trial in selected],
+            [trial.values[0] for trial in selected],
+            [all(all(scores.learned) for scores in TrialRecord.of(trial).scores) for trial in selected],
+            marker=marker,
+            color=GREY if queued else CALM,
+            label="queued (flat rates, presets)" if queued else "trial",
+        )
+    xs, ys = [-trial.values[1] for trial in findings.front], [trial.values[0] for trial in findings.front]
+    axes.plot(xs, ys, "-o", color=GOLD, ms=6, lw=1.2, mfc="none", mew=1.6, label="Pareto front", zorder=4)
+    axes.plot([], [], "o", mfc="none", color=GREY, ms=5, label="hollow: a task not learned")
+    _number_apart(axes, [(t.number, x, y) for t, x, y in zip(findings.front, xs, ys, strict=True)])
+    axes.set_xlabel("nats a token lost of the pre-training")
+    axes.set_ylabel("score")
+    axes.grid(alpha=0.3)
+    spots = [
+        Spot(
+            axes,
+            -t.values[1],
+            t.values[0],
+            f"{trial_name(t)}: score {number(t.values[0])}, lost {number(-t.values[1])}",
+        )
+        for t in _thinned(findings.complete, findings.front, MOST_HOVERED)
+    ]
+    return page_figure(figure, "What is lost of the pre-training, against the score", spots=spots)
+
+
 def parameters_figure(findings: Findings, objective: int) -> str:
     """Parallel coordinates of the searched parameters, coloured by value; for a single one, value against rate."""
     names = findings.space.searched
@@ -123,7 +156,7 @@ def parameters_figure(findings: Findings, objective: int) -> str:
     kept = [trial.values[objective] for trial in findings.complete if feasible(trial)] or values
     figure = new_figure(WIDTH, 4.2)
     axes = figure.subplots()
-    what = "value" if len(trials[0].values) == 1 else ("p_o", "p_s")[objective]
+    what = findings.objectives[objective]
     if len(names) == 1:
         rates = [trial.params[names[0]] for trial in trials]
         _dots(axes, rates, values, [feasible(trial) for trial in trials], color=CALM, label="trial")

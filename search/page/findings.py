@@ -144,6 +144,12 @@ class Findings:
         return next((trial for trial in self.ranked if is_flat_trial(trial)), None)
 
     @property
+    def objectives(self) -> list[str]:
+        """A short name for each value of a trial."""
+        several = {"pareto": ["p_o", "p_s"], "retention": ["score", "minus nats lost"]}
+        return several.get(self.identity["goal"]["mode"], ["value"])
+
+    @property
     def titles(self) -> list[str]:
         """The task sequences, as `sst2>qqp`; a shift's halves are named once a trial is complete."""
         if self.complete and self.identity["goal"]["mode"] != OWN:

@@ -74,11 +74,13 @@ def render_report(study: Study, *, storage: str, num_layers: int | None = None) 
 def _content(study: Study, findings: Findings, storage: str, layers: int) -> dict[str, Any]:
     """The variables of the template."""
     several = bool(findings.complete) and len(findings.complete[0].values) > 1
-    pareto = findings.identity["goal"]["mode"] == "pareto"
+    # Two objectives have a front and no best trial.
+    front = len(findings.objectives) > 1
+    retained = findings.identity["goal"]["mode"] == "retention"
     # A program's own score is not of tasks.
     scored = bool(findings.complete) and findings.identity["goal"]["mode"] != OWN
     panels = range(min(len(findings.titles), MOST_PANELS)) if scored else range(0)
-    listed = findings.front[:MOST_FRONT] if pareto else findings.ranked[:MOST_ROWS]
+    listed = findings.front[:MOST_FRONT] if front else findings.ranked[:MOST_ROWS]
     importance = importances(findings.complete, findings.space.searched)
     failed = failures(findings)
     ran_on = environments(findings.trials)
@@ -88,7 +90,8 @@ def _content(study: Study, findings: Findings, storage: str, layers: int) -> dic
     return {
         "f": findings,
         "identity": findings.identity,
-        "pareto": pareto,
+        "several": front,
+        "objectives": findings.objectives,
         "counts": _counts(findings),
         "unlearned": unlearned(findings.complete),
         "bounds": bounds_of(findings.identity),
@@ -102,7 +105,7 @@ def _content(study: Study, findings: Findings, storage: str, layers: int) -> dic
         "verdict": verdict(findings, rows),
         "confirmed": [confirmed_row(row) for row in rows],
         "rows": [trial_row(trial, findings.space) for trial in listed],
-        "listed_of": len(findings.front if pareto else findings.ranked),
+        "listed_of": len(findings.front if front else findings.ranked),
         "rates": rates_table(findings),
         "layers": layers,
         "failed": failed[:MOST_FAILED],
@@ -117,6 +120,7 @@ def _content(study: Study, findings: Findings, storage: str, layers: int) -> dic
         "panels": len(panels),
         "history_svg": figures.history_figure(findings) if findings.complete else "",
         "majority_svgs": [figures.majority_figure(findings, i) for i in panels],
+        "retention_svg": figures.retention_figure(findings) if findings.complete and retained else "",
         # Of a single task there is no p_o to draw.
         "front_svgs": [
             (findings.titles[i], figures.front_figure(findings, i))

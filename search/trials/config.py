@@ -14,7 +14,7 @@ from lr_dist.search.space import Space
 from lr_dist.sequence.base_config import SequenceConfig
 from lr_dist.sequence.settings import SequenceSettings
 
-MODES = ("relative", "sum", "constrained", "pareto")
+MODES = ("relative", "sum", "constrained", "pareto", "retention")
 # Those with a p_o, which a single task does not have.
 TWO_TASKS = ("constrained", "pareto")
 AUTO, WILCOXON, HYPERBAND, NO_PRUNER = "auto", "wilcoxon", "hyperband", "none"
@@ -39,6 +39,8 @@ class Goal:
       second task if its majority class is large.
     - `constrained`: p_o, with p_s at most `tolerance` below that of the tuned flat rate.
     - `pareto`: p_o and p_s as two objectives; nothing is pruned.
+    - `retention`: the value of `relative`, and minus the nats a token that are lost of the pre-training, as two
+      objectives; nothing is pruned. Alone, what is retained would be highest where nothing is learned.
 
     A single task has no p_o: `sum` is then its score, and `constrained` and `pareto` need two tasks.
 
@@ -47,7 +49,8 @@ class Goal:
     """
 
     mode: str = field(default="relative", metadata={"option": "objective"})
-    """What to maximise: relative, sum, constrained or pareto (p_o and p_s both)."""
+    """What to maximise: relative, sum, constrained, pareto (p_o and p_s both), or retention (the value of relative,
+    and what is left of the pre-training, both; needs --retention)."""
 
     tolerance: float = 0.01
     """For the objective constrained: how far p_s may be below the tuned flat rate's (0.01 is one percentage point)."""
@@ -55,8 +58,8 @@ class Goal:
     reference_rates: tuple[float, ...] = field(
         default=(2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3), metadata={"brackets": True}
     )
-    """Flat rates to try for the reference, [1e-4, 2e-4]; the best is taken: for relative of each task alone, for
-    constrained of the whole sequence."""
+    """Flat rates to try for the reference, [1e-4, 2e-4]; the best is taken: for relative and retention of each task
+    alone, for constrained of the whole sequence."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.mode, str) or self.mode not in MODES:
@@ -81,13 +84,24 @@ class Goal:
             "sum": ["p_o + p_s"],
             "constrained": ["p_o"],
             "pareto": ["p_o", "p_s"],
+            "retention": ["rescaled scores, sum over the tasks", "minus the nats lost"],
         }[self.mode]
+
+    @property
+    def several(self) -> bool:
+        """Whether there are two objectives: then no trial is the best, and none is pruned."""
+        return len(self.names) > 1
+
+    @property
+    def rescales(self) -> bool:
+        """Whether scores are compared with those of each task learned alone."""
+        return self.mode in ("relative", "retention")
 
     def to_dict(self) -> dict[str, Any]:
         settings: dict[str, Any] = {"mode": self.mode}
         if self.mode == "constrained":
             settings["tolerance"] = self.tolerance
-        if self.mode in ("relative", "constrained"):
+        if self.rescales or self.mode == "constrained":
             settings["reference_rates"] = list(self.reference_rates)
         return settings
 
@@ -142,11 +156,12 @@ class SearchConfig(SequenceConfig):
 
     retention: str | None = None
     """Measure what each run loses of the pre-training: a file of plain text, one text a line, with settings as in
-    FILE,texts=50,fit_texts=1000. A trial that loses more than --most-lost violates the constraint."""
+    FILE,texts=50,fit_texts=1000. A trial that loses more than --most-lost violates the constraint; with --objective
+    retention, what is lost is an objective instead."""
 
     most_lost: float = 0.1
     """With --retention: the most that a trial may lose, as a mean over its runs, in nats a token of the text, with a
-    refitted head."""
+    refitted head. --objective retention has no such bound."""
 
     settings: SequenceSettings = field(
         default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"), kw_only=True
@@ -178,14 +193,21 @@ class SearchConfig(SequenceConfig):
             raise ConfigurationError(f"seeds must be one or more whole numbers from 0, not {shown(self.seeds)}.")
         if not isinstance(self.pruner, str) or self.pruner not in (AUTO, *PRUNERS):
             raise ConfigurationError(f"pruner must be {one_of(('auto', *PRUNERS), self.pruner)}")
-        if self.goal.mode == "pareto" and self.pruner in (WILCOXON, HYPERBAND):
+        if self.goal.mode == "retention" and self.retention is None:
+            raise ConfigurationError(
+                "The objective retention needs a text to measure what is lost of the pre-training: add --retention "
+                "FILE, such as a part of the pre-training text."
+            )
+        if self.goal.several and self.pruner in (WILCOXON, HYPERBAND):
             raise ConfigurationError(f"Two objectives cannot be pruned: leave out --pruner {self.pruner}.")
         for name, least in (("confirm", 0), ("confirm_seeds", 1)):
             number = getattr(self, name)
             if not is_whole(number) or number < least:
                 raise ConfigurationError(f"{name} must be a whole number from {least}, not {shown(number)}.")
-        if self.confirm and self.goal.mode == "pareto":
-            raise ConfigurationError("Two objectives have no best trials: leave out --confirm, or --objective pareto.")
+        if self.confirm and self.goal.several:
+            raise ConfigurationError(
+                f"Two objectives have no best trials: leave out --confirm, or --objective {self.goal.mode}."
+            )
         if self.first is not None:
             _ = self.first_rates
             if self.space.staged:
@@ -210,7 +232,7 @@ class SearchConfig(SequenceConfig):
     @property
     def directions(self) -> list[str]:
         """Optuna's direction for each objective."""
-        return ["maximize"] * (2 if self.goal.mode == "pareto" else 1)
+        return ["maximize"] * len(self.goal.names)
 
     @property
     def instances(self) -> int:
@@ -220,7 +242,7 @@ class SearchConfig(SequenceConfig):
     @property
     def chosen_pruner(self) -> str:
         """The pruner of a new study."""
-        if self.goal.mode == "pareto":
+        if self.goal.several:
             return NO_PRUNER
         if self.pruner != AUTO:
             return self.pruner

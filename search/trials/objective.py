@@ -15,8 +15,8 @@ class Reference:
 
     Attributes:
         baseline: for each task, the primary score of always predicting the majority class of train (or of chance).
-        alone: for each task, its score when learned alone at its best flat rate; for `relative`, and None in a search
-            on a single task.
+        alone: for each task, its score when learned alone at its best flat rate; for `relative` and `retention`, and
+            None in a search on a single task.
         flat_p_s: the last task's score when the sequence is learned at its best flat rate; for `constrained`.
     """
 
@@ -36,16 +36,26 @@ class Reference:
 LEAST_GAIN = 0.02
 
 
-def value(goal: Goal, reference: Reference, final: Sequence[float]) -> tuple[float, ...]:
-    """The objective values, from the scores after the last stage: one number, or p_o and p_s for `pareto`."""
+def value(goal: Goal, reference: Reference, final: Sequence[float], lost: float | None = None) -> tuple[float, ...]:
+    """The objective values of a run: one number, or two for `pareto` and `retention`.
+
+    Args:
+        goal: of the search.
+        reference: of the sequence.
+        final: scores after the last stage.
+        lost: nats a token lost of the pre-training; for `retention`.
+    """
     if goal.mode == "pareto":
         return _retained(final), p_s(final)
+    if goal.mode == "retention":
+        assert lost is not None, "SearchConfig asks for a text"
+        return partial(goal, reference, final), -lost
     return (partial(goal, reference, final),)
 
 
 def partial(goal: Goal, reference: Reference, scores: Sequence[float]) -> float:
     """The intermediate value, from the tasks started so far; comparable between trials at the same step."""
-    if goal.mode == "relative":
+    if goal.rescales:
         return sum(reference.rescaled(task, score) for task, score in enumerate(scores))
     if goal.mode == "constrained":
         return _retained(scores) if len(scores) == len(reference.baseline) else statistics.fmean(scores)

@@ -40,7 +40,7 @@ def reference_benches(goal: Goal, bench: Bench, *, sequences: int = 1) -> list[B
     """
     if sequences == 1 and len(bench.tasks) == 1:
         return []
-    if goal.mode == "relative":
+    if goal.rescales:
         return [bench.only([index]) for index in range(len(bench.tasks))]
     return [bench] if goal.mode == "constrained" else []
 
@@ -130,7 +130,7 @@ def _best(study: Study, bench: Bench) -> list[float]:
 
 def _reference(goal: Goal, bench: Bench, best: Sequence[Sequence[float]]) -> Reference:
     baseline = tuple(bench.baseline)
-    if goal.mode == "relative" and best:
+    if goal.rescales and best:
         return Reference(baseline, alone=tuple(final[0] for final in best))
     if goal.mode == "constrained":
         return Reference(baseline, flat_p_s=p_s(best[0]))

@@ -178,7 +178,8 @@ def identity(config: SearchConfig, benches: list[Any]) -> dict[str, Any]:
     if benches[0].start is not None:
         known |= {"start": config.start, "head of the start": benches[0].start.fingerprint}
     if config.retention is not None:
-        known["retention"] = {"most_lost": config.most_lost, **_retention(config, None)[0].identity}
+        bound = {} if config.goal.mode == "retention" else {"most_lost": config.most_lost}
+        known["retention"] = {**bound, **_retention(config, None)[0].identity}
     return known
 
 

@@ -111,7 +111,7 @@ def _pruner_of(study: Study, config: SearchConfig) -> str:
         StudyMismatchError: another one is given.
     """
     # Studies made before there was a choice have none stored.
-    begun = study.user_attrs.get(PRUNER, NO_PRUNER if config.goal.mode == "pareto" else HYPERBAND)
+    begun = study.user_attrs.get(PRUNER, NO_PRUNER if config.goal.several else HYPERBAND)
     if config.pruner not in (AUTO, begun):
         raise StudyMismatchError(
             f"The study {study.study_name!r} was begun with the pruner {begun}, and {config.pruner} is given. Leave "

@@ -94,7 +94,7 @@ class SequenceObjective:
                     # Also the runs of a lost trial, which is queued again as a new one.
                     instance = place * len(self.benches) + index
                     _report(trial, value(goal, reference, run["final"])[0], instance)
-                if goal.mode != "pareto":
+                if not goal.several:
                     before += value(goal, reference, run["final"])[0]
         return self._value(trial, runs)
 
@@ -109,7 +109,7 @@ class SequenceObjective:
         first = sum(len(bench.tasks) - given for bench in self.benches[:index]) * epochs
 
         def on_epoch_end(end: EpochEnd) -> None:
-            if goal.mode == "pareto" or end.task < given:
+            if goal.several or end.task < given:
                 return
             intermediate = before + partial(goal, self.references[index], end.scores)
             _report(trial, intermediate, first + (end.task - given) * epochs + end.epoch + 1)
@@ -120,8 +120,11 @@ class SequenceObjective:
         goal, seeds = self.config.goal, self.config.seeds
         by_seed = []
         for seed in seeds:
-            finals = [next(r["final"] for r in runs if (r["seed"], r["sequence"]) == (seed, i)) for i in self._indices]
-            each = [value(goal, ref, final) for ref, final in zip(self.references, finals, strict=True)]
+            done = [next(r for r in runs if (r["seed"], r["sequence"]) == (seed, i)) for i in self._indices]
+            each = [
+                value(goal, ref, run["final"], run.get("metrics", {}).get(LOST))
+                for ref, run in zip(self.references, done, strict=True)
+            ]
             by_seed.append(tuple(statistics.fmean(column) for column in zip(*each, strict=True)))
         keep(
             trial,
@@ -135,7 +138,7 @@ class SequenceObjective:
             excess = violation(goal, self.references[index], _mean_final(index, runs))
             if excess is not None:
                 trial.set_constraint(f"{LOW_P_S}{index}", excess)
-            if self.config.retention is not None:
+            if self.config.retention is not None and goal.mode != "retention":
                 lost = [run["metrics"][LOST] for run in runs if run["sequence"] == index]
                 trial.set_constraint(f"{LOST_NATS}{index}", statistics.fmean(lost) - self.config.most_lost)
         return tuple(statistics.fmean(column) for column in zip(*by_seed, strict=True))

@@ -96,7 +96,7 @@ def test_a_trial_that_breaks_a_constraint_is_not_the_best_for_optuna_and_for_us(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mode": "product"}, "relative, sum, constrained, pareto, not 'product'"),
+        ({"mode": "product"}, "relative, sum, constrained, pareto, retention, not 'product'"),
         ({"tolerance": -0.01}, "from 0 to 1, not -0.01"),
         ({"tolerance": math.nan}, "nan"),
         ({"tolerance": "much"}, "'much'"),
