@@ -205,6 +205,22 @@ def many() -> ModelStage:
     return ModelStage(bert(layers=1), Classification(logits), texts(32), stack, batch_size=2)
 
 
+def test_sampled_labels_give_the_gauss_newton_matrix_of_the_mean_loss_of_masked_tokens() -> None:
+    rows, words = 40_000, 3
+    draw = torch.Generator().manual_seed(0)
+    one = torch.randn(1, 4, words, dtype=torch.float64, generator=draw)
+    outputs = one.repeat(rows, 1, 1).requires_grad_()
+    labels = torch.tensor([[0, -100, 1, 2]]).expand(rows, -1)
+    uniform = torch.rand(rows, 4, dtype=torch.float64, generator=draw)
+    loss = MaskedTokens(lambda m, b: m).sampled_loss(outputs, labels, uniform)
+    gradients = torch.autograd.grad(loss, outputs)[0].flatten(1)
+    mean_loss = lambda z: MaskedTokens(lambda m, b: m).from_outputs(z.view(1, 4, words), labels[:1]).sum()  # noqa: E731
+    # Of a linear model, the Gauss-Newton matrix is the Hessian.
+    exact = torch.func.hessian(mean_loss)(one.flatten())
+    assert exact.diagonal().max() > 0.05
+    assert (gradients.T @ gradients / rows - exact).abs().max() < 0.005
+
+
 def test_factors_are_read_again_and_a_stopped_fit_goes_on_to_the_same_factors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,7 +33,8 @@ from lr_dist.runs.atomic import write_json
 _NAME = "factors"
 # A fit that is stopped goes on after the last finished part.
 _PARTS = 4
-_FORMAT = 1
+# 2: the curvature of masked tokens is that of their mean loss.
+_FORMAT = 2
 
 
 @dataclass(frozen=True)

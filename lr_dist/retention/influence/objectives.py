@@ -52,7 +52,7 @@ class Objective(ABC):
 
     @abstractmethod
     def sampled_loss(self, outputs: Tensor, labels: Tensor, uniform: Tensor) -> Tensor:
-        """Sum of the losses with labels from the model.
+        """Sum of losses with labels from the model, whose squared gradients are on average the Gauss-Newton matrix.
 
         Args:
             outputs: of the model, one row for each example.
@@ -133,7 +133,10 @@ class MaskedTokens(Objective):
 
     def sampled_loss(self, outputs: Tensor, labels: Tensor, uniform: Tensor) -> Tensor:
         draws = drawn(outputs.flatten(0, 1), uniform.flatten()).view_as(labels)
-        return self.from_outputs(outputs, torch.where(labels == NOT_MASKED, NOT_MASKED, draws)).sum()
+        losses = self.from_outputs(outputs, torch.where(labels == NOT_MASKED, NOT_MASKED, draws))
+        # The mean over n tokens is a likelihood divided by n: its Gauss-Newton matrix is the mean of the tokens' Fisher
+        # matrices, and the squared gradient of the mean would be that divided by n again.
+        return (losses * (labels != NOT_MASKED).sum(1).sqrt()).sum()
 
     def expected_loss(self, outputs: Tensor, number: int) -> Tensor:
         raise NotImplementedError  # labels_of refuses it before
