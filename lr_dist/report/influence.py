@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from lr_dist.runs.atomic import write_text
@@ -88,7 +89,44 @@ def influence_view(result: Mapping[str, Any]) -> RenderableType:
                     main_layer(entry),
                 )
             parts.append(table if answer[side] else Text(f"{title}: none of the candidates."))
+    if result.get("removal"):
+        table = Table(title=removal_title(result), title_justify="left", title_style="italic")
+        for place, name in enumerate(REMOVAL_COLUMNS):
+            table.add_column(name, justify="right" if place else "left")
+        for row in removal_rows(result):
+            table.add_row(*row)
+        parts += [Text(""), table]
     return Group(*parts)
+
+
+REMOVAL_COLUMNS = ("learned without", "p_o", "p_s", "loss on the earlier task")
+
+
+def removal_title(result: Mapping[str, Any]) -> str:
+    """What was left out, and of how many."""
+    removal, tasks = result["removal"], result["tasks"]
+    draws = len(removal["scores"]["random"])
+    return (
+        f"{tasks['later']} learned again without {removal['removed']} of {removal['training_examples']} examples, "
+        f"{draws} time(s)"
+    )
+
+
+def removal_rows(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Means over the draws, and the difference that is paired by draw."""
+    removal = result["removal"]
+    names = {"nothing": "nothing", "forgetting-makers": "the forgetting-makers", "random": "random ones"}
+    rows = [
+        (words, *(f"{fmean(each[key] for each in removal['scores'][name]):.4f}" for key in ("p_o", "p_s", "loss")))
+        for name, words in names.items()
+    ]
+    paired = removal["forgetting-makers minus random"]
+    last = [
+        f"{paired[key]['mean']:+.4f}"
+        + ("" if paired[key]["standard_error"] is None else f" ± {paired[key]['standard_error']:.4f}")
+        for key in ("p_o", "p_s", "loss")
+    ]
+    return [*rows, ("forgetting-makers minus random (± standard error)", *last)]
 
 
 def cut(text: str) -> str:
@@ -123,6 +161,9 @@ def write_influence_page(result: Mapping[str, Any], path: str | Path) -> Path:
             for kind, answer in answers(result)
         ],
         colours=colours,
+        removal_title=removal_title(result) if result.get("removal") else "",
+        removal_columns=REMOVAL_COLUMNS,
+        removal_rows=removal_rows(result) if result.get("removal") else [],
         main_layer=main_layer,
         about=_about(result),
     )

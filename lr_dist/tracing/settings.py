@@ -21,7 +21,7 @@ class TraceSettings:
     """Examples to show on each side of a question."""
 
     candidates: int = 1000
-    """Training examples of each stage to judge, drawn at random."""
+    """Training examples of each stage (texts of the pre-training) to judge, drawn at random."""
 
     factor_examples: int = 256
     """How many of the candidates the factors are fitted on, which takes most of the time."""
@@ -39,11 +39,14 @@ class TraceSettings:
     batch_size: int = 8
     """Training examples in one pass of influence."""
 
+    masks: int = 4
+    """With --pretraining: masks of each text, over which its gradient is averaged; each hides 15% of its tokens."""
+
     draw_seed: int = 0
     """Seed of the drawn candidates and of sampled labels."""
 
     def __post_init__(self) -> None:
-        least = {"top": 1, "candidates": 2, "factor_examples": 2, "batch_size": 1, "draw_seed": 0}
+        least = {"top": 1, "candidates": 2, "factor_examples": 2, "batch_size": 1, "masks": 1, "draw_seed": 0}
         for name, lowest in least.items():
             check_whole(name, getattr(self, name), lowest, error=InfluenceError)
         check_labels(self.labels)

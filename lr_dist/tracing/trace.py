@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,20 @@ from torch import Tensor, nn
 
 from lr_dist.errors import InfluenceError
 from lr_dist.layers import assign_layers
-from lr_dist.retention.influence.ekfac import LayerScores, Queries, stage_influence, two_stage_influence
+from lr_dist.retention.influence.ekfac import LayerScores, MeanQuery, Queries, stage_influence, two_stage_influence
 from lr_dist.retention.influence.factors import Factors, InverseCurvature, fit_factors
 from lr_dist.retention.influence.model_stage import ModelStage
 from lr_dist.retention.influence.objectives import Batch
 from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.environment import peak_memory_mb
+from lr_dist.tasks import eval_loader
 from lr_dist.tracing.kept_run import KeptRun, collated, objective_of
+from lr_dist.tracing.pretraining import MaskedBackbone, Pretraining
 from lr_dist.tracing.settings import TraceSettings
 
 _AT_ONCE = 10
+# In place of a stage's number.
+PRETRAINING = -1
 
 
 class Tracer:
@@ -34,6 +39,7 @@ class Tracer:
         settings: of the computation.
         factors: folder where factors are kept and found again.
         note: receives a line on what is done.
+        pretraining: texts of the pre-training, which is then the earlier stage; the later one can be the first.
 
     Raises:
         InfluenceError: no such stage, or none before it.
@@ -46,19 +52,20 @@ class Tracer:
         settings: TraceSettings,
         factors: Path,
         note: Callable[[str], None] = lambda line: None,
+        *,
+        pretraining: Pretraining | None = None,
     ) -> None:
-        if not 1 <= stage < len(run.bench.tasks):
-            raise InfluenceError(
-                f"The run has {len(run.bench.tasks)} stage(s), so the later stage is one from 2 on, not {stage + 1}."
-            )
-        self.run, self.later, self.earlier, self.settings = run, stage, stage - 1, settings
+        checked_stage(run, stage, pretraining=pretraining is not None)
+        self.run, self.later, self.settings = run, stage, settings
+        self.earlier = stage - 1 if pretraining is None else PRETRAINING
+        self._pretraining = pretraining
         self.mixed = run.bench.precision.chosen == "bf16-mixed"
         self._folder, self._note = factors, note
         self._stages: dict[int, tuple[ModelStage, list[int], Factors]] = {}
         self.seconds: dict[str, float] = {}
 
     def predictions(self, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """For texts of the later task: the earlier stage's examples that its prediction rests on."""
+        """For texts of the later task: the earlier stage's examples (or texts) that its prediction rests on."""
         if not texts:
             return []
         rows = [self.run.encode(self.later, text) for text in texts]
@@ -122,14 +129,32 @@ class Tracer:
         order = sorted(range(len(rises)), key=lambda row: -rises[row])[:count]
         return [(self.run.text(self.earlier, row, "validation"), float(split.labels[row])) for row in order]
 
+    def forgetting_makers(self) -> list[int]:
+        """Numbers of the later stage's candidates, those first that did most to the forgetting of the earlier task.
+
+        They are ranked by their influence on the mean loss of examples of the earlier task that its score is not of.
+        """
+        tokens, task = self.run.bench.tokens[self.earlier], self.run.bench.tasks[self.earlier]
+        held_out = tokens.validation if self.run.bench.settings.evaluate_on == "dev" else tokens.dev
+        split = held_out.rows_at(range(min(len(held_out), self.settings.candidates)))
+        objective = objective_of(task)
+        later, drawn, factors = self._stage(self.later)
+        inverse = InverseCurvature(factors, factors.constant_damping(self.settings.pull * factors.mean_value()))
+        query = MeanQuery(list(eval_loader(split, self.settings.batch_size, tokens.pad_token_id)), objective.losses)
+        began = time.perf_counter()
+        scores = stage_influence(later, inverse, query, mixed=self.mixed).total[0]
+        self._took("forgetting-makers", began)
+        return [drawn[place] for place in scores.argsort(descending=True).tolist()]
+
     def about(self) -> dict[str, Any]:
         """What the answers depend on, as plain data."""
         stages = {}
         for index, (stage, drawn, factors) in sorted(self._stages.items()):
-            stages[self.run.bench.tasks[index].name] = {
+            stages[self.name(index)] = {
                 "stage": index + 1,
                 "candidates": len(drawn),
-                "training_examples": len(self.run.bench.tokens[index].train),
+                "training_examples": self._count(index),
+                **({"masks": self.settings.masks} if index == PRETRAINING else {}),
                 "layers": list(stage.layers),
                 "left_out": dict(stage.excluded),
                 "mean_eigenvalue": factors.mean_value(),
@@ -139,17 +164,36 @@ class Tracer:
             }
         return {"stages": stages, "seconds": self.seconds, "process_peak_memory_mb": peak_memory_mb()}
 
+    def name(self, index: int) -> str:
+        """Of a stage, as tables show it."""
+        return "the pre-training text" if index == PRETRAINING else self.run.bench.tasks[index].name
+
+    def _count(self, index: int) -> int | None:
+        """Training examples of a stage; of the pre-training it is not known."""
+        return None if index == PRETRAINING else len(self.run.bench.tokens[index].train)
+
+    def _candidates(self, index: int) -> tuple[ModelStage, list[int], ModelStage]:
+        """The candidates, their numbers, and those of them that the factors are fitted on."""
+        if index == PRETRAINING:
+            assert self._pretraining is not None
+            stage = self._pretraining.stage
+            numbers = list(range(stage.examples))
+            some = numbers[:: -(-len(numbers) // self.settings.factor_examples)]
+            rows = [stage.rows[text * stage.repeats + mask] for text in some for mask in range(stage.repeats)]
+            return stage, numbers, replace(stage, rows=rows)
+        drawn = self.run.draw(index, self.settings.candidates, self.settings.draw_seed)
+        model = self.run.model(index)
+        stage = self.run.stage(model, index, drawn, batch_size=self.settings.batch_size)
+        # Evenly over the lengths, by which the candidates are sorted.
+        fitted = drawn[:: -(-len(drawn) // self.settings.factor_examples)]
+        return stage, drawn, self.run.stage(model, index, fitted, batch_size=self.settings.batch_size)
+
     def _stage(self, index: int) -> tuple[ModelStage, list[int], Factors]:
         if index not in self._stages:
-            name = self.run.bench.tasks[index].name
-            drawn = self.run.draw(index, self.settings.candidates, self.settings.draw_seed)
-            model = self.run.model(index)
-            stage = self.run.stage(model, index, drawn, batch_size=self.settings.batch_size)
-            # Evenly over the lengths, by which the candidates are sorted.
-            fitted = drawn[:: -(-len(drawn) // self.settings.factor_examples)]
-            base = self.run.stage(model, index, fitted, batch_size=self.settings.batch_size)
+            name = self.name(index)
+            stage, drawn, base = self._candidates(index)
             self._note(
-                f"Factors of {name}: {len(fitted)} examples, {len(stage.layers)} layers (kept in {self._folder})"
+                f"Factors of {name}: {base.examples} examples, {len(stage.layers)} layers (kept in {self._folder})"
             )
             began = time.perf_counter()
             factors = fit_factors(
@@ -207,7 +251,7 @@ class Tracer:
         total = scores.total[query]
         order = total.argsort(descending=True).tolist()
         group_of = _groups(self._stages[stage][0].model)
-        count = len(self.run.bench.tokens[stage].train)
+        count = self._count(stage)
         largest = float(total.abs().max()) or 1.0
 
         def entry(place: int, word: str) -> dict[str, Any]:
@@ -219,12 +263,11 @@ class Tracer:
             row = drawn[place]
             return {
                 "row": row,
-                "text": self.run.text(stage, row),
-                "label": self.run.label(stage, float(self.run.bench.tokens[stage].train.labels[row])),
+                **self._words(stage, row),
                 "effect": word,
                 "score": float(total[place]),
                 "strength": float(total[place]) / largest,
-                "estimated_change_if_removed": -float(total[place]) / count,
+                "estimated_change_if_removed": None if count is None else -float(total[place]) / count,
                 "layers": {group: value / size for group, value in parts.items()},
             }
 
@@ -234,12 +277,35 @@ class Tracer:
             "against": [entry(place, words[1]) for place in order[::-1][:top] if total[place] < 0],
         }
 
+    def _words(self, stage: int, row: int) -> dict[str, str]:
+        """An example's text and label."""
+        if stage == PRETRAINING:
+            assert self._pretraining is not None
+            return {"text": self._pretraining.texts[row], "label": ""}
+        value = float(self.run.bench.tokens[stage].train.labels[row])
+        return {"text": self.run.text(stage, row), "label": self.run.label(stage, value)}
+
     def _took(self, what: str, began: float) -> None:
         self.seconds[what] = round(self.seconds.get(what, 0.0) + time.perf_counter() - began, 3)
 
 
+def checked_stage(run: KeptRun, stage: int, *, pretraining: bool = False) -> int:
+    """The number of a later stage (from 0), checked.
+
+    Raises:
+        InfluenceError: no such stage, or none before it.
+    """
+    first = 0 if pretraining else 1
+    if not first <= stage < len(run.bench.tasks):
+        raise InfluenceError(
+            f"The run has {len(run.bench.tasks)} stage(s), so the later stage is one from {first + 1} on, not "
+            f"{stage + 1}."
+        )
+    return stage
+
+
 def _groups(model: nn.Module) -> Callable[[str], str]:
     """Path of a layer in the module -> its group by depth."""
-    assert isinstance(model, SequenceClassifier)
+    assert isinstance(model, (SequenceClassifier, MaskedBackbone))
     group_of = assign_layers(model.backbone).group_of
     return lambda name: group_of.get(f"{name.removeprefix('backbone.')}.weight", "head")

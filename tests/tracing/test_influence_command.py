@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from lr_dist.cli import main
 from lr_dist.sequence.compare import compare
 from lr_dist.tracing.kept_run import KeptRun
+from lr_dist.tracing.removal import learn_without
 
 SENTIMENT = "the film was wonderful"
 PAIR = "a man bought a poodle || a man bought a dog"
@@ -117,6 +118,9 @@ def test_factors_are_used_again(asked: dict[str, Any], folder: Path, capsys: pyt
         (["--query", PAIR, "--damping", "0"], "damping must be"),
         (["--query", PAIR, "--labels", "true"], "labels must be sampled"),
         (["--query", PAIR, "--candidates", "1"], "candidates must be"),
+        (["--remove", "-1"], "remove must be"),
+        (["--remove", "64"], "nothing would be left to choose from"),
+        (["--remove", "8", "--draws", "0"], "draws must be"),
     ],
 )
 def test_wrong_input_is_named(folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,3 +144,35 @@ def test_weights_that_are_missing_or_of_another_model_are_named(
     shutil.rmtree(copy / "weights")
     assert main(["influence", "--run", str(copy), "--query", PAIR]) == 2
     assert "--keep-weights true" in capsys.readouterr().err
+
+
+def test_learning_again_without_nothing_gives_the_kept_weights(folder: Path) -> None:
+    run = KeptRun.open(folder)
+    module, scores = learn_without(run, 1, (), seed=run.run["seed"])
+    kept = load_file(run.weights / "stage-2.safetensors")
+    assert all(torch.equal(value, kept[name]) for name, value in module.state_dict().items())
+    assert [scores.p_o, scores.p_s] == run.run["matrix"][-1]
+
+
+def test_the_forgetting_makers_are_removed_and_compared_with_random_ones(folder: Path, tmp_path: Path) -> None:
+    words = ["--run", str(folder), "--remove", "24", "--draws", "2", "--output", str(tmp_path)]
+    assert main(["influence", *words]) == 0
+    removal = json.loads((tmp_path / "influence.json").read_text())["removal"]
+    assert removal["removed"] == 24
+    assert removal["training_examples"] == 64
+    scores = removal["scores"]
+    assert [len(rows) for rows in scores.values()] == [2, 2, 2]
+    pairs = zip(scores["forgetting-makers"], scores["random"], strict=True)
+    mean = removal["forgetting-makers minus random"]["loss"]["mean"]
+    assert mean == pytest.approx(sum(ours["loss"] - other["loss"] for ours, other in pairs) / 2)
+    # Without those that raised the earlier task's loss most, it is lower than without others.
+    assert mean < 0
+    assert "the forgetting-makers" in (tmp_path / "influence.html").read_text()
+
+
+def test_examples_that_are_left_out_are_not_learned(folder: Path) -> None:
+    run = KeptRun.open(folder)
+    whole, half = (learn_without(run, 1, rows, seed=5)[0] for rows in ((), range(32)))
+    other = learn_without(run, 1, range(32, 64), seed=5)[0]
+    weights = [model.state_dict()["backbone.encoder.layer.0.output.dense.weight"] for model in (whole, half, other)]
+    assert not any(torch.equal(one, two) for one, two in zip(weights, (*weights[1:], weights[0]), strict=True))

@@ -32,6 +32,7 @@ class ModelStage:
         repeats: how many rows in succession belong to one example, such as texts under several masks; the gradient of
             an example is the mean over them.
         batch_size: rows in one pass.
+        constant: paths of modules whose layers are taken as constant, such as a masked LM's head.
         layers: paths of the layers that take part: every `nn.Linear` that the loss depends on and whose weight is its
             own. Other weights (embeddings, norms, tied decoders) are taken as constant.
         excluded: path -> why a linear layer does not take part.
@@ -48,6 +49,7 @@ class ModelStage:
     collate: Callable[[list[Any]], Batch]
     repeats: int = 1
     batch_size: int = 8
+    constant: tuple[str, ...] = ()
     layers: tuple[str, ...] = field(init=False)
     excluded: Mapping[str, str] = field(init=False)
     shared_calls: bool = field(init=False)
@@ -126,6 +128,7 @@ def _choose(stage: ModelStage) -> tuple[tuple[str, ...], dict[str, str], bool]:
     model = stage.model
     # Exactly nn.Linear: a subclass may compute something else.
     linear = {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+    constant = {name for name in linear if any(f"{name}.".startswith(f"{path}.") for path in stage.constant)}
     uses: dict[int, int] = {}
     for _, parameter in model.named_parameters(remove_duplicate=False):
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
@@ -145,7 +148,9 @@ def _choose(stage: ModelStage) -> tuple[tuple[str, ...], dict[str, str], bool]:
     reached = {id(output) for output, gradient in zip(every, found, strict=True) if gradient is not None}
     excluded = {}
     for name, module in linear.items():
-        if uses[id(module.weight)] > 1:
+        if name in constant:
+            excluded[name] = "it is taken as constant"
+        elif uses[id(module.weight)] > 1:
             excluded[name] = "its weight is tied to another module's"
         elif not any(id(output) in reached for output in calls[name]):
             excluded[name] = "the loss does not depend on it"
