@@ -100,16 +100,20 @@ class Tracer:
         before = self.run.model(self.earlier)
         inverse = InverseCurvature(factors, factors.constant_damping(self.settings.pull * factors.mean_value()))
         began = time.perf_counter()
-        found = []
-        for (text, label), row in zip(texts, rows, strict=True):
-            known = self._label(before, row) if label is None else label
-            batch = self._batch(self.earlier, [row], known)
-            with torch.no_grad():
-                was, now = (float(objective.losses(model, batch)) for model in (before, later.model.eval()))
-            scores = stage_influence(later, inverse, Queries([batch], objective.losses), mixed=self.mixed)
-            sides = self._sides(scores, 0, self.later, drawn, ("made it forget", "helped to keep it"))
-            label_text = self.run.label(self.earlier, known)
-            found.append({"text": text, "label": label_text, "loss_before": was, "loss_after": now, **sides})
+        found: list[dict[str, Any]] = []
+        # A pass over the candidates for several texts at once.
+        for start in range(0, len(rows), _AT_ONCE):
+            asked = list(zip(texts, rows, strict=True))[start : start + _AT_ONCE]
+            known = [self._label(before, row) if label is None else label for (_, label), row in asked]
+            batches = [self._batch(self.earlier, [row], label) for (_, row), label in zip(asked, known, strict=True)]
+            scores = stage_influence(later, inverse, Queries(batches, objective.losses), mixed=self.mixed)
+            for place, ((text, _), _) in enumerate(asked):
+                with torch.no_grad():
+                    models = (before, later.model.eval())
+                    was, now = (float(objective.losses(model, batches[place])) for model in models)
+                sides = self._sides(scores, place, self.later, drawn, ("made it forget", "helped to keep it"))
+                label_text = self.run.label(self.earlier, known[place])
+                found.append({"text": text, "label": label_text, "loss_before": was, "loss_after": now, **sides})
         self._took("forgetting", began)
         return found
 

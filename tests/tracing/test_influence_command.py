@@ -17,6 +17,8 @@ from lr_dist.cli import main
 from lr_dist.sequence.compare import compare
 from lr_dist.tracing.kept_run import KeptRun
 from lr_dist.tracing.removal import learn_without
+from lr_dist.tracing.settings import TraceSettings
+from lr_dist.tracing.trace import Tracer
 
 SENTIMENT = "the film was wonderful"
 PAIR = "a man bought a poodle || a man bought a dog"
@@ -176,3 +178,20 @@ def test_examples_that_are_left_out_are_not_learned(folder: Path) -> None:
     other = learn_without(run, 1, range(32, 64), seed=5)[0]
     weights = [model.state_dict()["backbone.encoder.layer.0.output.dense.weight"] for model in (whole, half, other)]
     assert not any(torch.equal(one, two) for one, two in zip(weights, (*weights[1:], weights[0]), strict=True))
+
+
+def test_texts_that_are_asked_together_have_the_scores_of_each_alone(folder: Path, tmp_path: Path) -> None:
+    run = KeptRun.open(folder)
+    tracer = Tracer(run, 1, TraceSettings(candidates=24, top=24), folder / "influence" / "factors")
+    texts: list[tuple[str, float | None]] = [(SENTIMENT, None), ("the plot was dull", 0.0)]
+    together = tracer.forgotten(texts)
+    alone = [tracer.forgotten([text])[0] for text in texts]
+    for one, other in zip(together, alone, strict=True):
+        assert one["text"] == other["text"]
+        assert one["loss_after"] == other["loss_after"]
+        scores = [
+            {entry["row"]: entry["score"] for side in ("for", "against") for entry in each[side]}
+            for each in (one, other)
+        ]
+        assert scores[0] == pytest.approx(scores[1], rel=1e-4, abs=1e-8)
+    assert together[0]["for"][0]["score"] != together[1]["for"][0]["score"]
