@@ -63,6 +63,7 @@ class Tracer:
         self._folder, self._note = factors, note
         self._stages: dict[int, tuple[ModelStage, list[int], Factors]] = {}
         self.seconds: dict[str, float] = {}
+        self.processor_seconds: dict[str, float] = {}
 
     def predictions(self, texts: Sequence[str]) -> list[dict[str, Any]]:
         """For texts of the later task: the earlier stage's examples (or texts) that its prediction rests on."""
@@ -74,7 +75,7 @@ class Tracer:
         found = []
         pull = self.settings.pull * after.mean_value()
         inverse = InverseCurvature(factors, factors.relative_damping(self.settings.damping))
-        began = time.perf_counter()
+        began = _clocks()
         for start in range(0, len(rows), _AT_ONCE):
             batches, predicted = self._predicted(later.model, rows[start : start + _AT_ONCE])
             queries = Queries(batches, self._support)
@@ -99,7 +100,7 @@ class Tracer:
         later, drawn, factors = self._stage(self.later)
         before = self.run.model(self.earlier)
         inverse = InverseCurvature(factors, factors.constant_damping(self.settings.pull * factors.mean_value()))
-        began = time.perf_counter()
+        began = _clocks()
         found: list[dict[str, Any]] = []
         # A pass over the candidates for several texts at once.
         for start in range(0, len(rows), _AT_ONCE):
@@ -145,7 +146,7 @@ class Tracer:
         later, drawn, factors = self._stage(self.later)
         inverse = InverseCurvature(factors, factors.constant_damping(self.settings.pull * factors.mean_value()))
         query = MeanQuery(list(eval_loader(split, self.settings.batch_size, tokens.pad_token_id)), objective.losses)
-        began = time.perf_counter()
+        began = _clocks()
         scores = stage_influence(later, inverse, query, mixed=self.mixed).total[0]
         self._took("forgetting-makers", began)
         return [drawn[place] for place in scores.argsort(descending=True).tolist()]
@@ -166,7 +167,12 @@ class Tracer:
                 "pull": self.settings.pull * factors.mean_value(),
                 "factors": {k: v for k, v in factors.about.items() if k not in ("layers", "left_out")},
             }
-        return {"stages": stages, "seconds": self.seconds, "process_peak_memory_mb": peak_memory_mb()}
+        return {
+            "stages": stages,
+            "seconds": self.seconds,
+            "processor_seconds": self.processor_seconds,
+            "process_peak_memory_mb": peak_memory_mb(),
+        }
 
     def name(self, index: int) -> str:
         """Of a stage, as tables show it."""
@@ -199,7 +205,7 @@ class Tracer:
             self._note(
                 f"Factors of {name}: {base.examples} examples, {len(stage.layers)} layers (kept in {self._folder})"
             )
-            began = time.perf_counter()
+            began = _clocks()
             factors = fit_factors(
                 base,
                 self._folder,
@@ -289,8 +295,9 @@ class Tracer:
         value = float(self.run.bench.tokens[stage].train.labels[row])
         return {"text": self.run.text(stage, row), "label": self.run.label(stage, value)}
 
-    def _took(self, what: str, began: float) -> None:
-        self.seconds[what] = round(self.seconds.get(what, 0.0) + time.perf_counter() - began, 3)
+    def _took(self, what: str, began: tuple[float, float]) -> None:
+        for known, now, before in zip((self.seconds, self.processor_seconds), _clocks(), began, strict=True):
+            known[what] = round(known.get(what, 0.0) + now - before, 3)
 
 
 def checked_stage(run: KeptRun, stage: int, *, pretraining: bool = False) -> int:
@@ -306,6 +313,11 @@ def checked_stage(run: KeptRun, stage: int, *, pretraining: bool = False) -> int
             f"{stage + 1}."
         )
     return stage
+
+
+def _clocks() -> tuple[float, float]:
+    """Wall time, and this process's time on all processors, which others that are running affect less; seconds."""
+    return time.perf_counter(), time.process_time()
 
 
 def _groups(model: nn.Module) -> Callable[[str], str]:

@@ -75,6 +75,8 @@ def test_forgetting_is_traced_to_the_second_task(asked: dict[str, Any], folder: 
 def test_the_result_says_what_it_depends_on(asked: dict[str, Any]) -> None:
     stage = asked["stages"]["demo-sentiment"]
     assert stage["candidates"] == 48
+    assert set(asked["seconds"]) == set(asked["processor_seconds"])
+    assert all(seconds > 0 for seconds in asked["processor_seconds"].values())
     assert stage["training_examples"] == 64
     assert stage["factors"]["labels"] == "sampled"
     assert set(stage["damping"]) == set(stage["layers"])
