@@ -375,6 +375,18 @@ def test_every_mode_and_space_has_a_page_that_fetches_nothing(mode: str, family:
     assert "The loss of sst2 became NaN" in page.text
 
 
+def test_what_is_lost_of_the_pre_training_is_drawn_against_the_score() -> None:
+    sequences = (("sst2", "qqp"), ("qqp", "sst2", "mnli"))
+    study = study_of(config_of("retention", sequences=sequences, retention="text.txt"), 16)
+    page = Page(render_report(study, storage=URL))
+    # History, two sequences twice, what is lost, the rates for each objective, importances, depth.
+    assert page.tags.count("svg") == 1 + 2 * 2 + 1 + 2 + 1 + 1
+    assert "two objectives, minus the nats a token that are lost of the pre-training, and the sum" in page.text
+    assert "on the front, by ascending score" in page.text
+    assert "score, minus nats lost" in page.text
+    assert not re.search(r"\bnan\b|None|Undefined", page.text)
+
+
 def test_a_study_without_a_trial_has_a_page() -> None:
     page = page_of(empty_study(config_of()))
     assert "No complete trial. There is nothing to show yet." in page.text
