@@ -179,7 +179,7 @@ def _lists(kind: str, answer: Mapping[str, Any], result: Mapping[str, Any]) -> l
 def _about(result: Mapping[str, Any]) -> dict[str, str]:
     """The candidates of each stage, and the time of each part."""
     stages = {
-        name: f"{stage['candidates']} of {stage['training_examples']} examples, {len(stage['layers'])} layers; labels "
+        name: f"{stage['candidates']} of {stage['training_examples'] or '?'}, {len(stage['layers'])} layers; labels "
         f"of the factors: {stage['factors']['labels']}"
         for name, stage in result["stages"].items()
     }
