@@ -122,8 +122,8 @@ def complete_trial(
     for place, seed in enumerate(config.seeds):
         scores = [[score + 0.01 * place for score in final] for final in finals]
         # What is learned costs some of the pre-training.
-        lost = [(row[-1] - BASELINE) / 4 for row in scores]
-        each = [value(config.goal, *row) for row in zip(references, scores, lost, strict=True)]
+        costs = [(row[-1] - BASELINE) / 4 for row in scores]
+        each = [value(config.goal, *row) for row in zip(references, scores, costs, strict=True)]
         by_seed.append([statistics.fmean(column) for column in zip(*each, strict=True)])
         runs += [
             {
