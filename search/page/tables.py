@@ -133,7 +133,7 @@ def bounds_of(identity: Mapping[str, Any]) -> list[str]:
     bounds = []
     if identity["goal"]["mode"] == "constrained":
         bounds.append(f"p_s at most {identity['goal']['tolerance']:g} below that of the tuned flat rate")
-    if "retention" in identity:
+    if "most_lost" in identity.get("retention", {}):
         bounds.append(f"at most {identity['retention']['most_lost']:g} nats a token of the pre-training lost")
     return bounds
 

@@ -84,16 +84,16 @@ def adopt(
 
 def _stored(storage: Any, name: str, identity: dict[str, Any], trials: list[FrozenTrial]) -> Study:
     try:
-        copy = optuna.create_study(storage=storage, study_name=name, direction="maximize")
+        study = optuna.create_study(storage=storage, study_name=name, direction="maximize")
     except optuna.exceptions.DuplicatedStudyError:
         raise StudyMismatchError(
             f"The storage has a study {name!r} already. Nothing was changed; give another name=...."
         ) from None
-    name_metrics(copy, ["score"])
-    copy.set_user_attr(IDENTITY, identity)
-    copy.set_user_attr(SLOTS, len(trials))
-    copy.add_trials(trials)
-    return copy
+    name_metrics(study, ["score"])
+    study.set_user_attr(IDENTITY, identity)
+    study.set_user_attr(SLOTS, len(trials))
+    study.add_trials(trials)
+    return study
 
 
 def _copied(trial: FrozenTrial, slot: int, space: Space, study: str, minimised: bool) -> FrozenTrial:

@@ -77,8 +77,9 @@ def checked_identity(study: Study) -> dict[str, Any] | None:
             where,
             "retention",
             identity["retention"],
-            lambda kept: _is_mapping(kept) and _is_finite(kept.get("most_lost")),
-            "a mapping with a number most_lost",
+            # As an objective it has no bound.
+            lambda kept: _is_mapping(kept) and _is_finite(kept.get("most_lost", 0)),
+            "a mapping, most_lost in it a number",
         )
     layers = identity.get("num_layers", 1)
     _expect(where, "num_layers", layers, _is_count, "a whole number from 1")

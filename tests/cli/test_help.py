@@ -19,6 +19,7 @@ SAME = {
     "--dev-size": "Training examples to set aside as the dev split: a number, or a share between 0 and 1.",
     "--eval-limit": "to score on, always the same ones: quicker, and less exact. All by default.",
     "--evaluate-on": "Split to score on: validation (the official one, for reported results) or dev",
+    "--head": "asked-LM head of the ",
     "--limit": "drawn at random; all by default.",
     "--logger": "csv, tensorboard, wandb or mlflow",
     "--lr": "The optimizer's learning rate; only relative distributions use it, which multiply it.",
@@ -42,7 +43,17 @@ SAME = {
 # Of one word, but of different things, which the command's name tells.
 OTHER = {
     *("--arms", "--batch-size", "--epochs", "--examples", "--first", "--held-out", "--keep-stages", "--kind"),
-    *("--knowledge", "--layers", "--linear-probe", "--max-length", "--method", "--per-class", "--rates", "--templates"),
+    *(
+        "--knowledge",
+        "--layers",
+        "--linear-probe",
+        "--masks",
+        "--max-length",
+        "--method",
+        "--per-class",
+        "--rates",
+        "--templates",
+    ),
     *("--help", "--print_config"),
 }
 
