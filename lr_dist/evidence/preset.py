@@ -13,6 +13,7 @@ from lr_dist.evidence.table import signed
 from lr_dist.presets import resolve_plan
 from lr_dist.presets.schema import Preset, Provenance
 from lr_dist.rate_plan import highest
+from lr_dist.sequence.environment import versions_text
 
 
 def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> Preset:
@@ -73,7 +74,7 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
 
 def _lines(outcome: Outcome, control: Finding, found: Finding) -> list[str]:
     gain, cost = found.differences["p_o"], found.differences["p_s"]
-    versions = ", ".join(f"{name} {number}" for name, number in outcome.environment.get("versions", {}).items())
+    versions = versions_text(outcome.environment)
     gone = found.forgetting_gone
     lines = [
         outcome.command,

@@ -11,6 +11,7 @@ from lr_dist.runs.numbers import number
 from lr_dist.runs.pages.figure import PALETTE, page_figure
 from lr_dist.runs.pages.render import render
 from lr_dist.runs.svg import Spot, new_figure
+from lr_dist.sequence.environment import versions_text
 
 # So many labels of a teacher are named in the table.
 _MOST = 12
@@ -86,12 +87,17 @@ def _row(teacher: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _about(result: Mapping[str, Any]) -> dict[str, Any]:
-    environment = dict(result["environment"])
-    versions = ", ".join(f"{key} {value}" for key, value in environment.pop("versions").items())
+    environment = {key: value for key, value in result["environment"].items() if key != "versions"}
     teachers = {
         f"teacher {place}": f"{each['name']} ({each['fingerprint'][:16]})" if "fingerprint" in each else each["name"]
         for place, each in enumerate(result["teachers"], 1)
     }
     student = f"{result['student']['name']} ({result['student']['fingerprint'][:16]})"
     trained = {key: value for key, value in result["training"].items() if key != "losses"}
-    return {**teachers, "student before": student, **trained, **environment, "versions": versions}
+    return {
+        **teachers,
+        "student before": student,
+        **trained,
+        **environment,
+        "versions": versions_text(result["environment"]),
+    }

@@ -14,6 +14,7 @@ from lr_dist.runs.numbers import number
 from lr_dist.runs.pages.figure import PALETTE, page_figure
 from lr_dist.runs.pages.render import render
 from lr_dist.runs.svg import Spot, new_figure, short
+from lr_dist.sequence.environment import versions_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -130,7 +131,7 @@ def write_informed(result: InformedResult, path: str | Path) -> Path:
             for choice in result.choices
         ],
         task={f"task: {key}": value for key, value in result.task.items()},
-        versions=", ".join(f"{key} {value}" for key, value in result.environment["versions"].items()),
+        versions=versions_text(result.environment),
     )
     return write_text(path, html, instead="Give another --output.")
 

@@ -13,6 +13,7 @@ from lr_dist.report.rows import NAMES, columns, table_rows, task_lines
 from lr_dist.report.standing import paragraph, standings
 from lr_dist.runs.atomic import write_text
 from lr_dist.runs.pages.render import render
+from lr_dist.sequence.environment import versions_text
 from lr_dist.sequence.result import ComparisonResult
 
 
@@ -66,5 +67,10 @@ def _about(result: ComparisonResult) -> dict[str, Any]:
     rest = {key: value for key, value in result.environment.items() if key not in ("versions", "precision")}
     precision = result.environment.get("precision")
     chosen = {"precision chosen": f"{precision['chosen']} ({precision['reason']})"} if precision else {}
-    versions = ", ".join(f"{key} {value}" for key, value in result.environment["versions"].items())
-    return {"weights": result.model["fingerprint"][:16], **data, **rest, **chosen, "versions": versions}
+    return {
+        "weights": result.model["fingerprint"][:16],
+        **data,
+        **rest,
+        **chosen,
+        "versions": versions_text(result.environment),
+    }

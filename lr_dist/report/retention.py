@@ -10,6 +10,7 @@ from lr_dist.runs.atomic import write_text
 from lr_dist.runs.pages.figure import PALETTE, page_figure
 from lr_dist.runs.pages.render import render
 from lr_dist.runs.svg import Spot, new_figure
+from lr_dist.sequence.environment import versions_text
 
 _HEADS = {"frozen": "the old head", "refitted": "a refitted head"}
 
@@ -134,15 +135,14 @@ def _digits(value: float | None) -> str:
 
 def _about(result: Mapping[str, Any]) -> dict[str, Any]:
     models = {name: result[key] for name, key in (("model before", "model"), ("model after", "after")) if key in result}
-    environment = dict(result["environment"])
-    versions = ", ".join(f"{key} {value}" for key, value in environment.pop("versions").items())
+    environment = {key: value for key, value in result["environment"].items() if key != "versions"}
     precision = environment.pop("precision", {}).get("chosen", "")
     return {
         **{name: f"{model['name']} ({model['fingerprint'][:16]})" for name, model in models.items()},
         **{f"text {name}": f"{text['texts']:,} texts, {text['fingerprint'][:16]}" for name, text in _texts(result)},
         "precision": precision,
         **environment,
-        "versions": versions,
+        "versions": versions_text(result["environment"]),
     }
 
 

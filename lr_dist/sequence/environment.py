@@ -14,6 +14,11 @@ from lr_dist.runs.machine import processor_name, usable_cores
 PACKAGES = ("lr-dist", "torch", "lightning", "transformers", "datasets", "torchmetrics", "numpy")
 
 
+def versions_text(environment: Mapping[str, Any]) -> str:
+    """The versions in an environment, as pages and presets write them: `lr-dist 0.2.0, torch 2.13.0, ...`."""
+    return ", ".join(f"{name} {version}" for name, version in environment.get("versions", {}).items())
+
+
 def describe_environment(choices: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Versions of Python and the libraries, processor, cores and threads: plain data for a result file.
 
