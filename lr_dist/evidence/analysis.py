@@ -96,20 +96,20 @@ def findings(
         InvalidResultError: no finished run of the control.
     """
     control = choices[config.control]
-    flat = scores_of(config, control.text, results)
+    tables = {name: scores_of(config, choice.text, results) for name, choice in choices.items()}
+    flat = tables[config.control]
     if not any(flat.values()):
         raise InvalidResultError("The control has no finished run yet; let the evidence run go on.")
     curve_settings = config.arms()[config.control].curve_of(control.settings)
     texts = [config.arms()[config.control].written(settings) for settings in curve_settings]
     curve = [scores_of(config, text, results) for text in texts]
-    tables = {name: scores_of(config, choice.text, results) for name, choice in choices.items()}
     begun = [name for name, table in tables.items() if any(set(table[s]) & set(seeds) for s, seeds in flat.items())]
     # The runs that every arm has finished, so that the means of a run in progress are of the same pairs.
     common = {s: sorted(set.intersection(*(set(tables[name][s]) for name in begun))) for s in flat}
     if not any(common.values()):
         common = {s: sorted(seeds) for s, seeds in flat.items()}
     names = [config.control, *(name for name in begun if name != config.control)]
-    return [_finding(config, choices[name], flat, curve, results, common, level) for name in names]
+    return [_finding(config, choices[name], tables[name], flat, curve, results, common, level) for name in names]
 
 
 def scores_of(
@@ -128,13 +128,13 @@ def scores_of(
 def _finding(
     config: EvidenceConfig,
     choice: Choice,
+    ours: Table,
     flat: Table,
     curve: Sequence[Table],
     results: Sequence[ComparisonResult],
     common: Mapping[str, Sequence[int]],
     level: float,
 ) -> Finding:
-    ours = scores_of(config, choice.text, results)
     label = config.arm_text(choice.text)
     runs = [run for result in results for run in result.runs if run["arm"] == label]
     pairs = {name: sorted(set(ours[name]) & set(common[name])) for name in ours if name in common}

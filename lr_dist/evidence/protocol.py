@@ -93,9 +93,9 @@ class Evidence:
             command: the command line, for the result files.
         """
         tuning = self.tuning_steps()
-        taken = self.choices() if self.config.choices else {}
-        self._run_steps(tuning, listener_of, command)
-        choices = taken or self.choices() or self._choose([self.result(step) for step in tuning])
+        if tuning:
+            self._run_steps(tuning, listener_of, command)
+        choices = self.choices() or self._choose([self.result(step) for step in tuning])
         self._run_steps(self.held_out_steps(choices), listener_of, command)
         return choices
 

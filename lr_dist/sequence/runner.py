@@ -14,9 +14,11 @@ from typing import Any
 
 from lr_dist.errors import ConfigurationError
 from lr_dist.methods import Method, Needs
+from lr_dist.rate_plan import RatePlan
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.classifier import SequenceClassifier
+from lr_dist.sequence.fast.view import View
 from lr_dist.sequence.interrupts import interrupts_held_back
 from lr_dist.sequence.learn_stage import Learned, learn_stage
 from lr_dist.sequence.observers import AccuracyMatrix, KnownScores, Observer, SequenceState
@@ -116,6 +118,24 @@ def needs_of(arm: Arm, observers: Sequence[Observer] = ()) -> Needs:
     return functools.reduce(operator.or_, needs, Needs())
 
 
+def new_module(bench: Bench, view: View) -> SequenceClassifier:
+    """A copy of the bench's model with a new head for each task, or the head that a start has learned."""
+    return SequenceClassifier(
+        copy.deepcopy(view.backbone),
+        {task.head: task.num_outputs for task in bench.tasks},
+        reads_first_token=view.reads_first_token,
+        first_position=view.first_position,
+        settings=bench.settings,
+        given_heads={} if bench.start is None else {bench.tasks[0].head: copy.deepcopy(bench.start.head)},
+    )
+
+
+def stages_of(bench: Bench, tokens: Sequence[TokenizedTask], plan: RatePlan) -> tuple[Stage, ...]:
+    """The stage of each task, with its tokens and its rates."""
+    pairs = enumerate(zip(bench.tasks, tokens, strict=True))
+    return tuple(Stage(index, task, each, plan.stage(index)) for index, (task, each) in pairs)
+
+
 def run_sequence(
     bench: Bench,
     arm: Arm,
@@ -155,16 +175,8 @@ def run_sequence(
     keys = None if store is None else stage_keys(bench_key(bench, needs), bench, arm, seed)
     # After the view: making one, which the first run does, draws random numbers.
     set_seed(seed, "heads")
-    module = SequenceClassifier(
-        copy.deepcopy(view.backbone),
-        {task.head: task.num_outputs for task in bench.tasks},
-        reads_first_token=view.reads_first_token,
-        first_position=view.first_position,
-        settings=bench.settings,
-        given_heads={} if bench.start is None else {bench.tasks[0].head: copy.deepcopy(bench.start.head)},
-    )
-    pairs = enumerate(zip(bench.tasks, view.tokens, strict=True))
-    stages = tuple(Stage(index, task, tokens, arm.plan.stage(index)) for index, (task, tokens) in pairs)
+    module = new_module(bench, view)
+    stages = stages_of(bench, view.tokens, arm.plan)
     known = KnownScores(store.scores if store is not None else None)
     jointly = learns_jointly(arm)
     initial = copy.deepcopy(module.state_dict()) if jointly else None

@@ -6,7 +6,6 @@ kept better than without k others, drawn at random.
 
 from __future__ import annotations
 
-import copy
 import statistics
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from lr_dist.sequence.classifier import SequenceClassifier
 from lr_dist.sequence.heavy_tail import with_rates_of
 from lr_dist.sequence.learn_stage import learn_stage
 from lr_dist.sequence.observers import SequenceState
-from lr_dist.sequence.stage import Stage
+from lr_dist.sequence.runner import new_module, stages_of
 from lr_dist.tasks import eval_loader
 from lr_dist.tracing.kept_run import KeptRun, objective_of
 
@@ -162,17 +161,9 @@ def learn_without(
     kept = [row for row in range(len(tokens[stage].train)) if row not in left_out]
     if left_out:
         tokens[stage] = replace(tokens[stage], train=tokens[stage].train.rows_at(kept))
-    module = SequenceClassifier(
-        copy.deepcopy(view.backbone),
-        {task.head: task.num_outputs for task in bench.tasks},
-        reads_first_token=view.reads_first_token,
-        first_position=view.first_position,
-        settings=bench.settings,
-        given_heads={} if bench.start is None else {bench.tasks[0].head: copy.deepcopy(bench.start.head)},
-    )
+    module = new_module(bench, view)
     module.load_state_dict(run.model(stage - 1).state_dict())
-    pairs = enumerate(zip(bench.tasks, tokens, strict=True))
-    stages = tuple(Stage(index, task, each, plan.stage(index)) for index, (task, each) in pairs)
+    stages = stages_of(bench, tokens, plan)
     state = SequenceState(bench, view, module, seed, stages)
     learn_stage(state, stages[stage], (), ())
     earlier, later = bench.tasks[stage - 1], bench.tasks[stage]

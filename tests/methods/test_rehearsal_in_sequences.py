@@ -88,6 +88,9 @@ def test_balanced_classes_of_a_regression_are_refused_before_its_training(bench:
         ("replay", "size=500 examples are to be kept, and the first task has 96"),
         ("der:size=97", "size=97 examples are to be kept, and the first task has 96"),
         ("a-gem:size=40,policy=balanced", "grades is a regression"),
+        ("replay:size=20,only=grades+mrpc", "'mrpc' is no task of the sequence"),
+        # The size is compared with the task of which examples are kept.
+        ("der:size=61,only=grades", "the first task of grades has 25"),
     ],
 )
 def test_a_comparison_refuses_them_before_any_arm_is_trained(
@@ -145,24 +148,6 @@ def test_the_tasks_to_rehearse_are_a_part_of_the_text_form() -> None:
         assert again.settings()["only"] == written
     # Arms of finished runs keep their names.
     assert "only" not in str(Arm.parse("flat:lr=1e-3 + replay:size=9").build_methods()[0])
-
-
-@pytest.mark.parametrize(
-    ("method", "says"),
-    [
-        ("replay:size=20,only=grades+mrpc", "'mrpc' is no task of the sequence"),
-        # The size is compared with the task of which examples are kept.
-        ("der:size=61,only=grades", "the first task of grades has 25"),
-    ],
-)
-def test_the_tasks_to_rehearse_are_checked_before_any_arm_is_trained(
-    tiny_model: str, grades: str, method: str, says: str
-) -> None:
-    config = config_of(
-        tiny_model, tasks=("demo-sentiment", grades), distributions=(FLAT,), arms=(f"{FLAT} + {method}",)
-    )
-    with pytest.raises(ConfigurationError, match=says):
-        Comparison.prepare(config)
 
 
 def test_names_of_tasks_to_rehearse_are_joined_by_plus() -> None:
