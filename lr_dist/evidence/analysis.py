@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,7 @@ class Finding:
             p_s in no sequence.
         seconds: mean training time of a run, as if nothing were shared.
         runs, diverged: number of runs.
+        given_up: number of seeds after which the arm was given up; None for an arm with all seeds.
     """
 
     name: str
@@ -76,6 +77,14 @@ class Finding:
     seconds: float
     runs: int
     diverged: int
+    given_up: int | None = None
+
+    @property
+    def called(self) -> str:
+        """Its name, with the number of its seeds if it has not all of them."""
+        if self.given_up is None:
+            return self.name
+        return f"{self.name} ({self.given_up} seed{'s' if self.given_up > 1 else ''})"
 
 
 def findings(
@@ -84,7 +93,7 @@ def findings(
     """One finding for each arm that has a run which the control has, too; the control first.
 
     Runs are paired by sequence and seed: both have the same first-stage weights, order of examples and random numbers.
-    Of these pairs only those are used that every arm has finished.
+    Of these pairs only those are used that every arm with all seeds has finished.
 
     Args:
         config: the protocol.
@@ -104,12 +113,15 @@ def findings(
     texts = [config.arms()[config.control].written(settings) for settings in curve_settings]
     curve = [scores_of(config, text, results) for text in texts]
     begun = [name for name, table in tables.items() if any(set(table[s]) & set(seeds) for s, seeds in flat.items())]
-    # The runs that every arm has finished, so that the means of a run in progress are of the same pairs.
-    common = {s: sorted(set.intersection(*(set(tables[name][s]) for name in begun))) for s in flat}
+    # The runs that every arm with all seeds has finished, so that the means of a run in progress are of the same pairs.
+    given_up = {name: config.given_up_after(arm) for name, arm in config.arms().items()}
+    full = [name for name in begun if given_up[name] is None]
+    common = {s: sorted(set.intersection(*(set(tables[name][s]) for name in full))) for s in flat}
     if not any(common.values()):
         common = {s: sorted(seeds) for s, seeds in flat.items()}
     names = [config.control, *(name for name in begun if name != config.control)]
-    return [_finding(config, choices[name], tables[name], flat, curve, results, common, level) for name in names]
+    found = [_finding(config, choices[name], tables[name], flat, curve, results, common, level) for name in names]
+    return [replace(finding, given_up=given_up[finding.name]) for finding in found]
 
 
 def scores_of(
@@ -117,12 +129,11 @@ def scores_of(
 ) -> dict[str, dict[int, dict[str, float]]]:
     """The metrics of an arm's finished runs, by sequence and seed."""
     label = config.arm_text(text)
-    return {
-        sequence_name([task["name"] for task in result.tasks]): {
-            run["seed"]: run["metrics"] for run in result.runs if run["arm"] == label and run["status"] == "done"
-        }
-        for result in results
-    }
+    table: dict[str, dict[int, dict[str, float]]] = {}
+    for result in results:
+        runs = table.setdefault(sequence_name([task["name"] for task in result.tasks]), {})
+        runs |= {run["seed"]: run["metrics"] for run in result.runs if run["arm"] == label and run["status"] == "done"}
+    return table
 
 
 def _finding(

@@ -15,7 +15,7 @@ from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 TaskSpec = str | Mapping[str, Any]
-KEYS = ("text", "settings", "curve")
+KEYS = ("text", "settings", "curve", "seeds")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Contender:
         settings: setting -> values to choose from.
         curve: the setting of which every value is compared in the end, with the others as chosen; None for only the
             chosen value.
+        seeds: number of the protocol's seeds with which it is compared, the first ones; None for all. For an arm that
+            is given up after the first seeds, and still has its row.
 
     Raises:
         ConfigurationError: a setting without values or without a place in the text, or the other way round.
@@ -38,6 +40,7 @@ class Contender:
     text: str
     settings: Mapping[str, tuple[Any, ...]]
     curve: str | None = None
+    seeds: int | None = None
 
     def __post_init__(self) -> None:
         places = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
@@ -54,10 +57,14 @@ class Contender:
                 f"The curve {shown(self.curve)} of the arm {self.name} is none of its settings "
                 f"{', '.join(self.settings)}."
             )
+        if self.seeds is not None and not is_whole(self.seeds, 1):
+            raise ConfigurationError(
+                f"seeds of the arm {self.name} must be a number of seeds from 1, not {shown(self.seeds)}."
+            )
 
     @classmethod
     def from_dict(cls, name: str, data: Any) -> Contender:
-        """Read an entry of the YAML file: a text, or a mapping with `text`, `settings` and `curve`.
+        """Read an entry of the YAML file: a text, or a mapping with `text`, `settings`, `curve` and `seeds`.
 
         Raises:
             ConfigurationError: another form.
@@ -72,7 +79,11 @@ class Contender:
         if not isinstance(settings, Mapping) or not all(isinstance(each, (list, tuple)) for each in settings.values()):
             raise ConfigurationError(f"settings of the arm {name} must be a mapping to lists, not {shown(settings)}.")
         return cls(
-            name, str(data["text"]), {str(key): tuple(each) for key, each in settings.items()}, data.get("curve")
+            name,
+            str(data["text"]),
+            {str(key): tuple(each) for key, each in settings.items()},
+            data.get("curve"),
+            data.get("seeds"),
         )
 
     def combinations(self) -> list[dict[str, Any]]:
@@ -112,7 +123,7 @@ class EvidenceConfig(SequenceConfig):
     """Take the arms' settings from the chosen.json of another evidence run, and tune nothing; search is then empty."""
 
     contenders: Mapping[str, Any] = field(default_factory=dict)
-    """Arms by name: a text such as flat:lr=1e-4, or a mapping {text, settings, curve}."""
+    """Arms by name: a text such as flat:lr=1e-4, or a mapping {text, settings, curve, seeds}."""
 
     control: str = "flat"
     """Name of the arm with which the others are compared: the tuned flat rate."""
@@ -150,11 +161,19 @@ class EvidenceConfig(SequenceConfig):
             raise ConfigurationError(
                 f"The control {shown(self.control)} is no arm; there are {', '.join(self.contenders) or 'none'}."
             )
-        self.arms()
+        if self.arms()[self.control].seeds is not None:
+            raise ConfigurationError(
+                f"The control {shown(self.control)} needs all seeds, since every arm is compared with it; leave out its "
+                "seeds."
+            )
 
     def arms(self) -> dict[str, Contender]:
         """The arms by name."""
         return {name: Contender.from_dict(name, data) for name, data in self.contenders.items()}
+
+    def given_up_after(self, arm: Contender) -> int | None:
+        """The number of seeds with which an arm is compared, if it has not all of them."""
+        return arm.seeds if arm.seeds is not None and arm.seeds < len(self.seeds) else None
 
     def arm_text(self, text: str) -> str:
         """An arm of a comparison: the first stage's rates, and `text` from the second stage on."""

@@ -35,16 +35,19 @@ class Step:
         tasks: the sequence.
         texts: the arms from the second stage on.
         seeds: its seeds.
+        given_up: the number of seeds after which its arms are given up; None for arms that have all.
     """
 
     part: str
     tasks: tuple[TaskSpec, ...]
     texts: tuple[str, ...]
     seeds: tuple[int, ...]
+    given_up: int | None = None
 
     def folder(self, output: Path) -> Path:
-        """Where its runs are."""
-        return output / self.part / sequence_name(self.tasks)
+        """Where its runs are: arms with fewer seeds are a comparison of their own."""
+        name = sequence_name(self.tasks)
+        return output / self.part / (name if self.given_up is None else f"{name}-seeds-{self.given_up}")
 
 
 class Evidence:
@@ -74,15 +77,22 @@ class Evidence:
 
         So wherever the run stops, every sequence has about the same number of seeds.
         """
-        texts = tuple(
-            arm.written(settings)
-            for name, arm in self.config.arms().items()
-            for settings in arm.curve_of(choices[name].settings)
-        )
+        every = len(self.config.seeds)
+        given_up = {name: self.config.given_up_after(arm) for name, arm in self.config.arms().items()}
+        texts: dict[int | None, list[str]] = {}
+        seen: set[str] = set()
+        # Arms with more seeds first: one of the same text has its runs already.
+        for name in sorted(given_up, key=lambda name: -(given_up[name] or every)):
+            arm = self.config.arms()[name]
+            new = dict.fromkeys(arm.written(settings) for settings in arm.curve_of(choices[name].settings))
+            texts.setdefault(given_up[name], []).extend(text for text in new if text not in seen)
+            seen |= set(new)
         return [
-            Step(HELD_OUT, tasks, tuple(dict.fromkeys(texts)), self.config.seeds[: count + 1])
-            for count in range(len(self.config.seeds))
+            Step(HELD_OUT, tasks, tuple(of_these), self.config.seeds[:count], number)
+            for count in range(1, every + 1)
             for tasks in self.config.held_out
+            for number, of_these in texts.items()
+            if of_these and count <= (number or every)
         ]
 
     def run(self, listener_of: Callable[[Step, int, int], Listener], *, command: str = "") -> dict[str, Choice]:
@@ -123,9 +133,9 @@ class Evidence:
         """The result of a step that has begun."""
         return ComparisonResult.load(step.folder(self.output) / "result.json")
 
-    def held_out_results(self) -> list[ComparisonResult]:
-        """The results of the held-out sequences that have begun."""
-        folders = [self.output / HELD_OUT / sequence_name(tasks) for tasks in self.config.held_out]
+    def held_out_results(self, choices: Mapping[str, Choice]) -> list[ComparisonResult]:
+        """The results of the held-out sequences that have begun; a sequence has several if arms have fewer seeds."""
+        folders = dict.fromkeys(step.folder(self.output) for step in self.held_out_steps(choices))
         return [ComparisonResult.load(f / "result.json") for f in folders if (f / "result.json").exists()]
 
     def _choose(self, results: Sequence[ComparisonResult]) -> dict[str, Choice]:

@@ -66,8 +66,9 @@ def outcome_of(evidence: Evidence, choices: Mapping[str, Choice], command: str) 
         InvalidResultError: no run of the control is finished.
     """
     config = evidence.config
-    results = evidence.held_out_results()
-    steps = {step.tasks: step for step in evidence.held_out_steps(choices)}
+    results = evidence.held_out_results(choices)
+    # The last step of each folder has all its seeds.
+    steps = {step.folder(evidence.output): step for step in evidence.held_out_steps(choices)}
     return Outcome(
         config=config_dict(config),
         command=command,
@@ -80,7 +81,7 @@ def outcome_of(evidence: Evidence, choices: Mapping[str, Choice], command: str) 
             if arm.curve is not None
         },
         finished=sum(len(result.runs) for result in results),
-        planned=sum(len(step.texts) * len(config.seeds) for step in steps.values()),
+        planned=sum(len(step.texts) * len(step.seeds) for step in steps.values()),
     )
 
 
@@ -93,7 +94,12 @@ def config_dict(config: EvidenceConfig) -> dict[str, Any]:
         "search": [list(sequence) for sequence in config.search],
         "held_out": [list(sequence) for sequence in config.held_out],
         "contenders": {
-            name: {"text": arm.text, "settings": {k: list(v) for k, v in arm.settings.items()}, "curve": arm.curve}
+            name: {
+                "text": arm.text,
+                "settings": {k: list(v) for k, v in arm.settings.items()},
+                "curve": arm.curve,
+                **({} if arm.seeds is None else {"seeds": arm.seeds}),
+            }
             for name, arm in config.arms().items()
         },
         "control": config.control,

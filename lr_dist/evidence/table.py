@@ -35,7 +35,7 @@ def _is_probed(outcome: Outcome) -> bool:
 
 def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
     difference = finding.differences
-    name = f"{finding.name}: {finding.text}" + (f" ({finding.diverged} diverged)" if finding.diverged else "")
+    name = f"{finding.called}: {finding.text}" + (f" ({finding.diverged} diverged)" if finding.diverged else "")
     return (
         name,
         f"{finding.means['p_o']:.3f}",
@@ -87,12 +87,12 @@ def verdict(outcome: Outcome) -> str:
     worse = [f for f in clear if _mean(f) < 0]
     unclear = [f for f in others if f not in clear]
     parts = [f"At equal p_s as the control ({control.text}), with intervals that leave out zero:"]
-    listed = ", ".join(f"{f.name} {signed(f.at_equal_p_s)}" for f in better)
+    listed = ", ".join(f"{f.called} {signed(f.at_equal_p_s)}" for f in better)
     parts.append(f"p_o is higher with {listed}." if better else "no arm has a higher p_o.")
     if worse:
-        parts.append("It is lower with " + ", ".join(f"{f.name} {signed(f.at_equal_p_s)}" for f in worse) + ".")
+        parts.append("It is lower with " + ", ".join(f"{f.called} {signed(f.at_equal_p_s)}" for f in worse) + ".")
     if unclear:
-        parts.append("Not told apart from the control: " + ", ".join(f.name for f in unclear) + ".")
+        parts.append("Not told apart from the control: " + ", ".join(f.called for f in unclear) + ".")
     waiting = [name for name in outcome.choices if name not in {f.name for f in outcome.findings}]
     if waiting:
         parts.append("Not run yet beside the control: " + ", ".join(waiting) + ".")

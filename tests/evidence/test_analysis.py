@@ -67,7 +67,9 @@ FLAT = {"text": "flat:lr={lr}", "settings": {"lr": ["1e-4", "2e-4"]}, "curve": "
         ({"contenders": {"flat": {"text": "flat:lr={lr}"}}}, "places for"),
         ({"contenders": {"flat": {"text": "flat:lr={lr}", "settings": {"lr": []}}}}, "no values"),
         ({"contenders": {"flat": {**FLAT, "curve": "alpha"}}}, "none of its settings"),
-        ({"contenders": {"flat": {**FLAT, "grid": 1}}}, "keys text, settings, curve"),
+        ({"contenders": {"flat": {**FLAT, "grid": 1}}}, "keys text, settings, curve, seeds"),
+        ({"contenders": {"flat": {**FLAT, "seeds": 1}}}, "control 'flat' needs all seeds"),
+        ({"contenders": {"flat": FLAT, "ewc": {"text": "flat:lr=1e-4 + ewc", "seeds": 0}}}, "seeds of the arm ewc"),
     ],
 )
 def test_an_invalid_protocol_is_named(changes, says):

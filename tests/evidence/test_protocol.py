@@ -115,6 +115,32 @@ def test_choices_of_another_run_are_taken_and_nothing_is_tuned(run, tmp_path) ->
     assert [finding["text"] for finding in outcome["findings"]] == [theirs[name]["text"] for name in ("flat", "l2-sp")]
 
 
+def test_an_arm_that_is_given_up_keeps_its_row(run, tmp_path) -> None:
+    folder, _ = run
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    del content["search"]
+    content |= {"choices": str(folder / "out" / "chosen.json"), "seeds": [7, 8]}
+    content["contenders"]["l2-sp"]["seeds"] = 1
+    config, out = tmp_path / "config.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(content))
+    assert main(["evidence", "--config", str(config), "--output", str(out)]) == 0
+    outcome = json.loads((out / "evidence.json").read_text())
+    assert (outcome["finished"], outcome["planned"]) == (5, 5)  # two rates with two seeds, and one run
+    flat, l2_sp = outcome["findings"]
+    assert (flat["differences"]["p_o"]["pairs"], flat["given_up"]) == (2, None)
+    assert (l2_sp["differences"]["p_o"]["pairs"], l2_sp["given_up"]) == (1, 1)
+    # It is compared with the control's run of the same seed, not with the mean of both.
+    name = "-".join(reversed(TASKS))
+    runs = [
+        run
+        for part in (name, f"{name}-seeds-1")
+        for run in json.loads((out / "held-out" / part / "result.json").read_text())["runs"]
+    ]
+    p_o = {run["arm"].partition(" | ")[2]: run["metrics"]["p_o"] for run in runs if run["seed"] == 7}
+    assert l2_sp["differences"]["p_o"]["mean"] == pytest.approx(p_o[l2_sp["text"]] - p_o[flat["text"]])
+    assert "l2-sp (1 seed)" in (out / "evidence.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arm", "says"),
     [
