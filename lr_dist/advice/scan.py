@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from lr_dist.advice.recommendation import Recommendation
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import ConfigurationError, DivergedError
+from lr_dist.runs.numbers import number
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.bench import Bench
 from lr_dist.sequence.metrics import above_baseline
@@ -80,7 +81,7 @@ def scan(
             + "). Use more examples or epochs, or check the task."
         )
     listed = ", ".join(
-        f"{result.lr:g}: " + ("diverged" if result.score is None else f"{result.score:.3f}") for result in results
+        f"{result.lr:g}: " + ("diverged" if result.score is None else number(result.score)) for result in results
     )
     edge = " It is at an end of the scan: the best rate may lie beyond." if best in (results[0], results[-1]) else ""
     reason = (

@@ -14,6 +14,7 @@ from lr_dist.cli.early import check_texts
 from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.extras import require_extras
+from lr_dist.runs.numbers import duration, number
 from lr_dist.runs.redact import redact_command
 
 if TYPE_CHECKING:
@@ -123,5 +124,5 @@ class _Lines:
         spent = time.monotonic() - self._began
         left = spent / (self._done - self._before) * (self._total - self._done)
         metrics = run.get("metrics")
-        outcome = f"p_o {metrics['p_o']:.3f}, p_s {metrics['p_s']:.3f}" if metrics else str(run["status"])
-        self.note(f"  {self._done}/{self._total} {self._label}: {outcome}; about {left / 60:.0f} min left here")
+        outcome = f"p_o {number(metrics['p_o'])}, p_s {number(metrics['p_s'])}" if metrics else str(run["status"])
+        self.note(f"  {self._done}/{self._total} {self._label}: {outcome}; {duration(left)} left here")

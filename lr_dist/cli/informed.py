@@ -14,6 +14,7 @@ from lr_dist.cli.early import check_texts
 from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.extras import require_extras, require_libraries
 from lr_dist.knowledge.informed.config import InformedConfig
+from lr_dist.runs.numbers import duration, number
 from lr_dist.runs.redact import redact_command
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ class _Lines:
     def run_ended(self, run: Mapping[str, Any]) -> None:
         self._done += 1
         left = (time.monotonic() - self._began) / (self._done - self._before) * (self._total - self._done)
-        outcome = f"{run['score']:.3f}" if run["status"] == "done" else run["status"]
+        outcome = number(run["score"]) if run["status"] == "done" else run["status"]
         self.note(
             f"  {self._done}/{self._total} {run['label']}, {run['limit']} examples, {run['rates']}, "
-            f"seed {run['seed']}: {outcome}; about {left / 60:.0f} min left here"
+            f"seed {run['seed']}: {outcome}; {duration(left)} left here"
         )

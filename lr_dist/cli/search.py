@@ -17,6 +17,7 @@ from lr_dist.cli.options import add_config, add_options, read_options
 from lr_dist.cli.studies import add_storage_options, load_existing_study, storage_or_default
 from lr_dist.errors import ConfigurationError, MissingExtraError
 from lr_dist.extras import require_extras, require_libraries
+from lr_dist.runs.numbers import duration, number
 from lr_dist.search.trials.config import SearchConfig
 from lr_dist.sequence.compare_config import CompareConfig
 
@@ -261,7 +262,7 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
     if workers is not None:
         table.add_row("workers", str(workers))
     if summary.done < summary.slots or summary.confirmations_done < summary.confirmations:
-        table.add_row("time left", _duration(summary.seconds_left))
+        table.add_row("time left", _time_left(summary.seconds_left))
     if len(summary.precisions) > 1:
         table.add_row("warning", Text(mixed(summary.precisions)))
     if summary.best is not None:
@@ -278,8 +279,8 @@ def _best(trial: FrozenTrial) -> Mapping[str, str]:
     if "distribution" in trial.user_attrs:
         rows["distribution"] = str(plan_of(trial))
     for sequence in trial.user_attrs.get("sequences", ()):
-        scores = f"p_s {sequence['p_s']:.3f} (majority class {sequence['baseline'][-1]:.3f})"
-        retained = "" if sequence["p_o"] is None else f"p_o {sequence['p_o']:.3f}, "
+        scores = f"p_s {number(sequence['p_s'])} (majority class {number(sequence['baseline'][-1])})"
+        retained = "" if sequence["p_o"] is None else f"p_o {number(sequence['p_o'])}, "
         rows[" > ".join(sequence["tasks"])] = retained + scores
     missing = not_learned(trial)
     if missing:
@@ -290,8 +291,5 @@ def _best(trial: FrozenTrial) -> Mapping[str, str]:
     return rows
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None:
-        return "not known before the first epoch has ended"
-    minutes = round(seconds / 60)
-    return f"about {minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"about {max(1, minutes)} min"
+def _time_left(seconds: float | None) -> str:
+    return "not known before the first epoch has ended" if seconds is None else duration(seconds)

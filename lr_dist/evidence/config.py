@@ -163,8 +163,8 @@ class EvidenceConfig(SequenceConfig):
             )
         if self.arms()[self.control].seeds is not None:
             raise ConfigurationError(
-                f"The control {shown(self.control)} needs all seeds, since every arm is compared with it; leave out its "
-                "seeds."
+                f"The control {shown(self.control)} needs all seeds, since every arm is compared with it; leave out "
+                "its seeds."
             )
 
     def arms(self) -> dict[str, Contender]:

@@ -9,10 +9,11 @@ from lr_dist.evidence.analysis import Finding
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.evidence.protocol import sequence_name
 from lr_dist.evidence.summary import Outcome
-from lr_dist.evidence.table import signed
+from lr_dist.evidence.table import with_interval
 from lr_dist.presets import resolve_plan
 from lr_dist.presets.schema import Preset, Provenance
 from lr_dist.rate_plan import highest
+from lr_dist.runs.numbers import number
 from lr_dist.sequence.environment import versions_text
 
 
@@ -43,8 +44,9 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
     gain, cost = found.differences["p_o"], found.differences["p_s"]
     if not (gain.is_clear and gain.mean > 0) or (cost.is_clear and cost.mean < 0):
         raise ConfigurationError(
-            f"The arm {arm} has not earned a preset: against the tuned control its p_o differs by {signed(gain)} and "
-            f"its p_s by {signed(cost)}. A preset needs a higher p_o and no lower p_s, beyond their intervals."
+            f"The arm {arm} has not earned a preset: against the tuned control its p_o differs by "
+            f"{with_interval(gain)} and its p_s by {with_interval(cost)}. A preset needs a higher p_o and no "
+            "lower p_s, beyond their intervals."
         )
     rates, *methods = config.arm_text(found.text).split(" + ")
     plan = resolve_plan(rates)
@@ -78,10 +80,12 @@ def _lines(outcome: Outcome, control: Finding, found: Finding) -> list[str]:
     gone = found.forgetting_gone
     lines = [
         outcome.command,
-        f"Tuned control {control.text}: p_o {control.means['p_o']:.3f}, p_s {control.means['p_s']:.3f}; this one "
-        f"({found.text} from the second task on): p_o {found.means['p_o']:.3f}, p_s {found.means['p_s']:.3f}.",
-        f"p_o {signed(gain)}, p_s {signed(cost)}: {gain.pairs} pairs of runs in {gain.sequences} held-out sequences.",
+        f"Tuned control {control.text}: p_o {number(control.means['p_o'])}, p_s {number(control.means['p_s'])}; "
+        f"this one ({found.text} from the second task on): p_o {number(found.means['p_o'])}, "
+        f"p_s {number(found.means['p_s'])}.",
+        f"p_o {with_interval(gain)}, p_s {with_interval(cost)}: "
+        f"{gain.pairs} pairs of runs in {gain.sequences} held-out sequences.",
     ]
     if gone is not None:
-        lines.append(f"Share of the control's forgetting that is gone: {signed(gone)}.")
+        lines.append(f"Share of the control's forgetting that is gone: {with_interval(gone)}.")
     return [*lines, f"{outcome.environment.get('processor', '')}; {versions}."]

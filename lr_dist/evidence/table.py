@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lr_dist.evidence.analysis import Estimate, Finding
 from lr_dist.evidence.summary import Outcome
+from lr_dist.runs.numbers import number, signed
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -38,12 +39,12 @@ def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
     name = f"{finding.called}: {finding.text}" + (f" ({finding.diverged} diverged)" if finding.diverged else "")
     return (
         name,
-        f"{finding.means['p_o']:.3f}",
-        f"{finding.means['p_s']:.3f}",
-        *("control" if is_control else signed(difference[name]) for name in DIFFERENCES),
+        number(finding.means["p_o"]),
+        number(finding.means["p_s"]),
+        *("control" if is_control else with_interval(difference[name]) for name in DIFFERENCES),
         "0 %" if is_control else _percent(finding.forgetting_gone),
-        "0" if is_control else signed(finding.at_equal_p_s),
-        *(f"{finding.means[name]:.3f}" for name in MEASURED if name in finding.means),
+        "0" if is_control else with_interval(finding.at_equal_p_s),
+        *(number(finding.means[name]) for name in MEASURED if name in finding.means),
         f"{finding.seconds:.0f}",
     )
 
@@ -87,10 +88,11 @@ def verdict(outcome: Outcome) -> str:
     worse = [f for f in clear if _mean(f) < 0]
     unclear = [f for f in others if f not in clear]
     parts = [f"At equal p_s as the control ({control.text}), with intervals that leave out zero:"]
-    listed = ", ".join(f"{f.called} {signed(f.at_equal_p_s)}" for f in better)
+    listed = ", ".join(f"{f.called} {with_interval(f.at_equal_p_s)}" for f in better)
     parts.append(f"p_o is higher with {listed}." if better else "no arm has a higher p_o.")
     if worse:
-        parts.append("It is lower with " + ", ".join(f"{f.called} {signed(f.at_equal_p_s)}" for f in worse) + ".")
+        listed = ", ".join(f"{f.called} {with_interval(f.at_equal_p_s)}" for f in worse)
+        parts.append(f"It is lower with {listed}.")
     if unclear:
         parts.append("Not told apart from the control: " + ", ".join(f.called for f in unclear) + ".")
     waiting = [name for name in outcome.choices if name not in {f.name for f in outcome.findings}]
@@ -106,13 +108,13 @@ def _mean(finding: Finding) -> float:
     return finding.at_equal_p_s.mean
 
 
-def signed(estimate: Estimate | None) -> str:
-    """`+0.011 [+0.005, +0.015]`; `n/a` for None."""
+def with_interval(estimate: Estimate | None) -> str:
+    """`+.011 [+.005, +.015]`; `n/a` for None."""
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.mean:+.3f}"
-    return f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+        return signed(estimate.mean)
+    return f"{signed(estimate.mean)} [{signed(estimate.low)}, {signed(estimate.high)}]"
 
 
 def _percent(estimate: Estimate | None) -> str:

@@ -10,7 +10,7 @@ from lr_dist.extras import require_libraries
 from lr_dist.knowledge.informed.config import INFORMED, MIXED, NONE
 from lr_dist.knowledge.informed.result import InformedResult
 from lr_dist.runs.atomic import write_text
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import number, signed
 from lr_dist.runs.pages.figure import PALETTE, page_figure
 from lr_dist.runs.pages.render import render
 from lr_dist.runs.svg import Spot, new_figure, short
@@ -55,7 +55,7 @@ def _difference(cell: Mapping[str, Any], other: str) -> str:
     if difference is None:
         return ""
     half = difference["half"]
-    return f"{difference['mean']:+.3f}" + (f" ± {number(half)}" if half is not None else "")
+    return signed(difference["mean"]) + (f" ± {number(half)}" if half is not None else "")
 
 
 def verdict(result: InformedResult) -> str:
@@ -214,7 +214,7 @@ def parts_figure(result: InformedResult) -> str:
         places = [labels.index(label) + 0.6 * (index - (len(limits) - 1) / 2) / len(limits) for label in here]
         for place, (label, each) in zip(places, here.items(), strict=True):
             half = f" ± {number(each['half'])}" if each["half"] is not None else ""
-            spots.append(Spot(axes, each["mean"], place, f"{label}, {limit:,} examples: {each['mean']:+.3f}{half}"))
+            spots.append(Spot(axes, each["mean"], place, f"{label}, {limit:,} examples: {signed(each['mean'])}{half}"))
         axes.errorbar(
             [each["mean"] for each in here.values()],
             places,

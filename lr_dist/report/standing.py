@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lr_dist.extras import require_libraries
 from lr_dist.report.families import Family, flat_family
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import number, signed
 from lr_dist.sequence.equal_ps import AtEqualPs, Point, at_equal_p_s
 from lr_dist.sequence.result import ComparisonResult
 
@@ -34,7 +34,7 @@ class Standing:
         """For a table."""
         if self.value is None:
             return {OUTSIDE: "n/a", ON_LINE: "line"}[self.kind]
-        return signed(self.value)
+        return with_interval(self.value)
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ def paragraph(result: ComparisonResult, standing: Standings) -> str:
     return " ".join(said)
 
 
-def signed(value: AtEqualPs) -> str:
+def with_interval(value: AtEqualPs) -> str:
     """`+.021 ± .011`."""
     interval = value.difference
-    mean = f"{'+' if interval.mean >= 0 else '-'}{number(abs(interval.mean))}"
+    mean = signed(interval.mean)
     return mean if interval.half is None else f"{mean} ± {number(interval.half)}"
 
 
@@ -137,7 +137,7 @@ def _mean(standing: Standing) -> float:
 
 
 def _listed(group: Sequence[Standing]) -> str:
-    return _joined([f"{each.label} ({signed(each.value)})" for each in group if each.value is not None])
+    return _joined([f"{each.label} ({with_interval(each.value)})" for each in group if each.value is not None])
 
 
 def _joined(texts: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Scores as text, the same in every table, figure and page."""
+"""Scores, differences and durations as text, the same in every table, figure and page."""
 
 from __future__ import annotations
 
@@ -14,3 +14,17 @@ def number(value: float | None) -> str:
     if text in ("-0.000", "0.000"):
         return ".000"
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
+
+
+def signed(value: float) -> str:
+    """A difference of scores: `+.011`, `-.003`."""
+    text = number(value)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def duration(seconds: float) -> str:
+    """`under a minute`, `about 5 min`, `about 2 h 10 min`."""
+    minutes = round(seconds / 60)
+    if minutes >= 60:
+        return f"about {minutes // 60} h {minutes % 60} min"
+    return f"about {minutes} min" if minutes else "under a minute"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist._distribution.plot import plot_rates
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import number, signed
 from lr_dist.runs.pages.figure import CALM, FAINT, GOLD, GREY, page_figure, rate_spots
 from lr_dist.runs.svg import Spot, new_figure, short
 from lr_dist.search.combining.combine import PAPER_BASE, geometric_spread
@@ -59,7 +59,7 @@ def majority_figure(findings: Findings, sequence: int) -> str:
         colour = f"C{task % 10}"
         _dots(axes, [t.number for t in trials], above, learned, color=colour, label=short(name))
         spots += [
-            Spot(axes, t.number, y, f"{trial_name(t)}: {name} {y:+.3f}" + ("" if ok else ", not learned"))
+            Spot(axes, t.number, y, f"{trial_name(t)}: {name} {signed(y)}" + ("" if ok else ", not learned"))
             for t, y, ok in zip(trials, above, learned, strict=True)
             if t.number in hovered
         ]

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lr_dist._distribution.text import short
 from lr_dist.rate_plan import RatePlan
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import number, signed
 from lr_dist.search.page.confirmed import Confirmed
 from lr_dist.search.page.findings import Findings, named
 from lr_dist.search.space import Space
@@ -70,7 +70,7 @@ def trial_row(trial: FrozenTrial, space: Space) -> TrialRow:
                 {
                     # Tasks with equal names are told apart by position.
                     f"{task}" if scores.tasks.count(task) == 1 else f"{task} ({position + 1})": (
-                        _signed(score - low),
+                        signed(score - low),
                         ok,
                     )
                     for position, (task, score, low, ok) in enumerate(
@@ -105,7 +105,7 @@ def confirmed_row(confirmed: Confirmed) -> ConfirmedRow:
     difference = "control" if confirmed.control else ""
     if confirmed.difference is not None:
         half = confirmed.difference.half
-        difference = _signed(confirmed.difference.mean) + ("" if half is None else f" ± {number(half)}")
+        difference = signed(confirmed.difference.mean) + ("" if half is None else f" ± {number(half)}")
     return ConfirmedRow(
         label=confirmed.label,
         searched="" if confirmed.searched is None else f"{confirmed.searched:.4f}",
@@ -214,8 +214,3 @@ def _rate(value: float | None) -> str:
 def _with_sd(value: float | None, sd: float | None, digits: int = 3) -> str:
     text = number(value) if digits == 3 or value is None else f"{value:.{digits}f}"
     return text if sd is None else f"{text} ± {number(sd) if digits == 3 else f'{sd:.{digits}f}'}"
-
-
-def _signed(value: float) -> str:
-    text = number(value)
-    return text if text.startswith("-") else f"+{text}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import number, signed
 from lr_dist.search.page.confirmed import Confirmed
 from lr_dist.search.page.figures import trial_name
 from lr_dist.search.page.findings import Findings
@@ -55,5 +55,5 @@ def _confirmed(rows: Sequence[Confirmed]) -> str:
     spread = "" if half is None else f" ± {number(half)}"
     return (
         f"Confirmed with {best.seeds} fresh seeds: {best.label} scores {number(best.value)}, the tuned flat rate "
-        f"({control.label}) {number(control.value)}; the difference is {mean:+.3f}{spread}, {clear}."
+        f"({control.label}) {number(control.value)}; the difference is {signed(mean)}{spread}, {clear}."
     )

@@ -10,6 +10,7 @@ from lr_dist.advice import Case, choose
 from lr_dist.advice.scan import Scanned, scan
 from lr_dist.cli import main
 from lr_dist.errors import ConfigurationError
+from lr_dist.runs.numbers import number
 from lr_dist.sequence.arm import parse_arms
 from lr_dist.sequence.settings import SequenceSettings
 
@@ -28,7 +29,7 @@ def test_the_plan_is_scaled_to_the_rate_that_scored_best_on_dev(tiny_model: str,
     # The lowest rate moves nothing.
     assert best != 1.34e-9
     assert str(scaled.plan) == f"flat:lr={'1.34e-3' if best == 1.34e-3 else '2.68e-3'}"
-    assert f"{best:g}: {scores[best]:.3f}" in scaled.evidence[0]
+    assert f"{best:g}: {number(scores[best])}" in scaled.evidence[0]
     assert ("at an end of the scan" in scaled.evidence[0]) == (best == 2.68e-3)
 
 

@@ -9,6 +9,7 @@ from comparison import TASKS
 from tiny_folder import save_tiny_model
 
 from lr_dist.cli import main
+from lr_dist.runs.numbers import number
 from lr_dist.tasks import load_task
 
 
@@ -38,7 +39,7 @@ def test_what_each_arm_loses_of_a_text_is_in_the_table(tmp_path, capsys) -> None
         runs = [run for result in results for run in result["runs"] if run["arm"].endswith(finding["text"])]
         lost = [run["metrics"]["retention_lost"] for run in runs]
         assert finding["means"]["retention_lost"] == pytest.approx(sum(lost) / len(lost))
-        assert f"{finding['means']['retention_lost']:.3f}" in (output / "evidence.md").read_text()
+        assert number(finding["means"]["retention_lost"]) in (output / "evidence.md").read_text()
     assert "nats lost" in (output / "evidence.md").read_text()
     assert (output / "retention" / "head.safetensors").exists()
     # Tuning is not measured.
