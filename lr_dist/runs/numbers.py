@@ -17,9 +17,8 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """A difference of scores: `+.011`, `-.003`."""
-    text = number(value)
-    return text if text.startswith("-") else f"+{text}"
+    """A difference of scores: `+.011`, `-.003`; with its sign even where it is rounded to zero."""
+    return f"{'-' if value < 0 else '+'}{number(abs(value))}"
 
 
 def duration(seconds: float) -> str:
