@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from lr_dist.errors import ConfigurationError
-from lr_dist.evidence.analysis import Finding
+from lr_dist.evidence.analysis import Estimate, Finding
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.evidence.protocol import sequence_name
 from lr_dist.evidence.summary import Outcome
@@ -28,7 +28,8 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
 
     Raises:
         ConfigurationError: an unknown arm, the control, an arm tuned in another evidence run, one whose p_o is not
-            clearly above the control's, or one whose p_s is clearly below it.
+            clearly above the control's, or one whose p_s is clearly below it and whose p_o at equal p_s is not clearly
+            above the control's curve.
         InvalidPresetError: an invalid name.
     """
     if config.choices is not None:
@@ -41,20 +42,27 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
         raise ConfigurationError(
             f"A preset is made from one of the arms {', '.join(each.name for each in others)}, not {arm!r}."
         )
-    gain, cost = found.differences["p_o"], found.differences["p_s"]
-    if not (gain.is_clear and gain.mean > 0) or (cost.is_clear and cost.mean < 0):
+    gain, cost, at_equal_p_s = found.differences["p_o"], found.differences["p_s"], found.at_equal_p_s
+    learns_less = cost.is_clear and cost.mean < 0
+    if not _is_above(gain) or (learns_less and not _is_above(at_equal_p_s)):
         raise ConfigurationError(
             f"The arm {arm} has not earned a preset: against the tuned control its p_o differs by "
-            f"{with_interval(gain)} and its p_s by {with_interval(cost)}. A preset needs a higher p_o and no "
-            "lower p_s, beyond their intervals."
+            f"{with_interval(gain)} and its p_s by {with_interval(cost)}; p_o at equal p_s by "
+            f"{with_interval(at_equal_p_s)}. A preset needs a higher p_o and no lower p_s, or a higher p_o at equal "
+            "p_s, beyond the intervals."
         )
     rates, *methods = config.arm_text(found.text).split(" + ")
     plan = resolve_plan(rates)
-    preliminary = outcome.finished < outcome.planned
+    cautions = []
+    if outcome.finished < outcome.planned:
+        cautions.append(f"Preliminary: {outcome.finished} of {outcome.planned} runs.")
+    if found.given_up is not None:
+        cautions.append(f"Compared with {found.given_up} of {len(config.seeds)} seeds.")
+    than = "the tuned flat rate" if not learns_less else "any flat rate that learns as much of the later one"
     return Preset(
         name=name,
-        purpose=f"{config.model}: keeps more of the earlier task than the tuned flat rate ({arm}).",
-        caution=f"Preliminary: {outcome.finished} of {outcome.planned} runs." if preliminary else None,
+        purpose=f"{config.model}: keeps more of the earlier task than {than} ({arm}).",
+        caution=" ".join(cautions) or None,
         distribution=highest(plan.stages[0]),
         plan=plan,
         methods=tuple(methods),
@@ -86,6 +94,12 @@ def _lines(outcome: Outcome, control: Finding, found: Finding) -> list[str]:
         f"p_o {with_interval(gain)}, p_s {with_interval(cost)}: "
         f"{gain.pairs} pairs of runs in {gain.sequences} held-out sequences.",
     ]
+    if found.at_equal_p_s is not None:
+        lines.append(f"p_o at equal p_s, minus the control's curve: {with_interval(found.at_equal_p_s)}.")
     if gone is not None:
         lines.append(f"Share of the control's forgetting that is gone: {with_interval(gone)}.")
     return [*lines, f"{outcome.environment.get('processor', '')}; {versions}."]
+
+
+def _is_above(estimate: Estimate | None) -> bool:
+    return estimate is not None and estimate.is_clear and estimate.mean > 0

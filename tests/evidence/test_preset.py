@@ -24,12 +24,12 @@ CONFIG = EvidenceConfig(
 )
 
 
-def finding(name: str, text: str, p_o: Estimate, p_s: Estimate) -> Finding:
+def finding(name: str, text: str, p_o: Estimate, p_s: Estimate, at_equal: Estimate | None = None) -> Finding:
     means = {"p_o": 0.954, "p_s": 0.961, "average_accuracy": 0.9575, "forgetting": 0.002}
-    return Finding(name, text, means, {"p_o": p_o, "p_s": p_s}, Estimate(0.89, 0.6, 1.2, 6, 30), None, 12.0, 30, 0)
+    return Finding(name, text, means, {"p_o": p_o, "p_s": p_s}, Estimate(0.89, 0.6, 1.2, 6, 30), at_equal, 12.0, 30, 0)
 
 
-def outcome(p_o: Estimate, p_s: Estimate, finished: int = 60) -> Outcome:
+def outcome(p_o: Estimate, p_s: Estimate, finished: int = 60, at_equal: Estimate | None = None) -> Outcome:
     none = Estimate(0.0, 0.0, 0.0, 6, 30)
     texts = {"flat": "flat:lr=1e-4", "ewc": "flat:lr=6e-4 + ewc:strength=1e5"}
     return Outcome(
@@ -37,7 +37,7 @@ def outcome(p_o: Estimate, p_s: Estimate, finished: int = 60) -> Outcome:
         command="lr-dist evidence --config my.yaml",
         environment={"processor": "a processor", "versions": {"torch": "2.13.0"}},
         choices={name: Choice(name, {}, text, 0.95, 4, 0) for name, text in texts.items()},
-        findings=[finding("flat", texts["flat"], none, none), finding("ewc", texts["ewc"], p_o, p_s)],
+        findings=[finding("flat", texts["flat"], none, none), finding("ewc", texts["ewc"], p_o, p_s, at_equal)],
         curves={},
         finished=finished,
         planned=60,
@@ -67,6 +67,20 @@ def test_the_preset_has_rates_methods_and_figures_of_the_arm() -> None:
 def test_an_arm_that_is_not_clearly_better_is_refused_with_its_figures(p_o: Estimate, p_s: Estimate) -> None:
     with pytest.raises(ConfigurationError, match=r"has not earned a preset.*p_s by [+-]\.0"):
         preset_of(CONFIG, outcome(p_o, p_s), "ewc", "mine")
+
+
+def test_an_arm_that_learns_less_needs_a_higher_p_o_at_equal_p_s() -> None:
+    preset = preset_of(CONFIG, outcome(BETTER, WORSE, at_equal=BETTER), "ewc", "mine")
+    assert "any flat rate that learns as much of the later one" in preset.purpose
+    assert any("equal p_s" in line and "+.011 [+.005, +.015]" in line for line in preset.provenance.evidence)
+    with pytest.raises(ConfigurationError, match=r"at equal p_s by \+\.002"):
+        preset_of(CONFIG, outcome(BETTER, WORSE, at_equal=EQUAL), "ewc", "mine")
+
+
+def test_a_preset_of_an_arm_that_was_given_up_says_so() -> None:
+    found = outcome(BETTER, EQUAL)
+    found = replace(found, findings=[found.findings[0], replace(found.findings[1], given_up=1)])
+    assert preset_of(CONFIG, found, "ewc", "mine").caution == "Compared with 1 of 5 seeds."
 
 
 @pytest.mark.parametrize("arm", ["flat", "si"])
