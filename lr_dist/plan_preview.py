@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lr_dist._distribution.sanity import readable
 from lr_dist.errors import InvalidPlanError
 from lr_dist.extras import require_libraries
 
@@ -61,7 +62,7 @@ def plot_plan(stages: Sequence[StagePreview]) -> Figure:
         axes.set_yticks(range(len(stage.rates)), list(stage.rates), fontsize=8)
         axes.set_xlabel("step")
         which = "" if len(stages) == 1 else f"stage {number}{' on' if number == len(stages) else ''}: "
-        title = f"{which}{stage.text}"
+        title = f"{which}{readable(stage.text)}"
         axes.set_title(title if len(title) < 60 else title[:59] + "…", fontsize=8, parse_math=False)
         for start in stage.starts[1:]:
             axes.axvline(start - 0.5, color="0.4", lw=1, ls=":")

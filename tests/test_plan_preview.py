@@ -118,3 +118,8 @@ def test_a_plan_draws_with_the_defaults_of_the_command() -> None:
     [axes, scale] = resolve_plan("flat:lr=1,relative=true").plot().figure.axes
     assert axes.images[0].get_array().shape == (14, 1000)
     assert scale.get_ylabel() == "multiple of the optimizer's rate"
+
+
+def test_a_scaled_preset_is_titled_with_short_rates() -> None:
+    axes, _ = resolve_plan("flat:lr=4.36959e-06*10").plot(2, 10).figure.axes
+    assert axes.get_title() == "flat:lr=4.37e-5"

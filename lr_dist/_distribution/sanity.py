@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -141,6 +142,11 @@ def brief(number: float) -> str:
         return f"{number:.3g}"
     digits, _, exponent = f"{number:.2e}".partition("e")
     return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def readable(text: str) -> str:
+    """A text of rates for people: what arithmetic has made long, such as 4.3695899999999996e-05, in three digits."""
+    return re.sub(r"\b\d+\.\d{3,}(e[-+]?\d+)?", lambda found: brief(float(found[0])), text)
 
 
 def named(groups: Sequence[str], order: Collection[str]) -> str:

@@ -71,7 +71,7 @@ def _table(stage: StagePreview, number: int, stages: int) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from lr_dist._distribution.sanity import brief
+    from lr_dist._distribution.sanity import brief, readable
 
     total = len(next(iter(stage.rates.values())))
     head = list(stage.rates.values())[-1]
@@ -80,7 +80,8 @@ def _table(stage: StagePreview, number: int, stages: int) -> Table:
     shown = sorted(borders | {round(share * (total - 1)) for share in (0, 0.25, 0.5, 0.75, 1)})
     which = "" if stages == 1 else f"stage {number}{' and later' if number == stages else ''}: "
     unit = "multiples of the optimizer's rate" if stage.relative else "learning rates"
-    table = Table(title=Text(f"{which}{stage.text} ({unit})"), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    title = Text(f"{which}{readable(stage.text)} ({unit})")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("step", no_wrap=True)
     for step in shown:
         table.add_column(f"{step:,}" + (" (phase)" if step in stage.starts[1:] else ""), justify="right")
