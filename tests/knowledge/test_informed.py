@@ -22,7 +22,7 @@ from lr_dist.knowledge.informed.material import Material, class_names
 from lr_dist.knowledge.informed.result import InformedResult, summarise
 from lr_dist.knowledge.informed.transfer import groups_of, transfer
 from lr_dist.report.informed import verdict
-from lr_dist.runs.numbers import number
+from lr_dist.runs.numbers import number, signed
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.tasks import load_task
 
@@ -243,9 +243,10 @@ def test_a_result_of_another_version_is_refused(tmp_path: Path) -> None:
         InformedResult.load(path)
 
 
-def test_the_published_result_is_read_and_says_what_the_docs_say() -> None:
+@pytest.mark.parametrize("name", ["informed-sst2", "informed-sst2-more", "informed-wordnet"])
+def test_a_published_result_is_read_and_says_what_the_docs_say(name: str) -> None:
     root = Path(__file__).parents[2]
-    result = InformedResult.load(root / "configs" / "evidence" / "informed-sst2.json")
+    result = InformedResult.load(root / "configs" / "evidence" / f"{name}.json")
 
     def rounded(summary: list[dict]) -> list[dict]:
         return json.loads(json.dumps(summary), parse_float=lambda text: round(float(text), 9))
@@ -256,6 +257,5 @@ def test_the_published_result_is_read_and_says_what_the_docs_say() -> None:
         assert number(cell["mean"]) in docs
         for difference in cell["against"].values():
             if cell["label"] != "none":
-                signed = f"{difference['mean']:+.3f}".replace("0.", ".", 1)
-                assert f"{signed} ± {number(difference['half'])}" in docs
+                assert f"{signed(difference['mean'])} ± {number(difference['half'])}" in docs
     assert "(not clear)" in verdict(result)
