@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> int:
 
     parser = ArgumentParser(
         prog="lr-dist",
-        description="Layer-wise learning rates: what a transformer forgets when it is fine-tuned, and less of it.",
+        description="Fine-tune transformers with a learning rate for each layer; measure and reduce what they forget.",
         version=__version__,
     )
     parser.add_argument(OPTION, action="store_true", help="If a command fails, show the whole traceback.")

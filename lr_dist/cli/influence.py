@@ -25,14 +25,17 @@ def parser() -> ArgumentParser:
         "--forgotten", type=str, nargs="*", default=[], help="Texts of the earlier task whose forgetting is traced."
     )
     p.add_argument(
-        "--most-forgotten", type=int, default=0, help="Number of validation examples to add to --forgotten: the worst."
+        "--most-forgotten",
+        type=int,
+        default=0,
+        help="Add this many validation examples to --forgotten: those whose loss rose most.",
     )
     p.add_argument(
         "--remove",
         type=int,
         default=0,
-        help="Learn the later task again without so many examples that did most to the forgetting, and without as many "
-        "random ones, and compare the score on the earlier task.",
+        help="Number of examples to leave out: the later task is learned again without those that did most to the "
+        "forgetting, and without as many random ones, and the scores on the earlier task are compared.",
     )
     p.add_argument("--draws", type=int, default=5, help="How many times --remove does so, with other random examples.")
     p.add_argument(

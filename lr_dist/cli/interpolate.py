@@ -35,17 +35,23 @@ def parser() -> ArgumentParser:
         "--alpha",
         type=str,
         default="auto",
-        help="From 0 (before) to 1 (after), by depth as linear:first=0.4,last=0.9, or auto: choose on dev.",
+        help="How far to go from before (0) to after (1): a number, one for each depth (linear:first=0.4,last=0.9), or "
+        "auto, which chooses on dev.",
     )
-    p.add_argument("--weight", type=float, default=0.5, help="Of the old task in what auto maximises, 0 to 1.")
+    p.add_argument("--weight", type=float, default=0.5, help="Weight of the old task in what auto maximises, 0 to 1.")
     p.add_argument(
         "--evaluations",
         type=int,
         default=36,
-        help="For auto, the most alphas by depth to score; 0: one for all.",
+        help="For auto: maximum number of alphas by depth to score; with 0, one alpha for all depths is chosen.",
     )
-    p.add_argument("--examples", type=int, default=1000, help="Most rows of validation and of dev to score, a task.")
-    p.add_argument("--max-length", type=int, default=128, help="Tokens of a text, at most.")
+    p.add_argument(
+        "--examples",
+        type=int,
+        default=1000,
+        help="Maximum number of rows of validation and of dev to score, for each task.",
+    )
+    p.add_argument("--max-length", type=int, default=128, help="Maximum number of tokens of a text.")
     add_options(p, CompareConfig, only=["data_dir"])
     p.add_argument(
         "--output", type=str, default="interpolated", help="Folder for the weights, the figure and the result."

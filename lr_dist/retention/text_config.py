@@ -35,7 +35,7 @@ class RetentionConfig:
     """How many texts to score, drawn at random."""
 
     max_length: int = 64
-    """Tokens of a text, at most; a longer one is cut into several."""
+    """Maximum number of tokens of a text; a longer one is cut into several."""
 
     least: int = 8
     """Texts with fewer tokens that can be masked, such as headings, are left out."""
@@ -47,7 +47,7 @@ class RetentionConfig:
     """Mask sizes of each text, drawn from strata of all sizes."""
 
     batch_size: int = 32
-    """Texts with masks that are computed at once; the bound of the memory."""
+    """Texts with masks that are computed at once; fewer need less memory."""
 
     fit_texts: int = 2000
     """How many texts to fit heads on, at most; 0 fits none, so that only the frozen head is measured."""

@@ -49,8 +49,10 @@ class Goal:
     """
 
     mode: str = field(default="relative", metadata={"option": "objective"})
-    """What to maximise: relative, sum, constrained, pareto (p_o and p_s both), or retention (the value of relative,
-    and what is left of the pre-training, both; needs --retention)."""
+    """What to maximise: relative (the scores, each as a share of that of the task learned alone), sum (p_o + p_s),
+    constrained (p_o, with a bound on p_s), pareto (p_o and p_s, two objectives), or retention (the value of relative,
+    and what is left of the pre-training, two objectives; needs --retention). p_o is the score on the earlier tasks
+    after the last one was learned, p_s the score on the last one."""
 
     tolerance: float = 0.01
     """For the objective constrained: how far p_s may be below the tuned flat rate's (0.01 is one percentage point)."""
@@ -137,7 +139,7 @@ class SearchConfig(SequenceConfig):
     times seeds or more, and otherwise hyperband."""
 
     confirm: int = 0
-    """Run that many of the best trials again with fresh seeds when the study is complete, and the flat rates that may
+    """Run this many of the best trials again with fresh seeds when the study is complete, and the flat rates that may
     be the best."""
 
     confirm_seeds: int = 3

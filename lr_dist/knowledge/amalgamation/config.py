@@ -116,14 +116,14 @@ class AmalgamationConfig:
     certainty of one pass without dropout."""
 
     top_layers: int | None = None
-    """Dropout in so many of the teachers' top layers only, which is faster and a little less exact; by default
-    everywhere."""
+    """Number of the teachers' top layers that have dropout, which is faster and a little less exact; by default all
+    layers have it."""
 
     scoring_batch: int = 16
     """Texts that a teacher scores at a time; all passes of them are computed together."""
 
     limit: int | None = None
-    """The most texts, drawn at random; all by default."""
+    """Maximum number of texts, drawn at random; all by default."""
 
     data_dir: str | None = None
     """Folder with GLUE as parquet files. By default the environment variable LR_DIST_DATA, or else the hub."""
