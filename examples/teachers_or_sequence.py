@@ -7,9 +7,9 @@ Every arm of --arms learns the tasks in sequence; an arm may be a preset, such a
 the model after its task alone, with the rates of the first arm. A student of each target learns from both teachers, on
 the training texts of both tasks without labels, for as many epochs as the sequence takes for a task. The table has the
 score on both tasks' validation split, and the seconds of everything that a method needs: for students also the
-teachers' training and scoring. With --state FOLDER, what is finished is kept there, and the same command goes on.
+teachers' training and scoring. With --state FOLDER, finished parts are kept there, and the same command continues.
 
-Two targets beside those of `lr-dist amalgamate` tell why a student fails: `unweighted` is soft with the weight 1 for
+Two more targets than `lr-dist amalgamate` has show why a student fails: `unweighted` is soft with the weight 1 for
 every text, and `right` takes for each text the teacher of the task that the text is from, which is known only here.
 
 A sequence's head is chosen by the task. So the student's labels are restricted to those of the task, too; `any label`

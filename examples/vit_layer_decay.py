@@ -3,7 +3,7 @@
 Runs offline in under a minute on two cores (`pip install 'lr-dist[models]'`). A small ViT first learns one task (which
 way stripes run), as pre-training; then a new head and all layers learn another (how wide the stripes are) under timm's
 recipe: AdamW, weight decay, cosine schedule, and a rate that shrinks by a factor a layer. It prints how far each depth
-has moved, relative to its weights. A model of timm is given to `param_groups` in the same way.
+has moved, relative to its weights. A model of timm works in the same way.
 """
 
 from __future__ import annotations
