@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lr_dist.report.rows import NAMES
+from lr_dist.runs.markdown import code
 from lr_dist.runs.numbers import ABSENT, number
 from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
 
@@ -34,10 +35,10 @@ def differences_view(rows: Sequence[Difference], control: str, level: float) -> 
 def differences_markdown(rows: Sequence[Difference], control: str, level: float) -> str:
     """The same tables in Markdown."""
     names = " | ".join(NAMES[name] for name in DIFFERENCES)
-    lines = [f"| sequence | arm, minus `{control}` | {names} |", "|---|---|" + "---|" * len(DIFFERENCES)]
+    lines = [f"| sequence | arm, minus {code(control)} | {names} |", "|---|---|" + "---|" * len(DIFFERENCES)]
     for row in rows:
         cells = (_cell(row.metrics.get(name), "**{}**") for name in DIFFERENCES)
-        lines.append(f"| {_name(row)} | `{row.arm}` | " + " | ".join(cells) + " |")
+        lines.append(f"| {_name(row)} | {code(row.arm)} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", caption(rows, level)])
 
 

@@ -12,11 +12,13 @@ from comparison import FLAT, FROZEN
 from rich.console import Console
 
 from lr_dist.errors import InvalidResultError
+from lr_dist.report.differences import differences_markdown
 from lr_dist.report.markdown import markdown_table
 from lr_dist.report.page import render_report, write_report
 from lr_dist.report.rows import table_rows
 from lr_dist.report.terminal import print_comparison
 from lr_dist.runs.numbers import number
+from lr_dist.sequence.differences import differences
 from lr_dist.sequence.result import ComparisonResult
 
 
@@ -66,6 +68,18 @@ def test_the_markdown_table_has_a_line_for_each_distribution_and_the_majority_cl
     assert len({line.count("|") for line in table}) == 1
     p_o = next(row for row in table_rows(result) if row.label == FLAT).cells["p_o"]
     assert f"{p_o[0]} ({p_o[1]})" in next(line for line in table if FLAT in line and FROZEN not in line)
+
+
+def test_a_bar_in_an_arm_is_no_column_of_a_markdown_table(result):
+    plan = "flat:lr=1e-3 | decay:lr=4e-4,factor=0.7"
+    arms = [{**entry, "label": plan if entry["label"] == FLAT else entry["label"]} for entry in result.arms]
+    summary = [{**each, "arm": plan if each["arm"] == FLAT else each["arm"]} for each in result.summary]
+    runs = [{**run, "arm": plan if run["arm"] == FLAT else run["arm"]} for run in result.runs]
+    renamed = replace(result, arms=arms, summary=summary, runs=runs)
+    texts = (markdown_table(renamed), differences_markdown(differences([renamed], FROZEN), FROZEN, 0.95))
+    for table in ([line for line in text.splitlines() if line.startswith("|")] for text in texts):
+        assert any(plan.replace("|", r"\|") in line for line in table)
+        assert len({line.replace(r"\|", "").count("|") for line in table}) == 1
 
 
 class _Page(HTMLParser):
