@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from lr_dist.errors import InvalidResultError
-from lr_dist.evidence.config import EvidenceConfig
-from lr_dist.evidence.protocol import sequence_name
+from lr_dist.evidence.config import EvidenceConfig, sequence_name
 from lr_dist.evidence.tuning import Choice
 from lr_dist.sequence.equal_ps import on_curve
 from lr_dist.sequence.result import ComparisonResult
 
 RESAMPLES = 2_000
 METRICS = ("p_o", "p_s", "average_accuracy", "forgetting")
-PROBED = ("probe_p_o", "probe_forgetting")
-LOST = "retention_lost"
 
 Scores = Mapping[str, float]
 # sequence -> seed -> metric -> value
@@ -93,7 +90,8 @@ def findings(
     """One finding for each arm that has a run which the control has, too; the control first.
 
     Runs are paired by sequence and seed: both have the same first-stage weights, order of examples and random numbers.
-    Of these pairs only those are used that every arm with all seeds has finished.
+    Of these pairs only those are used that every arm with all seeds has finished; an arm that is given up and has none
+    of them has all of its own.
 
     Args:
         config: the protocol.
@@ -127,12 +125,17 @@ def findings(
 def scores_of(
     config: EvidenceConfig, text: str, results: Sequence[ComparisonResult]
 ) -> dict[str, dict[int, dict[str, float]]]:
-    """The metrics of an arm's finished runs, by sequence and seed."""
+    """The metrics of an arm's finished runs, by sequence and seed; runs without what the protocol measures are not."""
     label = config.arm_text(text)
+    needed = set(config.measured)
     table: dict[str, dict[int, dict[str, float]]] = {}
     for result in results:
         runs = table.setdefault(sequence_name([task["name"] for task in result.tasks]), {})
-        runs |= {run["seed"]: run["metrics"] for run in result.runs if run["arm"] == label and run["status"] == "done"}
+        runs |= {
+            run["seed"]: run["metrics"]
+            for run in result.runs
+            if run["arm"] == label and run["status"] == "done" and needed <= set(run["metrics"])
+        }
     return table
 
 
@@ -148,8 +151,10 @@ def _finding(
 ) -> Finding:
     label = config.arm_text(choice.text)
     runs = [run for result in results for run in result.runs if run["arm"] == label]
-    pairs = {name: sorted(set(ours[name]) & set(common[name])) for name in ours if name in common}
-    pairs = {name: seeds for name, seeds in pairs.items() if seeds}
+    pairs = _paired(ours, common)
+    if not pairs:
+        # An arm that is given up has few runs, and other arms may have none (or a diverged one) of the same seeds.
+        pairs = _paired(ours, flat)
 
     def mean_of(table: Table, name: str, seeds: Sequence[int], metric: str) -> float:
         return statistics.fmean(table[name][seed][metric] for seed in seeds)
@@ -169,7 +174,7 @@ def _finding(
     def forgotten(table: Table) -> Callable[[str, Sequence[int]], float | None]:
         return lambda name, seeds: mean_of(table, name, seeds, "forgetting")
 
-    measured = (*METRICS, *(PROBED if config.linear_probe else ()), *((LOST,) if config.retention else ()))
+    measured = (*METRICS, *config.measured)
     return Finding(
         name=choice.name,
         text=choice.text,
@@ -184,6 +189,12 @@ def _finding(
         runs=len(runs),
         diverged=sum(run["status"] == "diverged" for run in runs),
     )
+
+
+def _paired(ours: Table, others: Mapping[str, Collection[int]]) -> dict[str, list[int]]:
+    """Sequence -> the seeds that both have; only sequences with one."""
+    pairs = {name: sorted(set(ours[name]) & set(others[name])) for name in ours if name in others}
+    return {name: seeds for name, seeds in pairs.items() if seeds}
 
 
 def bootstrap(
@@ -259,6 +270,8 @@ def _bootstrap(
                 rows.append(row)
         if rows:
             drawn.append(statistic(np.array(rows)))
+    if np.isnan(drawn).all():  # no resample has a value
+        return Estimate(mean, None, None, len(names), count)
     low, high = np.nanquantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(mean, float(low), float(high), len(names), count)
 

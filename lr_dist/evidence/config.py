@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -43,7 +43,10 @@ class Contender:
     seeds: int | None = None
 
     def __post_init__(self) -> None:
-        places = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
+        try:
+            places = {name for _, name, _, _ in string.Formatter().parse(self.text) if name is not None}
+        except ValueError as error:
+            raise ConfigurationError(f"The arm {self.name} has the text {shown(self.text)}: {error}.") from error
         if places != set(self.settings):
             raise ConfigurationError(
                 f"The arm {self.name} has the settings {sorted(self.settings)}, and its text {shown(self.text)} has "
@@ -70,7 +73,7 @@ class Contender:
             ConfigurationError: another form.
         """
         if isinstance(data, str):
-            return cls(name, data, {})
+            return cls(name, data.strip(), {})
         if not isinstance(data, Mapping) or "text" not in data or not set(data) <= set(KEYS):
             raise ConfigurationError(
                 f"The arm {name} must be a text, or a mapping with the keys {', '.join(KEYS)}; got {shown(data)}."
@@ -80,7 +83,8 @@ class Contender:
             raise ConfigurationError(f"settings of the arm {name} must be a mapping to lists, not {shown(settings)}.")
         return cls(
             name,
-            str(data["text"]),
+            # A folded text in YAML ends with a line break, which is no part of an arm's label.
+            str(data["text"]).strip(),
             {str(key): tuple(each) for key, each in settings.items()},
             data.get("curve"),
             data.get("seeds"),
@@ -107,7 +111,8 @@ class EvidenceConfig(SequenceConfig):
 
     Raises:
         ConfigurationError: nothing to compare on, neither or both of `search` and `choices`, a sequence to tune and to
-            compare on, an unknown control.
+            compare on, a sequence of one task to compare on, two sequences of the same names, an unknown control, a
+            start, or methods beside those of the arms.
     """
 
     first: str = "flat:lr=1.34e-4"
@@ -149,6 +154,15 @@ class EvidenceConfig(SequenceConfig):
                 "Evidence needs sequences to compare on (held_out), and either others to tune on (search) or the "
                 "chosen.json of another evidence run (choices)."
             )
+        if self.start is not None or self.method != "finetune":
+            ignored = "start" if self.start is not None else "method"
+            raise ConfigurationError(
+                f"An evidence run takes no {ignored}: it learns the first task with the rates of `first`, and methods "
+                f"stand in the texts of the arms, as in flat:lr={{lr}} + ewc:strength=1. Leave {ignored} out."
+            )
+        for sequences in (self.search, self.held_out):
+            _check_names(sequences)
+        _check_lengths(self.held_out)
         both = [sequence for sequence in self.held_out if sequence in self.search]
         if both:
             raise ConfigurationError(
@@ -167,6 +181,12 @@ class EvidenceConfig(SequenceConfig):
                 "its seeds."
             )
 
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Metrics of a finished run on held-out sequences that only this protocol's measures give."""
+        probed = ("probe_p_o", "probe_forgetting") if self.linear_probe else ()
+        return (*probed, *(("retention_lost",) if self.retention else ()))
+
     def arms(self) -> dict[str, Contender]:
         """The arms by name."""
         return {name: Contender.from_dict(name, data) for name, data in self.contenders.items()}
@@ -178,7 +198,7 @@ class EvidenceConfig(SequenceConfig):
     def arm_text(self, text: str) -> str:
         """An arm of a comparison: the first stage's rates, and `text` from the second stage on."""
         rates, plus, methods = text.partition(" + ")
-        return f"{self.first} | {rates}{plus}{methods}"
+        return f"{self.first} | {rates}{plus}{methods}".strip()
 
     def comparison(
         self, tasks: tuple[TaskSpec, ...], texts: list[str], seeds: tuple[int, ...], evaluate_on: str
@@ -197,3 +217,45 @@ class EvidenceConfig(SequenceConfig):
             linear_probe=self.linear_probe and evaluate_on == "validation",
             settings=replace(self.settings, evaluate_on=evaluate_on),
         )
+
+
+def names_of(tasks: Sequence[TaskSpec]) -> list[str]:
+    """The names of a sequence's tasks.
+
+    Raises:
+        ConfigurationError: a mapping without one.
+    """
+    nameless = [task for task in tasks if not isinstance(task, str) and not isinstance(task.get("name"), str)]
+    if nameless:
+        raise ConfigurationError(f"A task of your own needs a name; {shown(dict(nameless[0]))} has none.")
+    return [task.split("=")[0].strip() if isinstance(task, str) else str(task["name"]) for task in tasks]
+
+
+def sequence_name(tasks: Sequence[TaskSpec]) -> str:
+    """A folder's name for a task sequence: `sst2-qqp`."""
+    return "-".join(name.replace("@", "-") for name in names_of(tasks))
+
+
+def _check_names(sequences: Sequence[tuple[TaskSpec, ...]]) -> None:
+    """Runs are kept, and paired, by the name of their sequence."""
+    first: dict[str, tuple[TaskSpec, ...]] = {}
+    for sequence in sequences:
+        name = sequence_name(sequence)
+        other = first.setdefault(name, sequence)
+        if other != sequence:
+            raise ConfigurationError(
+                f"The sequences {shown(list(other))} and {shown(list(sequence))} have the same name, {name}, under "
+                "which their runs are kept. Give tasks of your own other names: NAME=FOLDER."
+            )
+
+
+def _check_lengths(sequences: Sequence[tuple[TaskSpec, ...]]) -> None:
+    """What is compared is what is forgotten, and a single task has no earlier one."""
+    from lr_dist.tasks.registry import split_shift
+
+    for sequence in sequences:
+        if len(sequence) == 1 and split_shift(sequence[0])[1] is None:
+            raise ConfigurationError(
+                f"The held-out sequence {shown(list(sequence))} has one task, after which nothing can be forgotten. "
+                "Give two or more."
+            )

@@ -6,8 +6,7 @@ from datetime import UTC, datetime
 
 from lr_dist.errors import ConfigurationError
 from lr_dist.evidence.analysis import Estimate, Finding
-from lr_dist.evidence.config import EvidenceConfig
-from lr_dist.evidence.protocol import sequence_name
+from lr_dist.evidence.config import EvidenceConfig, names_of, sequence_name
 from lr_dist.evidence.summary import Outcome
 from lr_dist.evidence.table import with_interval
 from lr_dist.presets import resolve_plan
@@ -69,7 +68,7 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
         provenance=Provenance(
             source="lr-dist evidence",
             model=config.model,
-            tasks=tuple(sequence_name(sequence).replace("-", ">") for sequence in config.search),
+            tasks=tuple(">".join(names_of(sequence)) for sequence in config.search),
             trials=outcome.choices[arm].tried,
             seeds=len(config.tuning_seeds),
             version="1",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lr_dist.errors import ConfigurationError, OutputInUseError
-from lr_dist.evidence.config import EvidenceConfig, TaskSpec
+from lr_dist.evidence.config import EvidenceConfig, TaskSpec, sequence_name
 from lr_dist.evidence.tuning import Choice, choose, taken_choices
 from lr_dist.retention.measure import retention_of
 from lr_dist.runs.atomic import write_json
@@ -144,6 +144,21 @@ class Evidence:
         write_json(self.output / CHOSEN, {"contenders": _fingerprint(self.config), "choices": content})
         return choices
 
+    def _seeds(self, step: Step) -> tuple[int, ...]:
+        """The step's seeds, and others that its comparison has finished: its result file must not lose their runs.
+
+        Other steps of the folder may come first: in an earlier start, or while this one waited for another process.
+        """
+        path = step.folder(self.output) / "result.json"
+        if step.part == TUNING or not path.exists():
+            return step.seeds
+        done: dict[int, set[str]] = {}
+        for run in ComparisonResult.load(path).runs:
+            if run["status"] != "done" or set(self.config.measured) <= set(run["metrics"]):
+                done.setdefault(run["seed"], set()).add(run["arm"])
+        labels = {self.config.arm_text(text) for text in step.texts}
+        return tuple(seed for seed in self.config.seeds if seed in step.seeds or labels <= done.get(seed, set()))
+
     def _run_steps(self, steps: Sequence[Step], listener_of: Callable[..., Listener], command: str) -> None:
         # One head for all sequences.
         retention = retention_of(self.config.retention, self.config.model, self.output / "retention")
@@ -152,7 +167,7 @@ class Evidence:
         while waiting:
             number, step = waiting.pop(0)
             config = self.config.comparison(
-                step.tasks, list(step.texts), step.seeds, "dev" if step.part == TUNING else "validation"
+                step.tasks, list(step.texts), self._seeds(step), "dev" if step.part == TUNING else "validation"
             )
             measures = retention if step.part == HELD_OUT else ()
             listener = listener_of(step, number, len(steps))
@@ -167,12 +182,6 @@ class Evidence:
                     busy = 0
             else:
                 busy = 0
-
-
-def sequence_name(tasks: Sequence[TaskSpec]) -> str:
-    """A folder's name for a task sequence: `sst2-qqp`."""
-    names = [task.split("=")[0] if isinstance(task, str) else str(task["name"]) for task in tasks]
-    return "-".join(name.replace("@", "-") for name in names)
 
 
 def _fingerprint(config: EvidenceConfig) -> str:

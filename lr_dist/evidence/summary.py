@@ -116,10 +116,16 @@ def config_dict(config: EvidenceConfig) -> dict[str, Any]:
 def _curve(
     config: EvidenceConfig, name: str, choice: Choice, results: Sequence[ComparisonResult]
 ) -> list[tuple[Any, float, float, int]]:
-    """Means over the runs that every point of the curve has, so that points differ in the setting alone."""
+    """Means over the runs that all points of the curve have, so that they differ in the setting alone.
+
+    A setting without a finished run, because all of them diverged or none has begun, has no point.
+    """
     arm = config.arms()[name]
-    settings = arm.curve_of(choice.settings)
-    tables = [scores_of(config, arm.written(each), results) for each in settings]
+    every = [(each, scores_of(config, arm.written(each), results)) for each in arm.curve_of(choice.settings)]
+    begun = [(each, table) for each, table in every if any(table.values())]
+    if not begun:
+        return []
+    settings, tables = zip(*begun, strict=True)
     shared = set.intersection(*({(s, seed) for s, runs in table.items() for seed in runs} for table in tables))
     if not shared:
         return []

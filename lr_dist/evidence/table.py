@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lr_dist.evidence.analysis import Estimate, Finding
 from lr_dist.evidence.summary import Outcome
+from lr_dist.runs.markdown import code
 from lr_dist.runs.numbers import number, signed
 
 if TYPE_CHECKING:
@@ -51,13 +52,14 @@ def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
 
 def terminal_table(outcome: Outcome) -> Table:
     """A rich table."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Held-out sequences", box=None, padding=(0, 2, 0, 0))
     for index, name in enumerate(header(outcome)):
         table.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows(outcome):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
 
 
@@ -65,7 +67,7 @@ def markdown(outcome: Outcome) -> str:
     """The verdict and the table."""
     names = header(outcome)
     lines = ["| " + " | ".join(names) + " |", "|---|" + "---:|" * (len(names) - 1)]
-    lines += ["| " + " | ".join([f"`{row[0]}`", *row[1:]]) + " |" for row in rows(outcome)]
+    lines += ["| " + " | ".join([code(row[0]), *row[1:]]) + " |" for row in rows(outcome)]
     return "\n\n".join([verdict(outcome), "\n".join(lines), NOTE])
 
 
@@ -121,5 +123,5 @@ def _percent(estimate: Estimate | None) -> str:
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.mean:.0f} %"
-    return f"{100 * estimate.mean:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+        return f"{round(100 * estimate.mean)} %"
+    return f"{round(100 * estimate.mean)} % [{round(100 * estimate.low)}, {round(100 * estimate.high)}]"

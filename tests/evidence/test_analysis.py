@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from lr_dist.errors import ConfigurationError
-from lr_dist.evidence.analysis import bootstrap, bootstrap_ratio
+from lr_dist.errors import ConfigurationError, InvalidResultError
+from lr_dist.evidence.analysis import bootstrap, bootstrap_ratio, findings, scores_of
 from lr_dist.evidence.config import Contender, EvidenceConfig
+from lr_dist.evidence.summary import _curve
+from lr_dist.evidence.tuning import Choice
+from lr_dist.sequence.arm import Arm
+from lr_dist.sequence.result import ComparisonResult
 
 
 def test_the_mean_weighs_sequences_not_seeds():
@@ -53,6 +58,7 @@ def test_the_share_of_forgetting_that_is_gone():
     assert bootstrap_ratio({"a": [0], "b": [0]}, lambda n, s: 0.1, lambda n, s: -0.1) is None
 
 
+OLD, NEW = "news=/data/2019", {"name": "news", "path": "/data/2020"}
 FLAT = {"text": "flat:lr={lr}", "settings": {"lr": ["1e-4", "2e-4"]}, "curve": "lr"}
 
 
@@ -70,12 +76,100 @@ FLAT = {"text": "flat:lr={lr}", "settings": {"lr": ["1e-4", "2e-4"]}, "curve": "
         ({"contenders": {"flat": {**FLAT, "grid": 1}}}, "keys text, settings, curve, seeds"),
         ({"contenders": {"flat": {**FLAT, "seeds": 1}}}, "control 'flat' needs all seeds"),
         ({"contenders": {"flat": FLAT, "ewc": {"text": "flat:lr=1e-4 + ewc", "seeds": 0}}}, "seeds of the arm ewc"),
+        ({"contenders": {"flat": FLAT, "ewc": "flat:lr={lr"}}, "The arm ewc has the text"),
+        ({"held_out": (("sst2",),)}, "has one task"),
+        ({"held_out": ((OLD, "sst2"), (NEW, "sst2"))}, "have the same name, news-sst2"),
+        ({"held_out": (("a-b=/x", "c=/y"), ("a=/x", "b-c=/y"))}, "have the same name, a-b-c"),
+        ({"search": (({"path": "/x"}, "sst2"),)}, "needs a name"),
+        ({"start": "model"}, "takes no start"),
+        ({"method": "ewc:strength=1"}, "takes no method"),
     ],
 )
 def test_an_invalid_protocol_is_named(changes, says):
     values = {"search": (("sst2", "qqp"),), "held_out": (("sst2", "qnli"),), "contenders": {"flat": FLAT}}
     with pytest.raises(ConfigurationError, match=says):
         EvidenceConfig(**{**values, **changes})
+
+
+def test_a_shift_alone_is_a_sequence_of_two_tasks():
+    config = EvidenceConfig(search=(("sst2", "qqp"),), held_out=(("qnli@length",),), contenders={"flat": FLAT})
+    assert config.held_out == (("qnli@length",),)
+
+
+def test_white_space_around_an_arm_is_no_part_of_its_label():
+    # As a folded text in YAML ends.
+    folded = {"text": "flat:lr={lr}\n", "settings": {"lr": ["1e-4"]}}
+    config = EvidenceConfig(
+        first=" flat:lr=3e-3", search=(("a", "b"),), held_out=(("b", "a"),), contenders={"flat": folded}
+    )
+    label = config.arm_text(config.arms()["flat"].written({"lr": "1e-4"}))
+    assert label == Arm.parse(label).label == "flat:lr=3e-3 | flat:lr=1e-4"
+
+
+def result(config, runs):
+    """A result of a>b with the given (text, seed, p_o), diverged where p_o is None."""
+    metrics = {"p_s": 0.9, "average_accuracy": 0.8, "forgetting": 0.1}
+    return ComparisonResult(
+        *("", "", {}, {}, {}),
+        tasks=[{"name": "a"}, {"name": "b"}],
+        arms=[],
+        runs=[
+            {
+                "arm": config.arm_text(text),
+                "seed": seed,
+                "train_seconds": 1.0,
+                **({"status": "diverged"} if p_o is None else {"status": "done", "metrics": {**metrics, "p_o": p_o}}),
+            }
+            for text, seed, p_o in runs
+        ],
+        summary=[],
+        planned_runs=0,
+    )
+
+
+def test_an_arm_that_is_given_up_is_compared_where_another_arm_diverged():
+    arms = {
+        "flat": {"text": "flat:lr={lr}", "settings": {"lr": [1, 2, 3]}, "curve": "lr"},
+        "ewc": "flat:lr=1 + ewc:strength=1",
+        "si": {"text": "flat:lr=1 + si:c=1", "seeds": 1},
+    }
+    config = EvidenceConfig(search=(("b", "a"),), held_out=(("a", "b"),), contenders=arms, seeds=(10, 11))
+    choices = {
+        name: Choice(name, {"lr": 1} if name == "flat" else {}, arm.text.format(lr=1), 0.5, 1, 0)
+        for name, arm in config.arms().items()
+    }
+    flat, ewc, si = (choice.text for choice in choices.values())
+    # With seed 10, the only one of si, ewc has diverged. Of the control's curve, 3 has diverged with both.
+    runs = [(flat, 10, 0.5), (flat, 11, 0.7), ("flat:lr=2", 10, 0.4), ("flat:lr=2", 11, 0.6), ("flat:lr=3", 10, None)]
+    runs += [("flat:lr=3", 11, None), (ewc, 10, None), (ewc, 11, 0.9), (si, 10, 0.8)]
+    of = {finding.name: finding for finding in findings(config, choices, [result(config, runs)])}
+    assert [of[name].differences["p_o"].pairs for name in ("flat", "ewc", "si")] == [1, 1, 1]
+    assert of["ewc"].differences["p_o"].mean == pytest.approx(0.9 - 0.7)
+    assert of["si"].differences["p_o"].mean == pytest.approx(0.8 - 0.5)
+    assert (of["ewc"].runs, of["ewc"].diverged, of["si"].called) == (2, 1, "si (1 seed)")
+    points = _curve(config, "flat", choices["flat"], [result(config, runs)])
+    assert [(lr, p_o, number) for lr, _, p_o, number in points] == [
+        (1, pytest.approx(0.6), 2),
+        (2, pytest.approx(0.5), 2),
+    ]
+
+
+def test_a_run_without_what_the_protocol_measures_is_not_finished():
+    config = EvidenceConfig(search=(("b", "a"),), held_out=(("a", "b"),), contenders={"flat": "flat:lr=1"})
+    probed = replace(config, linear_probe=True)
+    without = result(config, [("flat:lr=1", 10, 0.5)])
+    assert scores_of(config, "flat:lr=1", [without])["a-b"][10]["p_o"] == 0.5
+    choices = {"flat": Choice("flat", {}, "flat:lr=1", 0.5, 1, 0)}
+    with pytest.raises(InvalidResultError, match="no finished run"):
+        findings(probed, choices, [without])
+
+
+def test_an_interval_that_no_resample_has_a_value_for_is_none():
+    # A value only for both seeds together, which a resample of ten nearly never has.
+    seeds = list(range(10))
+    estimate = bootstrap({"a": seeds}, lambda name, drawn: 1.0 if list(drawn) == seeds else None, resamples=5)
+    assert estimate is not None
+    assert (estimate.mean, estimate.low, estimate.high) == (1.0, None, None)
 
 
 def test_an_arm_is_written_with_the_first_stage_and_its_settings():

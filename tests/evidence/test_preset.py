@@ -54,6 +54,9 @@ def test_the_preset_has_rates_methods_and_figures_of_the_arm() -> None:
     assert preset.methods == ("ewc:strength=1e5",)
     assert preset.caution is None
     assert preset.provenance.tasks == ("sst2>qqp",)
+    tuned_on = (("demo-sentiment", "my-news=/data", {"name": "b-c", "path": "/x"}),)
+    other = preset_of(replace(CONFIG, search=tuned_on), outcome(BETTER, EQUAL), "ewc", "mine")
+    assert other.provenance.tasks == ("demo-sentiment>my-news>b-c",)
     text = "\n".join(preset.provenance.evidence)
     for figure in ("lr-dist evidence --config my.yaml", "+.011 [+.005, +.015]", "30 pairs of runs in 6", ".954"):
         assert figure in text

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import yaml
 from browser import assert_readable_everywhere
 from comparison import TASKS
+from rich.console import Console
 
 from lr_dist.cli import main
-from lr_dist.cli.evidence import parser
+from lr_dist.cli.evidence import _Lines, parser
 from lr_dist.cli.options import read_options
 from lr_dist.errors import ConfigurationError, InvalidResultError
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.evidence.protocol import Evidence
 from lr_dist.evidence.tuning import taken_choices
 from lr_dist.runs.numbers import number
+from lr_dist.sequence.compare import Listener
+from lr_dist.sequence.output import locked
 
 ROOT = Path(__file__).parents[2]
 CONTENDERS = {
@@ -140,6 +144,29 @@ def test_an_arm_that_is_given_up_keeps_its_row(run, tmp_path) -> None:
     p_o = {run["arm"].partition(" | ")[2]: run["metrics"]["p_o"] for run in runs if run["seed"] == 7}
     assert l2_sp["differences"]["p_o"]["mean"] == pytest.approx(p_o[l2_sp["text"]] - p_o[flat["text"]])
     assert "l2-sp (1 seed)" in (out / "evidence.md").read_text()
+
+
+def test_a_step_that_had_to_wait_for_another_process_loses_no_run(run) -> None:
+    folder, _ = run
+    content = yaml.safe_load((folder / "config.yaml").read_text())
+    config = read_options(EvidenceConfig, parser().parse_args(["--config", str(folder / "config.yaml")]))
+    evidence = Evidence(config, folder / "out")
+    first, second = evidence.held_out_steps(evidence.choices())
+    assert (len(first.seeds), len(second.seeds)) == (1, 2)
+    other_process = ExitStack()
+
+    def listener_of(step, number, of) -> Listener:
+        # The first step finds its folder in use and comes back after the second one.
+        other_process.close()
+        if not tried:
+            other_process.enter_context(locked(step.folder(evidence.output)))
+        tried.append(len(step.seeds))
+        return _Lines(Console(quiet=True), step, number, of)
+
+    tried: list[int] = []
+    evidence._run_steps([first, second], listener_of, "")
+    assert tried == [1, 2, 1]
+    assert {run["seed"] for run in evidence.result(second).runs} == set(content["seeds"])
 
 
 @pytest.mark.parametrize(
