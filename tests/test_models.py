@@ -8,7 +8,7 @@ from transformers import AutoModel, GPT2Config, GPT2Model, T5Config, T5Model
 
 from lr_dist.errors import ConfigurationError, ModelLoadError
 from lr_dist.models import load_backbone, load_skeleton, load_tokenizer, weights_fingerprint
-from lr_dist.sequence.classifier import SequenceClassifier
+from lr_dist.sequence.classifier import SequenceClassifier, check_heads
 from lr_dist.sequence.settings import SequenceSettings
 
 
@@ -62,6 +62,29 @@ def test_minilm_is_a_bert_of_six_layers_with_pre_trained_weights(minilm_path):
 def _classifier(backbone: torch.nn.Module, *, reads_first_token: bool) -> SequenceClassifier:
     settings = SequenceSettings()
     return SequenceClassifier(backbone, {"a": 2, "b.c": 3}, reads_first_token=reads_first_token, settings=settings)
+
+
+def test_every_name_of_a_task_is_a_name_of_a_head():
+    backbone = GPT2Model(GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2, n_positions=16))
+    names = ("values", "training", "type", "v1.2", "sst2")
+    model = SequenceClassifier(
+        backbone, dict(zip(names, range(2, 7), strict=True)), reads_first_token=False, settings=SequenceSettings()
+    ).eval()
+    batch = {"input_ids": torch.tensor([[3, 4, 5]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    assert [model(batch, name).shape[1] for name in names] == [2, 3, 4, 5, 6]
+    model.start_task("values", regression=False, total_steps=1)
+    assert torch.isfinite(model.training_step({**batch, "labels": torch.tensor([1])}, 0))
+    assert [name for name, weight in model.heads.named_parameters() if weight.requires_grad] == [
+        "values_.weight",
+        "values_.bias",
+    ]
+
+
+@pytest.mark.parametrize("names", [("news.v1", "news_v1"), ("values", "values_")])
+def test_heads_that_would_be_one_module_are_refused(names):
+    check_heads(["news.v1", "news.v2", "news.v1"])
+    with pytest.raises(ConfigurationError, match=rf"heads '{names[0]}' and '{names[1]}'"):
+        check_heads(names)
 
 
 def test_a_decoder_is_read_at_its_last_token_that_is_not_padding():

@@ -23,6 +23,7 @@ from lr_dist.reading import expanded
 
 # How long to wait for a reader of a pipe.
 PIPE_SECONDS = 10
+_PREFIX, _SUFFIX = ".lr-dist-", ".tmp"
 _OPEN_FILES = ("/dev/fd/", "/dev/std", "/proc/")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -77,6 +78,12 @@ def write_json(path: str | Path, data: Any, *, instead: str = "") -> Path:
     return write_text(path, json.dumps(data, indent=1, allow_nan=False) + "\n", instead=instead)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete what a killed process left of a file that it was writing; only where no other process writes."""
+    for path in folder.glob(f"{_PREFIX}*{_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
 def is_file_or_new(path: Path) -> bool:
     """Whether `path` is a regular file or a folder, or does not exist; a rename then replaces it or fails."""
     place = os.path.abspath(path)
@@ -91,7 +98,7 @@ def is_file_or_new(path: Path) -> bool:
 
 def _replace(path: Path, data: bytes) -> None:
     # A short name, because one derived from a long name could be too long.
-    number, name = tempfile.mkstemp(prefix=".lr-dist-", suffix=".tmp", dir=path.parent)
+    number, name = tempfile.mkstemp(prefix=_PREFIX, suffix=_SUFFIX, dir=path.parent)
     try:
         with open(number, "wb") as file:
             os.fchmod(number, _mode(path))

@@ -16,6 +16,7 @@ from lr_dist.runs.fused import has_fused_adamw
 from lr_dist.runs.machine import training_device
 from lr_dist.runs.precision import PrecisionChoice, choose_precision
 from lr_dist.sequence.base_config import SequenceConfig
+from lr_dist.sequence.classifier import check_heads
 from lr_dist.sequence.fast.view import View, view_of
 from lr_dist.sequence.settings import SequenceSettings
 from lr_dist.sequence.start import Start, check_start_tokenizer, load_start
@@ -98,6 +99,7 @@ class Bench:
             encode=cls_encoder(backbone, tokenizer, max_length=length),
             dev_size=dev_size,
         )
+        check_heads(task.head for task in loaded)
         if eval_limit is not None:
             loaded = [with_fewer_scored(task, settings.evaluate_on, eval_limit) for task in loaded]
         if tokenizer.pad_token_id is None:

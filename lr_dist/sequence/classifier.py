@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from lr_dist._lightning import L
-from lr_dist.errors import ConfigurationError, DivergedError
+from lr_dist.errors import ConfigurationError, DivergedError, shown
 from lr_dist.runs.fused import has_fused_adamw
 from lr_dist.sequence.fast.packing import first_states
 from lr_dist.sequence.joint_loader import HEAD
@@ -35,7 +35,7 @@ class SequenceClassifier(L.LightningModule):
         given_heads: name -> a head that a start has learned, with dropout of its own, in place of a new one.
 
     Raises:
-        ConfigurationError: an encoder-decoder, which has no single vector for a text.
+        ConfigurationError: an encoder-decoder, which has no single vector for a text; two heads of nearly one name.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class SequenceClassifier(L.LightningModule):
             raise ConfigurationError(
                 f"{type(backbone).__name__} is an encoder-decoder; the sequence needs an encoder or a decoder."
             )
+        check_heads(heads)
         self.backbone = backbone
         self.heads = nn.ModuleDict({key_of(name): _new_head(config.hidden_size, n) for name, n in heads.items()})
         # After the new ones are made, so that those of the other tasks do not depend on what is given.
@@ -162,9 +163,30 @@ class SequenceClassifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
+# Names of nn.ModuleDict's own attributes and methods, which none of its modules can have.
+_TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
 def key_of(head: str) -> str:
-    """A head's name as the name of a module, which must not contain a dot."""
-    return head.replace(".", "_")
+    """A head's name as the name of a module, which must not contain a dot, nor be `values`, `training` and the like."""
+    key = head.replace(".", "_")
+    return f"{key}_" if key in _TAKEN else key
+
+
+def check_heads(heads: Iterable[str]) -> None:
+    """Check that different heads are different modules.
+
+    Raises:
+        ConfigurationError: two names that `key_of` makes one.
+    """
+    names: dict[str, str] = {}
+    for head in heads:
+        other = names.setdefault(key_of(head), head)
+        if other != head:
+            raise ConfigurationError(
+                f"The heads {shown(other)} and {shown(head)} have names that are too much alike: both are the module "
+                f"{key_of(head)}. Give one of the tasks another name."
+            )
 
 
 def _new_head(hidden_size: int, outputs: int) -> nn.Linear:

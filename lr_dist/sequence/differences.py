@@ -120,17 +120,19 @@ def _check(results: Sequence[ComparisonResult], control: str) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise InvalidResultError(f"Two results are of {twice}, which would count twice. Give one of each sequence.")
+    seen: dict[str, tuple[str, Any]] = {}  # setting -> the first result that has it, and its value
     for name, result in zip(names, results, strict=True):
         if not _has(result, control):
             there = ", ".join(entry["label"] for entry in result.arms)
             raise InvalidResultError(f"The result of {name} has no arm {control!r}; it has {there}.")
-        first, own = _settings(results[0]), _settings(result)
         # An arm need not be in every result, but a label must mean the same arm in all.
-        for key in (key for key in own if key in first and own[key] != first[key]):
-            raise InvalidResultError(
-                f"The results of {names[0]} and {name} cannot be put together: {key} is {shown(first[key])} in one and "
-                f"{shown(own[key])} in the other."
-            )
+        for key, value in _settings(result).items():
+            other, theirs = seen.setdefault(key, (name, value))
+            if theirs != value:
+                raise InvalidResultError(
+                    f"The results of {other} and {name} cannot be put together: {key} is {shown(theirs)} in one and "
+                    f"{shown(value)} in the other."
+                )
 
 
 def _settings(result: ComparisonResult) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lr_dist.errors import KeptStageWarning, UnwritableFileError
 from lr_dist.methods import Needs
-from lr_dist.runs.atomic import write_bytes
+from lr_dist.runs.atomic import remove_leftovers, write_bytes
 from lr_dist.sequence.output import NEEDED_MB
 
 MAX_BYTES = 10 * 2**30
@@ -70,6 +70,8 @@ class StageStore:
     def want_only(self, keys: Iterable[str], to_read: Iterable[str] = ()) -> None:
         """From now on keep only the stages of these keys. Without a call, every stage is kept.
 
+        No other process may use the folder.
+
         Args:
             keys: of stages to be kept; other files are deleted, except those of
             to_read: keys of stages that are still to be taken over, and need not be kept if they are trained.
@@ -79,6 +81,7 @@ class StageStore:
         for path in self._files():
             if path.stem not in remaining:
                 path.unlink(missing_ok=True)
+        remove_leftovers(self.folder)
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 

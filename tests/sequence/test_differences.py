@@ -93,6 +93,12 @@ def test_what_may_not_be_compared_is_refused(real):
     renamed = [{**entry, "fingerprint": "x"} for entry in other.arms]
     with pytest.raises(InvalidResultError, match=r"arm flat:lr=1e-3 is '.*' in one and 'x'"):
         differences([one, replace(other, arms=renamed)], FLAT)
+    # An arm that the first result does not have.
+    first = replace(one, arms=[entry for entry in one.arms if entry["label"] == FLAT])
+    frozen = [{**entry, "fingerprint": "x"} if entry["label"] == FROZEN else entry for entry in other.arms]
+    third = replace(result_of(real, "a>c", scores), arms=frozen)
+    with pytest.raises(InvalidResultError, match=r"The results of b>a and a>c .* in one and 'x'"):
+        differences([first, other, third], FLAT)
     with pytest.raises(InvalidResultError, match="no seed for which both"):
         differences([result_of(real, "a>b", {FLAT: [0.5, None], FROZEN: [None, 0.6]})], FLAT)
     alone = replace(one, arms=[entry for entry in one.arms if entry["label"] == FLAT])

@@ -285,6 +285,14 @@ def test_only_wanted_stages_are_kept_and_others_deleted(bench, tmp_path):
     assert not (tmp_path / "stages").exists()
 
 
+def test_what_a_killed_process_left_of_a_file_is_deleted(tmp_path):
+    store = StageStore(tmp_path / "stages")
+    store.folder.mkdir()
+    (store.folder / ".lr-dist-abc.tmp").write_bytes(b"half a stage")
+    store.want_only(())
+    assert not store.folder.exists()
+
+
 def test_an_observer_that_needs_the_training_has_it(bench, tmp_path):
     class Steps(Observer):
         def __init__(self):
