@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import stat
 import time
@@ -27,6 +28,11 @@ def expanded(path: str | Path) -> Path:
         raise UnreadableFileError(
             f"{shown(str(path), PATH)}: there is no home folder for the ~ in it. Write the path out."
         ) from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of a text file. `str.splitlines` also ends them at characters that texts hold, such as U+2028."""
+    return re.split(r"\r\n|\n|\r", text)
 
 
 def is_file(path: Path) -> bool:

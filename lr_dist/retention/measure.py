@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 from torch import nn
 
 from lr_dist._lightning import isolate_rng
-from lr_dist.errors import ConfigurationError, shown
+from lr_dist.errors import PATH, ConfigurationError, MaskedLMHeadError, shown
 from lr_dist.methods import Needs
 from lr_dist.models import load_tokenizer
 from lr_dist.names import did_you_mean
@@ -111,9 +111,19 @@ class RetentionSetup:
     def identity(self) -> dict[str, Any]:
         """The texts and settings, as plain data; where the files are is no part of it."""
         settings = {key: value for key, value in self._config.to_dict().items() if key not in _PLACES}
+        return {**settings, "head": self._head_digest(), "text": self.rows.to_dict()}
+
+    def _head_digest(self) -> str | None:
         head = self._config.head
-        digest = None if head is None else hashlib.sha256(expanded(head).read_bytes()).hexdigest()
-        return {**settings, "head": digest, "text": self.rows.to_dict()}
+        if head is None:
+            return None
+        try:
+            return hashlib.sha256(expanded(head).read_bytes()).hexdigest()
+        except OSError as error:
+            raise MaskedLMHeadError(
+                f"The masked-LM head {shown(head, PATH)} cannot be read: {error.strerror or error}. Give a "
+                "head.safetensors that lr-dist retention wrote, or leave `head` out."
+            ) from error
 
     def prepare(self, bench: Bench) -> RetentionProbe:
         """Find or fit the head and score the encoder before; once."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lr_dist.checks import check_whole
 from lr_dist.errors import PATH, RetentionTextError, shown
-from lr_dist.reading import expanded, read_bytes
+from lr_dist.reading import expanded, lines_of, read_bytes
 
 # WikiText-103's training text has half a gigabyte.
 _MOST_BYTES = 2**30
@@ -47,7 +47,7 @@ def read_texts(path: str | Path) -> list[str]:
         data = read_bytes(expanded(path), _MOST_BYTES + 1)
         if len(data) > _MOST_BYTES:
             raise RetentionTextError(f"{name} is larger than {_MOST_BYTES:,} bytes; give a part of it.")
-        lines = [line.strip() for line in data.decode("utf-8").splitlines()]
+        lines = [line.strip() for line in lines_of(data.decode("utf-8"))]
     except UnicodeDecodeError as error:
         raise RetentionTextError(f"{name} is not text in UTF-8: {error.reason} at byte {error.start}.") from error
     except OSError as error:

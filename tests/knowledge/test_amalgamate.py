@@ -234,6 +234,17 @@ def test_demo_tasks_are_texts(folders: dict[str, str]) -> None:
     assert len(both) == sum(len(load_texts(config(folders, text=name))) for name in (one, two))
 
 
+def test_a_folder_with_the_name_of_a_task_does_not_hide_it(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lr_dist.knowledge.amalgamation.pipeline import load_texts
+
+    monkeypatch.chdir(tmp_path)
+    expected = len(load_texts(config(folders, text="demo-sentiment")))
+    (tmp_path / "demo-sentiment").mkdir()
+    assert len(load_texts(config(folders, text="demo-sentiment"))) == expected
+
+
 def test_tables_and_unknown_names_are_no_texts(folders: dict[str, str], tmp_path: Path) -> None:
     from lr_dist.errors import UnknownTaskError, UnreadableFileError
     from lr_dist.knowledge.amalgamation.pipeline import load_texts

@@ -345,6 +345,9 @@ def test_a_file_is_read_line_by_line(tmp_path: Path) -> None:
     assert Texts.of_file(tmp_path / "plain.txt").plain() == ["the oak", "a\ttrout", "owl"]
     (tmp_path / "pairs.tsv").write_text("the oak\tan elm\nowl\n", encoding="utf-8")
     assert Texts.of_file(tmp_path / "pairs.tsv").plain() == [("the oak", "an elm"), "owl"]
+    # Characters at which str.splitlines ends a line, and an editor does not.
+    (tmp_path / "inner.tsv").write_text("one\u2028two\x85\tthree\n", encoding="utf-8")
+    assert Texts.of_file(tmp_path / "inner.tsv").plain() == [("one\u2028two", "three")]
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for path in ("latin.txt", "missing.txt", "."):
         with pytest.raises(UnreadableFileError):

@@ -81,6 +81,9 @@ def test_averaged_teachers_have_the_mean_body_and_their_own_heads() -> None:
     probabilities = merged_probabilities(merged, TEXTS)
     assert probabilities.shape == (12, 3)
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(12))
+    # The names are only for messages.
+    first.name = second.name = "model"
+    torch.testing.assert_close(merged_probabilities(average_teachers([first, second]), TEXTS), probabilities)
 
 
 def test_task_vectors_are_added_to_the_pretrained_body(tmp_path: Path) -> None:

@@ -98,6 +98,12 @@ def test_repeated_and_mirrored_facts_count_once() -> None:
     assert len(graph.facts) == 2
 
 
+def test_a_word_may_hold_characters_that_end_a_line_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "graph.tsv").write_text("caf\xe9\u2028bar\thypernym\tplace\n", encoding="utf-8")
+    (fact,) = read_graph(str(tmp_path / "graph.tsv")).facts
+    assert fact.subject == "caf\xe9\u2028bar"
+
+
 def test_networkx_and_back() -> None:
     graph = KnowledgeGraph.from_triples([DOG, ("hot", "antonym", "cold")])
     assert KnowledgeGraph.from_networkx(graph.to_networkx()).facts == graph.facts

@@ -18,7 +18,7 @@ from lr_dist.knowledge.informed import noise
 from lr_dist.knowledge.informed.config import InformedConfig
 from lr_dist.knowledge.informed.experiment import Experiment, Job
 from lr_dist.knowledge.informed.fits import first_stage, learn_task
-from lr_dist.knowledge.informed.material import Material, class_names
+from lr_dist.knowledge.informed.material import NEEDS, Material, class_names
 from lr_dist.knowledge.informed.result import InformedResult, summarise
 from lr_dist.knowledge.informed.transfer import groups_of, transfer
 from lr_dist.report.informed import verdict
@@ -99,6 +99,18 @@ def test_controls_differ_from_the_prototypes_in_one_thing(material: Material) ->
     assert sorted(informed.labels.tolist()) == sorted(shuffled.labels.tolist())
     assert material.stage_tokens("shuffled", 1).train.labels.tolist() != shuffled.labels.tolist()
     assert len(unrelated) == len(informed)
+
+
+def test_unrelated_text_that_is_shorter_than_the_prototypes_is_repeated_for_as_many_steps(material: Material) -> None:
+    tokens = list(material.bench.view(NEEDS).tokens)
+    tokens[2] = replace(tokens[2], train=tokens[2].train.rows_at(range(5)))
+    view = replace(material.bench.view(NEEDS), tokens=tuple(tokens))
+    few = replace(material, bench=material.bench.with_view(view, NEEDS))
+    unrelated = few.stage_tokens("unrelated", 0).train
+    assert len(unrelated) == len(few.stage_tokens("informed", 0).train) > 5
+    texts = Counter(tuple(unrelated[row]["input_ids"]) for row in range(len(unrelated)))
+    assert len(texts) == 5
+    assert max(texts.values()) - min(texts.values()) <= 1
 
 
 @pytest.mark.parametrize(
@@ -196,6 +208,31 @@ def test_the_summary_is_what_one_computes_by_hand() -> None:
     assert difference["mean"] == pytest.approx(0.08)
     # Student's t with one degree of freedom, 12.7062, times the standard error of .10 and .06.
     assert difference["half"] == pytest.approx(12.7062 * 0.02, rel=1e-4)
+
+
+def test_a_score_of_zero_is_no_divergence_and_a_diverged_run_no_score() -> None:
+    config = InformedConfig(
+        knowledge="polarity", task="cola", limits=(10,), arms=("none",), parts=("none",), rates=("a", "b", "c")
+    )
+    experiment = Experiment.__new__(Experiment)
+    experiment.config = config
+
+    def tuned(scores: dict[str, list[float | None]]) -> tuple[str, float, int]:
+        runs = [
+            {"arm": "none", "limit": 10, "rates": rates, "stage_rates": "", "seed": seed}
+            | ({"status": "diverged"} if score is None else {"status": "done", "score": score})
+            for rates, each in scores.items()
+            for seed, score in enumerate(each)
+        ]
+        (choice,) = experiment._choose(runs)
+        return choice.rates, choice.score, choice.tried
+
+    # Matthews, which is 0 for one class alone, and can be negative.
+    assert tuned({"a": [0.0, 0.0], "b": [-0.1, 0.1], "c": [-0.1, -0.1]}) == ("a", 0.0, 3)
+    assert tuned({"a": [None, None], "b": [-0.2, -0.1], "c": [-0.1, -0.1]}) == ("c", -0.1, 3)
+    assert tuned({"a": [0.9, None], "b": [0.2, 0.4], "c": [None, None]}) == ("b", pytest.approx(0.3), 3)
+    with pytest.raises(ConfigurationError, match="Every rate of the arm none diverged"):
+        tuned({"a": [None], "b": [None], "c": [None]})
 
 
 def test_class_names_are_joined_by_name() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lr_dist.errors import InvalidYAMLError, KnowledgeError, TemplateError
-from lr_dist.knowledge.prototypes.examples import examples_of
+from lr_dist.knowledge.prototypes.examples import examples_of, polarity_examples
 from lr_dist.knowledge.prototypes.files import read_graph
 from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
 from lr_dist.knowledge.prototypes.leakage import key_of
@@ -95,6 +95,13 @@ def test_prototypes_are_balanced_distinct_and_the_same_for_a_seed(kind: str) -> 
     train, test = made.split()
     assert not {example.subject for example in train} & {example.subject for example in test}
     assert {example.label for example in test} == set(made.classes)
+
+
+def test_a_polarity_reaches_synonyms_of_synonyms_in_any_order_of_the_facts() -> None:
+    facts = [("fine", "synonym", "great"), ("great", "synonym", "good"), ("good", "polarity", "positive")]
+    for triples in (facts, facts[::-1]):
+        examples = list(polarity_examples(KnowledgeGraph.from_triples(triples), PLAIN))
+        assert {(each.subject, each.label) for each in examples} == {(w, "positive") for w in ("fine", "great", "good")}
 
 
 def test_denials_do_not_give_the_label_away() -> None:

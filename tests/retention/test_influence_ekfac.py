@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM
 
 from lr_dist.errors import InfluenceError, ModelMismatchError, SingularCurvatureError, UnsupportedModelError
+from lr_dist.retention.influence import factors
 from lr_dist.retention.influence.ekfac import (
     MeanQuery,
     Queries,
@@ -263,6 +264,20 @@ def test_damaged_factors_are_fitted_again(tmp_path: Path) -> None:
     damaged = next(tmp_path.rglob("lambda_matrix.safetensors"))
     damaged.write_bytes(damaged.read_bytes()[:50])
     assert torch.equal(fit_factors(stage, tmp_path).layers["0"].values, whole.layers["0"].values)
+
+
+def test_a_new_fit_that_cannot_be_read_is_an_error_and_not_fitted_for_ever(tmp_path: Path, monkeypatch) -> None:
+    fits = []
+    whole = factors._fit
+    monkeypatch.setattr(factors, "_fit", lambda *arguments: (fits.append(1), whole(*arguments)))
+
+    def unreadable(*arguments: Any) -> Any:
+        raise KeyError("0")
+
+    monkeypatch.setattr(factors, "_read", unreadable)
+    with pytest.raises(KeyError):
+        fit_factors(linear_stage(n=10), tmp_path)
+    assert len(fits) == 1
 
 
 def test_another_stage_kind_of_labels_or_seed_has_factors_of_its_own(tmp_path: Path) -> None:

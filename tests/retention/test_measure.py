@@ -11,7 +11,7 @@ from rich.console import Console
 from tiny_folder import save_tiny_model
 
 from lr_dist.cli import main
-from lr_dist.errors import ConfigurationError, RetentionTextError
+from lr_dist.errors import ConfigurationError, MaskedLMHeadError, RetentionTextError
 from lr_dist.models import load_backbone, load_tokenizer
 from lr_dist.report.terminal import print_comparison
 from lr_dist.retention.fit_head import HeadFit, fit_mlm_head
@@ -127,6 +127,9 @@ def test_wrong_input_is_named_before_anything_is_trained(model, text, tmp_path, 
         parse_retention(",texts=3")
     with pytest.raises(RetentionTextError, match="cannot be read"):
         RetentionSetup(model, parse_retention(str(tmp_path / "none.txt")), tmp_path)
+    setup = RetentionSetup(model, parse_retention(f"{text},head={tmp_path / 'none.safetensors'}"), tmp_path)
+    with pytest.raises(MaskedLMHeadError, match=r"none\.safetensors.* cannot be read"):
+        setup().identity()
     arguments = ["--model", tiny_model, "--tasks", "demo-sentiment", "--distributions", FLAT, "--seeds", "0"]
     assert main(["compare", *arguments, "--retention", text + FAST, "--output", str(tmp_path / "none")]) == 2
     assert "has no mask token" in capsys.readouterr().err

@@ -21,6 +21,11 @@ def test_lines_are_texts_and_long_ones_are_cut(tmp_path) -> None:
     assert all(row.ids[0] == 2 and row.ids[-1] == 3 for row in rows)
 
 
+def test_a_text_ends_only_where_an_editor_ends_a_line(tmp_path) -> None:
+    (tmp_path / "text.txt").write_bytes("one\u2028two\x85three\r\nfour\rfive\n".encode())
+    assert read_texts(tmp_path / "text.txt") == ["one\u2028two\x85three", "four", "five"]
+
+
 def test_a_draw_keeps_the_order_and_follows_the_seed() -> None:
     texts = list(dict.fromkeys(sentences(80)))
     every = [row.ids.tolist() for row in token_rows(texts, tokenizer())]

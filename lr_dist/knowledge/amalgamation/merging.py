@@ -60,7 +60,7 @@ def add_task_vectors(
 
 def merged_probabilities(teachers: Sequence[ModelTeacher], texts: Texts, *, batch_size: int = 64) -> Tensor:
     """Probabilities [texts, labels of the union]: the softmax of the teachers' logits side by side."""
-    union = LabelUnion.of({teacher.name: teacher.labels for teacher in teachers})
+    union = LabelUnion.of({f"{k}. {each.name}": each.labels for k, each in enumerate(teachers, start=1)})
     scores = [score_texts(teacher, texts, passes=0, batch_size=batch_size) for teacher in teachers]
     return vkd_targets([each.logits for each in scores], union)
 

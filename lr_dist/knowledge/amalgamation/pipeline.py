@@ -21,6 +21,7 @@ from lr_dist.knowledge.amalgamation.targets import Objective, make_objective
 from lr_dist.knowledge.amalgamation.teacher import Teacher
 from lr_dist.knowledge.amalgamation.texts import Texts, tokenise
 from lr_dist.models import load_new_classifier, load_tokenizer, weights_fingerprint
+from lr_dist.reading import is_file
 from lr_dist.runs.atomic import write_json
 from lr_dist.sequence.environment import describe_environment, peak_memory_mb
 from lr_dist.sequence.output import checked_folder, locked
@@ -180,7 +181,7 @@ def load_texts(config: AmalgamationConfig) -> Texts:
             f"--text {shown(config.text, PATH)} is a table. Give a file with one text a line (*.txt; *.tsv for pairs), "
             "or a task of your own, NAME=FOLDER, whose labels are not read."
         )
-    if "=" not in config.text and (path.suffix.lower() in (".txt", ".tsv") or path.exists()):
+    if "=" not in config.text and (path.suffix.lower() in (".txt", ".tsv") or is_file(path)):
         texts = Texts.of_file(config.text)
     else:
         parts = [Texts.of_task(task) for task in load_tasks(config.text.split("+"), data_dir=config.data_dir)]

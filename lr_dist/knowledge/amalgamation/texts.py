@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lr_dist.errors import PATH, EmptyTextError, UnreadableFileError, listed, shown
-from lr_dist.reading import expanded, is_file, read_bytes
+from lr_dist.reading import expanded, is_file, lines_of, read_bytes
 from lr_dist.tasks.task import Task, text_keys
 from lr_dist.tasks.token_cache import FlatRows
 from lr_dist.tasks.tokens import TokenSplit
@@ -71,13 +71,13 @@ class Texts:
         try:
             if not is_file(place):
                 raise OSError("there is no such file")
-            lines = read_bytes(place, _MOST_BYTES).decode("utf-8-sig").splitlines()
+            lines = lines_of(read_bytes(place, _MOST_BYTES).decode("utf-8-sig"))
         except (OSError, ValueError) as error:
             raise UnreadableFileError(
                 f"{shown(str(path), PATH)} cannot be read as text, one a line, in UTF-8: {error}."
             ) from error
         pairs = place.suffix.lower() == ".tsv"
-        rows = [line.strip("\r\n") for line in lines if line.strip()]
+        rows = [line for line in lines if line.strip()]
         cut = [row.split("\t", 1) if pairs and "\t" in row else [row] for row in rows]
         return cls(tuple((parts[0].strip(), parts[1].strip() if len(parts) > 1 else None) for parts in cut))
 

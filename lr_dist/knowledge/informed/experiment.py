@@ -184,21 +184,25 @@ class Experiment:
     def _choose(self, runs: Sequence[Mapping[str, Any]]) -> list[Choice]:
         choices = []
         for arm, limit in itertools.product(self.config.arms, self.config.limits):
+            combinations = list(itertools.product(self._stage_rates(arm), self.config.rates))
             tried = []
-            for stage_rates, rates in itertools.product(self._stage_rates(arm), self.config.rates):
+            for stage_rates, rates in combinations:
                 scores = [
-                    run["score"] if run["status"] == "done" else 0.0
+                    run["score"]
                     for run in runs
                     if (run["arm"], run["limit"], run["rates"], run["stage_rates"]) == (arm, limit, rates, stage_rates)
+                    and run["status"] == "done"
                 ]
-                tried.append((statistics.fmean(scores), rates, stage_rates))
-            score, rates, stage_rates = max(tried, key=lambda each: each[0])
-            if score == 0:
+                if scores:
+                    tried.append((len(scores), statistics.fmean(scores), rates, stage_rates))
+            if not tried:
                 raise ConfigurationError(
                     f"Every rate of the arm {arm} diverged with {limit} examples. Give lower rates."
                 )
+            # Of the rates that diverged least often, the best; a score can be 0 or less (Matthews).
+            _, score, rates, stage_rates = max(tried, key=lambda each: each[:2])
             at_end = len(self.config.rates) > 1 and rates in (self.config.rates[0], self.config.rates[-1])
-            choices.append(Choice(arm, limit, rates, stage_rates, score, len(tried), at_end))
+            choices.append(Choice(arm, limit, rates, stage_rates, score, len(combinations), at_end))
         return choices
 
     def _result(

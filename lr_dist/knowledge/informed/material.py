@@ -157,6 +157,8 @@ class Material:
         learned = view.tokens[0]
         if arm == UNRELATED:
             other = view.tokens[2]
+            if len(other.train) < len(learned.train):  # again and again, for as many steps
+                return replace(other, train=_repeated(other.train, len(learned.train), seed, UNRELATED))
             order = draw_order(len(other.train), f"unrelated {seed}")[: len(learned.train)]
             return replace(other, train=other.train.rows_at(order))
         if arm == SHUFFLED:

@@ -26,7 +26,7 @@ class Choice:
     Attributes:
         arm, limit: which.
         rates, stage_rates: the chosen texts.
-        score: mean on dev over the tuning seeds.
+        score: mean on dev over the tuning seeds that did not diverge.
         tried: number of combinations.
         at_end: whether the chosen rates are the first or the last of several, so that better ones may lie beyond.
     """

@@ -137,10 +137,14 @@ def polarity_examples(graph: KnowledgeGraph, templates: Templates) -> Iterator[E
     known: dict[str, tuple[str, tuple[Fact, ...]]] = {
         fact.subject: (fact.object, (fact,)) for fact in graph.of("polarity")
     }
-    for fact in graph.of("synonym"):
-        for a, b in _both_ways(fact):
-            if a in known and b not in known:
-                known[b] = (known[a][0], (*known[a][1], fact))
+    # From word to word over any number of synonyms, in whatever order the facts are.
+    before = -1
+    while len(known) > before:
+        before = len(known)
+        for fact in graph.of("synonym"):
+            for a, b in _both_ways(fact):
+                if a in known and b not in known:
+                    known[b] = (known[a][0], (*known[a][1], fact))
     for word, (label, facts) in known.items():
         for form in graph.forms(word, _ADJECTIVE):
             for template in templates.polarity.get("noun" if form == "mass" else form, ()):

@@ -12,7 +12,7 @@ from lr_dist.errors import PATH, KnowledgeError, UnreadableFileError, shown
 from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
 from lr_dist.knowledge.prototypes.wordnet import wordnet_triples
 from lr_dist.names import did_you_mean
-from lr_dist.reading import expanded, read_bytes
+from lr_dist.reading import expanded, lines_of, read_bytes
 
 SHIPPED = ("everyday", "polarity")
 WORDNET = "wordnet:"
@@ -68,7 +68,7 @@ def read_text(path: Path) -> str:
 
 
 def _tsv(text: str, source: str) -> Iterator[list[str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(lines_of(text), start=1):
         if not line.strip() or line.startswith("#"):
             continue
         parts = line.split("\t")

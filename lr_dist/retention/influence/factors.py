@@ -143,7 +143,8 @@ def fit_factors(
     key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     place = Path(folder).expanduser() / key
     about |= {"rows": len(stage.rows), "layers": list(stage.layers), "left_out": dict(stage.excluded)}
-    if not (place / "about.json").exists():
+    fitted_now = not (place / "about.json").exists()
+    if fitted_now:
         try:
             _fit(stage, place, labels, several, seed, mixed)
         # Of a file that was cut when an earlier fit was killed.
@@ -155,6 +156,8 @@ def fit_factors(
     try:
         return Factors(_read(stage, place, several), about)
     except damage:
+        if fitted_now:  # not a damaged file: fitting again would not help
+            raise
         shutil.rmtree(place)
         return fit_factors(stage, folder, labels=labels, seed=seed, mixed=mixed)
 
