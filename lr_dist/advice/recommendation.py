@@ -54,8 +54,7 @@ class Recommendation:
 
     def text(self) -> str:
         """Lines for people."""
-        name = f"preset {self.preset}" if self.preset is not None else "a flat rate"
-        lines = [f"Begin with: {name}", f"  {self.plan}"]
+        lines = [f"Begin with: {self._kind()}", f"  {self.plan}"]
         if self.methods:
             lines.append(f"  with {' + '.join(self.methods)}")
         if self.schedule is not None:
@@ -68,6 +67,15 @@ class Recommendation:
         ):
             lines += ["", f"{title}:", *(f"  - {item}" for item in items)]
         return "\n".join(lines)
+
+    def _kind(self) -> str:
+        if self.preset is not None:
+            return f"preset {self.preset}"
+        return (
+            "a flat rate"
+            if str(self.plan).startswith("flat:") and len(self.plan.stages) == 1
+            else "rates measured by us"
+        )
 
 
 def level(plan: RatePlan, num_layers: int) -> float:

@@ -15,6 +15,7 @@ from lr_dist.rate_plan import RatePlan
 NEAR = 2.5
 # The default `learning_rate` of transformers' TrainingArguments.
 UNTUNED = 5e-5
+# Where nothing was measured: it needs no earlier data, no other rates, and no setting that depends on the model's size.
 KEEP = ("interpolate:alpha=0.7",)
 
 
@@ -39,15 +40,13 @@ def recommend(
 
 def choose(case: Case) -> Recommendation:
     """The recommendation for a case; see `recommend`."""
-    # The family first: rates of another one say little, however close the sizes are.
-    nearest = min(known(), key=lambda setting: (case.family not in setting.families, setting.distance(case)))
-    methods = KEEP if case.in_sequence else ()
+    nearest = min(known(), key=lambda setting: _far(setting, case))
     if case.family not in nearest.families or nearest.distance(case) > NEAR:
         return Recommendation(
             case,
             RatePlan((LRDistribution.flat(UNTUNED),)),
             None,
-            methods,
+            KEEP if case.in_sequence else (),
             None,
             (),
             nearest.differences(case),
@@ -62,13 +61,19 @@ def choose(case: Case) -> Recommendation:
         case,
         nearest.plan,
         None if nearest.preset is None else nearest.preset.name,
-        methods,
+        (nearest.methods or KEEP) if case.in_sequence else (),
         None if nearest.preset is None else nearest.preset.schedule,
         nearest.evidence,
         nearest.differences(case),
         nearest.limits,
         _advice(case),
     )
+
+
+def _far(setting: Known, case: Case) -> tuple[bool, float, bool]:
+    """The family first: rates of another one say little, however close the sizes are."""
+    keeps = bool(setting.methods)
+    return case.family not in setting.families, setting.distance(case), keeps != case.in_sequence
 
 
 def _name(setting: Known) -> str:
@@ -80,9 +85,12 @@ def _advice(case: Case) -> tuple[str, ...]:
     if not case.in_sequence:
         return (tune,)
     keep = (
-        "interpolate:alpha=0.7 moves the weights 70% of the way to the new task: with replay of 5% of the earlier "
-        "examples it reduced forgetting most in our runs (qnli>qqp, MiniLM, three seeds: half of the forgetting gone "
-        "at p_s .787 instead of .791). Smaller alpha keeps more and learns less."
+        "interpolate:alpha=0.7 goes 70% of the way to the new weights; a smaller alpha keeps more and learns less. "
+        "Rates that fall with depth gain more by it than flat ones (docs/evidence.md)."
     )
-    replay = "If examples of the earlier task are at hand, try replay:ratio=0.05 too (docs/methods.md)."
+    replay = (
+        "If 5% of the earlier examples may be kept, rehearse them: + replay:ratio=0.1,size=NUMBER, with "
+        "interpolate:alpha=0.8, kept most in our runs. If one pass over them is allowed, ewc kept nearly as much "
+        "(docs/methods.md)."
+    )
     return (tune, keep, replay)

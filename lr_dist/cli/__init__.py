@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 # In the order of use; each module has `parser()` and `run(settings)`, and `nest` for further levels.
+# More options than this have a usage of a screen.
+_MANY_OPTIONS = 12
 COMMANDS = {
     "compare": "lr_dist.cli.compare",
     "evidence": "lr_dist.cli.evidence",
@@ -76,6 +78,7 @@ def _run(arguments: list[str]) -> int:
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, module in modules.items():
         subparser = module.parser()
+        subparser.usage = _short_usage(name, subparser)
         subcommands.add_subcommand(name, subparser, help=subparser.description)
         if hasattr(module, "nest"):
             module.nest(subparser)
@@ -97,6 +100,13 @@ def _run(arguments: list[str]) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, command)
         return modules[command].run(settings[command])
+
+
+def _short_usage(name: str, parser: ArgumentParser) -> str | None:
+    """One line where the whole usage would fill the screen above the help; otherwise argparse's own."""
+    if len(parser._actions) <= _MANY_OPTIONS or not all(action.option_strings for action in parser._actions):
+        return None
+    return f"lr-dist {name} [--config FILE] [options]"
 
 
 def _show_warning(other: Callable[..., None], command: str, message: Any, category: type[Warning], *where: Any) -> None:

@@ -6,8 +6,9 @@ brackets. Name, type, default and help of an option are written in the dataclass
     batch_size: int = 32
     '''Training examples per optimizer step.'''
 
-becomes `--batch-size`. The fields of a dataclass in a field become options beside the others. Two keys of a field's
-`metadata` change its option: `option` is another name for it, and `brackets` makes a list one value, `[1, 2]`.
+becomes `--batch-size`. The fields of a dataclass in a field become options beside the others. Keys of a field's
+`metadata` change its option: `option` is another name for it, `brackets` makes a list one value, `[1, 2]`, and `group`
+is the heading under which it, or all options of a dataclass in it, stand in the help.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class Option:
     nargs: str | None = None
     """Number of values in argparse's notation; None for one."""
 
+    group: str | None = None
+    """Heading in the help; None for the first list."""
+
     @property
     def flag(self) -> str:
         """The option as it is typed: --batch-size."""
@@ -69,25 +73,31 @@ def add_options(parser: ArgumentParser, config: type, only: Collection[str] | No
         config: a dataclass.
         only: names of the options to add; by default all.
     """
+    groups: dict[str | None, Any] = {None: parser}
     for option in options_of(config):
         if only is None or option.name in only:
+            if option.group not in groups:
+                groups[option.group] = parser.add_argument_group(option.group)
             several: dict[str, Any] = {} if option.nargs is None else {"nargs": option.nargs}
-            parser.add_argument(option.flag, type=option.type, default=option.default, help=option.help, **several)
+            groups[option.group].add_argument(
+                option.flag, type=option.type, default=option.default, help=option.help, **several
+            )
 
 
-def options_of(config: type, defaults: Any = None) -> Iterator[Option]:
+def options_of(config: type, defaults: Any = None, group: str | None = None) -> Iterator[Option]:
     """The options of a dataclass, in the order of its constructor.
 
     Args:
         config: a dataclass, all of whose fields have a default and a docstring.
         defaults: an instance with other defaults, as a field that holds a dataclass may have.
+        group: heading of those that name none.
     """
     hints, helps = get_type_hints(config), field_docstrings(config)
     for each in _in_order(config):
         hint, default = hints[each.name], _default(each) if defaults is None else getattr(defaults, each.name)
         if is_dataclass(hint):
             assert isinstance(hint, type)
-            yield from options_of(hint, default)
+            yield from options_of(hint, default, each.metadata.get("group", group))
             continue
         several = get_origin(hint) is tuple and not each.metadata.get("brackets")
         several = several and get_origin(get_args(hint)[0]) is not tuple
@@ -97,6 +107,7 @@ def options_of(config: type, defaults: Any = None) -> Iterator[Option]:
             default=_plain(default),
             help=helps[each.name].replace("`", ""),
             nargs=None if not several else "+" if default else "*",
+            group=each.metadata.get("group", group),
         )
 
 

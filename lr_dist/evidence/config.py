@@ -10,7 +10,7 @@ from typing import Any
 
 from lr_dist.checks import is_whole
 from lr_dist.errors import ConfigurationError, shown
-from lr_dist.sequence.base_config import SequenceConfig
+from lr_dist.sequence.base_config import MEASURES, TRAINING, SequenceConfig
 from lr_dist.sequence.compare_config import CompareConfig
 from lr_dist.sequence.settings import SequenceSettings
 
@@ -139,14 +139,14 @@ class EvidenceConfig(SequenceConfig):
     seeds: tuple[int, ...] = (10, 11, 12, 13, 14)
     """Random seeds of the comparison; none was used for tuning. On the command line, 0..4 stands for 0 1 2 3 4."""
 
-    linear_probe: bool = False
+    linear_probe: bool = field(default=False, metadata=MEASURES)
     """Measure on the held-out sequences what the encoder forgets, with a new head on it (true or false)."""
 
-    retention: str | None = None
+    retention: str | None = field(default=None, metadata=MEASURES)
     """Measure on the held-out sequences what each run loses of the pre-training: a file of plain text, one text a line,
     with settings as in FILE,texts=50,fit_texts=1000; see lr-dist retention."""
 
-    settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True)
+    settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True, metadata=TRAINING)
 
     def __post_init__(self) -> None:
         if not self.held_out or bool(self.search) == bool(self.choices):
@@ -171,6 +171,11 @@ class EvidenceConfig(SequenceConfig):
         for name, seeds in (("tuning_seeds", self.tuning_seeds), ("seeds", self.seeds)):
             if not seeds or not all(is_whole(seed, 0) for seed in seeds) or len(set(seeds)) < len(seeds):
                 raise ConfigurationError(f"{name} must be distinct whole numbers from 0, not {list(seeds)}.")
+        if self.search and (both_seeds := sorted(set(self.tuning_seeds) & set(self.seeds))):
+            raise ConfigurationError(
+                f"Seed {both_seeds[0]} is in tuning_seeds and in seeds; arms would be compared with a seed that chose "
+                "them. Give others."
+            )
         if self.control not in self.contenders:
             raise ConfigurationError(
                 f"The control {shown(self.control)} is no arm; there are {', '.join(self.contenders) or 'none'}."

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from lr_dist.sequence.settings import SequenceSettings
 
+# Headings in a command's help.
+DATA, TRAINING, MEASURES, KEPT = ({"group": name} for name in ("data", "training", "what is measured", "what is kept"))
+
 
 @dataclass(frozen=True)
 class SequenceConfig:
@@ -18,23 +21,23 @@ class SequenceConfig:
     """Folder of a fine-tuned classifier with its head, in place of --model: it has learned the first task, and only the
     later ones are learned."""
 
-    limit: int | None = field(default=None, kw_only=True)
+    limit: int | None = field(default=None, kw_only=True, metadata=DATA)
     """Number of training examples per task, drawn at random; all by default."""
 
-    dev_size: int | float | None = field(default=None, kw_only=True)
+    dev_size: int | float | None = field(default=None, kw_only=True, metadata=DATA)
     """Training examples to set aside as the dev split: a number, or a share between 0 and 1. By default a tenth, at
     most 1,000."""
 
-    eval_limit: int | None = field(default=None, kw_only=True)
+    eval_limit: int | None = field(default=None, kw_only=True, metadata=DATA)
     """Number of examples per task to score on, always the same ones: quicker, and less exact. All by default."""
 
-    data_dir: str | None = field(default=None, kw_only=True)
+    data_dir: str | None = field(default=None, kw_only=True, metadata=DATA)
     """Folder with GLUE as parquet files. By default the environment variable LR_DIST_DATA, or else the hub."""
 
-    data_seed: int = field(default=0, kw_only=True)
+    data_seed: int = field(default=0, kw_only=True, metadata=DATA)
     """Seed for drawing the examples of a limit; the same for every run."""
 
-    settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True)
+    settings: SequenceSettings = field(default_factory=SequenceSettings, kw_only=True, metadata=TRAINING)
 
     method: str = field(default="finetune", kw_only=True)
     """Methods against forgetting to add to every distribution, joined by a plus sign: finetune (none), or

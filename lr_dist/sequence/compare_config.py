@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lr_dist.checks import check_whole, is_whole
 from lr_dist.errors import ConfigurationError
-from lr_dist.sequence.base_config import SequenceConfig
+from lr_dist.sequence.base_config import KEPT, MEASURES, SequenceConfig
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,15 @@ class CompareConfig(SequenceConfig):
     ('flat:lr=1e-4 @ 20% > flat:lr=1e-5'), with layers that start one after the other ('flat:lr=1e-4 @ gradual'), or
     with rates from the spectra of the model's weights ('heavy-tail:lr=1e-4,s1=0.5,s2=1.5')."""
 
-    keep_stages: bool = True
+    keep_stages: bool = field(default=True, metadata=KEPT)
     """Train the stages that arms share once: their weights are kept in the output folder until no run needs them. The
     results are the same without (true or false)."""
 
-    linear_probe: bool = False
+    linear_probe: bool = field(default=False, metadata=MEASURES)
     """Fit a new head to each task on the frozen encoder, after the task and after the last one: what the encoder has
     forgotten, whatever has become of the task's own head (true or false)."""
 
-    keep_weights: bool = False
+    keep_weights: bool = field(default=False, metadata=KEPT)
     """Keep the weights after every stage of every run in the folder weights of the output, for lr-dist influence (true
     or false)."""
 

@@ -11,7 +11,7 @@ from lr_dist.errors import ConfigurationError, shown
 from lr_dist.names import one_of
 from lr_dist.rate_plan import RatePlan, StageRates
 from lr_dist.search.space import Space
-from lr_dist.sequence.base_config import SequenceConfig
+from lr_dist.sequence.base_config import KEPT, MEASURES, TRAINING, SequenceConfig
 from lr_dist.sequence.settings import SequenceSettings
 
 MODES = ("relative", "sum", "constrained", "pareto", "retention")
@@ -120,8 +120,8 @@ class SearchConfig(SequenceConfig):
     """Several task sequences instead of one, [[sst2, qqp], [qqp, sst2]]: each trial learns all of them, and its score
     is the mean."""
 
-    space: Space = field(default_factory=Space)
-    goal: Goal = field(default_factory=Goal)
+    space: Space = field(default_factory=Space, metadata={"group": "the space of rates"})
+    goal: Goal = field(default_factory=Goal, metadata={"group": "the objective"})
 
     trials: int = 50
     """Number of trials of the whole study, over all workers and starts, queued ones included."""
@@ -152,21 +152,21 @@ class SearchConfig(SequenceConfig):
     """Rates of the first task, flat:lr=1e-4, the same in every trial: only those of the later tasks are searched, and
     the first task is learned once for each sequence and seed."""
 
-    keep_stages: bool = True
+    keep_stages: bool = field(default=True, metadata=KEPT)
     """With --first: keep the weights after the first task in the output folder until the study is complete, so that
     all trials go on from them. The results are the same without (true or false)."""
 
-    retention: str | None = None
+    retention: str | None = field(default=None, metadata=MEASURES)
     """Measure what each run loses of the pre-training: a file of plain text, one text a line, with settings as in
     FILE,texts=50,fit_texts=1000. A trial that loses more than --most-lost violates the constraint; with --objective
     retention, what is lost is an objective instead."""
 
-    most_lost: float = 0.1
+    most_lost: float = field(default=0.1, metadata=MEASURES)
     """With --retention: the most that a trial may lose, as a mean over its runs, in nats a token of the text, with a
     refitted head. --objective retention has no such bound."""
 
     settings: SequenceSettings = field(
-        default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"), kw_only=True
+        default_factory=lambda: replace(SequenceSettings(), evaluate_on="dev"), kw_only=True, metadata=TRAINING
     )
 
     def __post_init__(self) -> None:

@@ -37,9 +37,13 @@ def test_the_preset_of_the_same_family_and_depth_is_named(case: Case, preset: st
 
 def test_a_small_bert_gets_the_rate_that_was_measured_and_not_the_one_of_bert_base() -> None:
     advice = choose(Case("bert", 6, ("sst2", "qqp"), 1500))
-    assert str(advice.plan) == "flat:lr=1.34e-4"
+    assert str(advice.plan) == "flat:lr=1.34e-4 | decay:lr=4e-4,factor=0.7"
+    assert advice.methods == ("interpolate:alpha=0.7",)
     assert advice.differences == ()
-    assert "+.005" in advice.evidence[0]
+    assert "at equal p_s" in advice.evidence[0]
+    alone = choose(Case("bert", 6, ("sst2",), 1500))
+    assert (str(alone.plan), alone.methods) == ("flat:lr=1.34e-4", ())
+    assert "+.005" in alone.evidence[0]
 
 
 def test_where_nothing_is_near_the_words_say_so() -> None:
@@ -67,7 +71,7 @@ def test_methods_are_recommended_only_where_something_can_be_forgotten() -> None
         advice = choose(case)
         assert advice.methods == ("interpolate:alpha=0.7",)
         assert "order: something learned before is to be kept here, one task alone there" in advice.differences
-        assert any("replay:ratio=0.05" in line for line in advice.advice)
+        assert any("replay:ratio=0.1" in line for line in advice.advice)
     # The text for a comparison is one that a comparison reads.
     arm = Arm.parse(choose(two).arm)
     assert arm.plan == get_preset("electra").plan

@@ -40,3 +40,16 @@ def test_every_arm_of_a_kept_result_is_in_the_table_with_its_figures(path: Path)
         assert rest[0].startswith(f"{100 * gone['mean']:.0f} %")
         if len(rest) > 1 and finding["at_equal_p_s"] is not None:
             assert rest[1] == with_interval(Estimate(**finding["at_equal_p_s"]))
+
+
+def test_the_readme_says_what_the_kept_result_says() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme[readme.index("## What we found") : readme.index("## Development")]
+    result = json.loads((ROOT / "configs" / "evidence" / "forgetting-v2" / "evidence.json").read_text())
+    findings = {finding["name"]: finding for finding in result["findings"]}
+    named = ["llrd-replay-interpolate", "replay-interpolate", "ewc", "llrd-interpolate", "llrd", "interpolate"]
+    rows = [line for line in section.splitlines() if " % [" in line]
+    for name, row in zip(named, rows, strict=True):
+        gone = findings[name]["forgetting_gone"]
+        assert f"{100 * gone['mean']:.0f} % [{100 * gone['low']:.0f}, {100 * gone['high']:.0f}]" in row
+        assert with_interval(Estimate(**findings[name]["at_equal_p_s"])) in row

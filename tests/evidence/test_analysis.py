@@ -70,6 +70,7 @@ FLAT = {"text": "flat:lr={lr}", "settings": {"lr": ["1e-4", "2e-4"]}, "curve": "
         ({"held_out": (("sst2", "qqp"),)}, "in search and in held_out"),
         ({"control": "ewc"}, "no arm"),
         ({"seeds": (1, 1)}, "distinct"),
+        ({"seeds": (1, 0)}, "Seed 0 is in tuning_seeds and in seeds"),
         ({"contenders": {"flat": {"text": "flat:lr={lr}"}}}, "places for"),
         ({"contenders": {"flat": {"text": "flat:lr={lr}", "settings": {"lr": []}}}}, "no values"),
         ({"contenders": {"flat": {**FLAT, "curve": "alpha"}}}, "none of its settings"),

@@ -12,6 +12,7 @@ from lr_dist.errors import ConfigurationError, shown
 from lr_dist.knowledge.prototypes.examples import KINDS
 from lr_dist.knowledge.prototypes.prototypes import PER_CLASS
 from lr_dist.names import one_of
+from lr_dist.sequence.base_config import TRAINING
 from lr_dist.sequence.settings import SequenceSettings
 
 NONE, INFORMED, SHUFFLED, MIXED, UNRELATED = "none", "informed", "shuffled", "mixed", "unrelated"
@@ -109,7 +110,7 @@ class InformedConfig:
     data_dir: str | None = None
     """Folder with GLUE as parquet files. By default the environment variable LR_DIST_DATA, or else the hub."""
 
-    settings: SequenceSettings = field(default_factory=SequenceSettings)
+    settings: SequenceSettings = field(default_factory=SequenceSettings, metadata=TRAINING)
 
     def __post_init__(self) -> None:
         if not self.knowledge:
