@@ -134,8 +134,8 @@ KEEPING = replace(
     evidence=(
         "Measured by us: MiniLM (6 layers), two GLUE tasks one after the other, 1,500 examples each, on six pairs that "
         "nothing was tuned on: two thirds of what the tuned flat rate forgets is kept, and p_o at equal p_s is "
-        "+.035 [+.002, +.076] (two seeds of five, preliminary). It needs no earlier examples; neither the falling rates "
-        "nor the interpolation do it alone.",
+        "+.035 [+.002, +.076] (two seeds of five, preliminary). It needs no earlier examples; neither falling rates "
+        "nor interpolation do it alone.",
         "With more: 75 rehearsed examples and interpolation keep nine tenths (at equal p_s +.041 [+.020, +.087]), EWC "
         "seven tenths (+.051 [+.015, +.088]).",
         "Source: docs/evidence.md; lr-dist evidence --config configs/evidence/forgetting-v2.yaml.",

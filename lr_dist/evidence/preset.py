@@ -8,7 +8,7 @@ from lr_dist.errors import ConfigurationError
 from lr_dist.evidence.analysis import Estimate, Finding
 from lr_dist.evidence.config import EvidenceConfig, names_of, sequence_name
 from lr_dist.evidence.summary import Outcome
-from lr_dist.evidence.table import with_interval
+from lr_dist.evidence.table import percent, with_interval
 from lr_dist.presets import resolve_plan
 from lr_dist.presets.schema import Preset, Provenance
 from lr_dist.rate_plan import highest
@@ -60,7 +60,7 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
     than = "the tuned flat rate" if not learns_less else "any flat rate that learns as much of the later one"
     return Preset(
         name=name,
-        purpose=f"{config.model}: keeps more of the earlier task than {than} ({arm}).",
+        purpose=f"To keep an earlier task with {config.model}: more of it is left than with {than}.",
         caution=" ".join(cautions) or None,
         distribution=highest(plan.stages[0]),
         plan=plan,
@@ -96,7 +96,7 @@ def _lines(outcome: Outcome, control: Finding, found: Finding) -> list[str]:
     if found.at_equal_p_s is not None:
         lines.append(f"p_o at equal p_s, minus the control's curve: {with_interval(found.at_equal_p_s)}.")
     if gone is not None:
-        lines.append(f"Share of the control's forgetting that is gone: {with_interval(gone)}.")
+        lines.append(f"Share of the control's forgetting that is gone: {percent(gone)}.")
     return [*lines, f"{outcome.environment.get('processor', '')}; {versions}."]
 
 

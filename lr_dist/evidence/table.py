@@ -43,7 +43,7 @@ def _row(finding: Finding, is_control: bool) -> tuple[str, ...]:
         number(finding.means["p_o"]),
         number(finding.means["p_s"]),
         *("control" if is_control else with_interval(difference[name]) for name in DIFFERENCES),
-        "0 %" if is_control else _percent(finding.forgetting_gone),
+        "0 %" if is_control else percent(finding.forgetting_gone),
         "0" if is_control else with_interval(finding.at_equal_p_s),
         *(number(finding.means[name]) for name in MEASURED if name in finding.means),
         f"{finding.seconds:.0f}",
@@ -119,7 +119,8 @@ def with_interval(estimate: Estimate | None) -> str:
     return f"{signed(estimate.mean)} [{signed(estimate.low)}, {signed(estimate.high)}]"
 
 
-def _percent(estimate: Estimate | None) -> str:
+def percent(estimate: Estimate | None) -> str:
+    """`88 % [63, 103]`; `n/a` for None."""
     if estimate is None:
         return "n/a"
     if estimate.low is None or estimate.high is None:

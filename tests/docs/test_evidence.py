@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lr_dist.evidence.analysis import Estimate
-from lr_dist.evidence.table import with_interval
+from lr_dist.evidence.table import percent, with_interval
 from lr_dist.runs.numbers import number
 
 ROOT = Path(__file__).parents[2]
@@ -36,8 +36,7 @@ def test_every_arm_of_a_kept_result_is_in_the_table_with_its_figures(path: Path)
         assert (p_o, p_s) == (number(finding["means"]["p_o"]), number(finding["means"]["p_s"]))
         differences = {name: Estimate(**values) for name, values in finding["differences"].items()}
         assert (p_o_more, p_s_more) == (with_interval(differences["p_o"]), with_interval(differences["p_s"]))
-        gone = finding["forgetting_gone"]
-        assert rest[0].startswith(f"{100 * gone['mean']:.0f} %")
+        assert rest[0] == percent(Estimate(**finding["forgetting_gone"]))
         if len(rest) > 1 and finding["at_equal_p_s"] is not None:
             assert rest[1] == with_interval(Estimate(**finding["at_equal_p_s"]))
 
@@ -50,6 +49,5 @@ def test_the_readme_says_what_the_kept_result_says() -> None:
     named = ["llrd-replay-interpolate", "replay-interpolate", "ewc", "llrd-interpolate", "llrd", "interpolate"]
     rows = [line for line in section.splitlines() if " % [" in line]
     for name, row in zip(named, rows, strict=True):
-        gone = findings[name]["forgetting_gone"]
-        assert f"{100 * gone['mean']:.0f} % [{100 * gone['low']:.0f}, {100 * gone['high']:.0f}]" in row
+        assert percent(Estimate(**findings[name]["forgetting_gone"])) in row
         assert with_interval(Estimate(**findings[name]["at_equal_p_s"])) in row

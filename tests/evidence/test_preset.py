@@ -74,7 +74,7 @@ def test_an_arm_that_is_not_clearly_better_is_refused_with_its_figures(p_o: Esti
 
 def test_an_arm_that_learns_less_needs_a_higher_p_o_at_equal_p_s() -> None:
     preset = preset_of(CONFIG, outcome(BETTER, WORSE, at_equal=BETTER), "ewc", "mine")
-    assert "any flat rate that learns as much of the later one" in preset.purpose
+    assert "than with any flat rate that learns as much of the later one" in preset.purpose
     assert any("equal p_s" in line and "+.011 [+.005, +.015]" in line for line in preset.provenance.evidence)
     with pytest.raises(ConfigurationError, match=r"at equal p_s by \+\.002"):
         preset_of(CONFIG, outcome(BETTER, WORSE, at_equal=EQUAL), "ewc", "mine")
