@@ -73,11 +73,11 @@ def add_options(parser: ArgumentParser, config: type, only: Collection[str] | No
         config: a dataclass.
         only: names of the options to add; by default all.
     """
-    groups: dict[str | None, Any] = {None: parser}
+    # What all commands have comes first: `fields` begins with those of the base class.
+    titles = dict.fromkeys(each.metadata["group"] for each in fields(config) if "group" in each.metadata)
+    groups: dict[str | None, Any] = {None: parser, **{title: parser.add_argument_group(title) for title in titles}}
     for option in options_of(config):
         if only is None or option.name in only:
-            if option.group not in groups:
-                groups[option.group] = parser.add_argument_group(option.group)
             several: dict[str, Any] = {} if option.nargs is None else {"nargs": option.nargs}
             groups[option.group].add_argument(
                 option.flag, type=option.type, default=option.default, help=option.help, **several

@@ -251,11 +251,11 @@ def lost_per_token(before: Sequence[MarginalLikelihood], after: Sequence[Margina
 
 
 def curve_by_share(scores: Sequence[MarginalLikelihood], bins: int = 10) -> list[float | None]:
-    """The mean of S_m over texts, by the share m / D of hidden tokens: bin i is from i to i + 1 tenths."""
+    """The mean of S_m over texts, by the share m / D of hidden tokens: bin i is above i and up to i + 1 tenths."""
     parts: list[list[float]] = [[] for _ in range(bins)]
     for score in scores:
         for point in score.curve:
-            parts[min(bins - 1, (point.size - 1) * bins // score.tokens)].append(point.mean)
+            parts[-(-point.size * bins // score.tokens) - 1].append(point.mean)
     return [statistics.fmean(part) if part else None for part in parts]
 
 

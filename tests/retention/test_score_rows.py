@@ -157,6 +157,14 @@ def test_the_curve_has_a_point_for_each_tenth(lm, rows) -> None:
     assert all(value is not None and value < 0 for value in curve)
 
 
+def test_a_point_of_the_curve_is_in_the_tenth_up_to_its_share(lm, rows) -> None:
+    [score] = score_rows(lm, rows[:1])["head"]
+    shares = [(10 * point.size / score.tokens, point.mean) for point in score.curve]
+    for tenth, value in enumerate(curve_by_share([score])):
+        inside = [mean for share, mean in shares if tenth < share <= tenth + 1]
+        assert value == (pytest.approx(sum(inside) / len(inside)) if inside else None)
+
+
 @pytest.mark.parametrize(("values", "says"), [({"masks": 1}, "standard error"), ({"sizes": 1}, "standard error")])
 def test_settings_without_a_standard_error_are_refused(values, says: str) -> None:
     with pytest.raises(InvalidMasksError, match=says):
