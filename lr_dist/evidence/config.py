@@ -160,6 +160,11 @@ class EvidenceConfig(SequenceConfig):
                 f"An evidence run takes no {ignored}: it learns the first task with the rates of `first`, and methods "
                 f"stand in the texts of the arms, as in flat:lr={{lr}} + ewc:strength=1. Leave {ignored} out."
             )
+        if self.settings.evaluate_on != "validation":
+            raise ConfigurationError(
+                "An evidence run tunes on dev and compares on validation; leave out evaluate_on: "
+                f"{self.settings.evaluate_on}."
+            )
         for sequences in (self.search, self.held_out):
             _check_names(sequences)
         _check_lengths(self.held_out)

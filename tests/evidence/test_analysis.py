@@ -15,6 +15,7 @@ from lr_dist.evidence.summary import _curve
 from lr_dist.evidence.tuning import Choice
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.result import ComparisonResult
+from lr_dist.sequence.settings import SequenceSettings
 
 
 def test_the_mean_weighs_sequences_not_seeds():
@@ -71,6 +72,7 @@ FLAT = {"text": "flat:lr={lr}", "settings": {"lr": ["1e-4", "2e-4"]}, "curve": "
         ({"control": "ewc"}, "no arm"),
         ({"seeds": (1, 1)}, "distinct"),
         ({"seeds": (1, 0)}, "Seed 0 is in tuning_seeds and in seeds"),
+        ({"settings": SequenceSettings(evaluate_on="dev")}, "tunes on dev and compares on validation"),
         ({"contenders": {"flat": {"text": "flat:lr={lr}"}}}, "places for"),
         ({"contenders": {"flat": {"text": "flat:lr={lr}", "settings": {"lr": []}}}}, "no values"),
         ({"contenders": {"flat": {**FLAT, "curve": "alpha"}}}, "none of its settings"),
