@@ -95,7 +95,8 @@ def paragraph(result: ComparisonResult, standing: Standings) -> str:
     last = result.tasks[-1]["name"]
     better = sorted(groups.get(BETTER, []), key=_mean, reverse=True)
     if better:
-        said = [f"At the same p_s (score on {last}), {_listed(better)} retain more of {old} than {rates} flat rates."]
+        retain = "retain" if len(better) > 1 else "retains"
+        said = [f"At the same p_s (score on {last}), {_listed(better)} {retain} more of {old} than {rates} flat rates."]
     else:
         said = [f"At the same p_s (score on {last}), no arm clearly retains more of {old} than {rates} flat rates."]
     if groups.get(WORSE):
