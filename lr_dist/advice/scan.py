@@ -34,6 +34,9 @@ class Scanned:
     lr: float
     score: float | None
 
+    def __str__(self) -> str:
+        return f"{self.lr:g}: " + ("diverged" if self.score is None else number(self.score))
+
 
 def scan(
     recommendation: Recommendation,
@@ -80,9 +83,7 @@ def scan(
             + ", ".join(f"{result.lr:g}" for result in results)
             + "). Use more examples or epochs, or check the task."
         )
-    listed = ", ".join(
-        f"{result.lr:g}: " + ("diverged" if result.score is None else number(result.score)) for result in results
-    )
+    listed = ", ".join(map(str, results))
     edge = " It is at an end of the scan: the best rate may lie beyond." if best in (results[0], results[-1]) else ""
     reason = (
         f"Scanned here (dev, one seed, {on_dev.epochs} epochs; 0 is the majority class, 1 no error): {listed}. The "

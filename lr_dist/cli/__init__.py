@@ -25,9 +25,9 @@ from lr_dist.runs.redact import redact_usage
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-# In the order of use; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 # More options than this have a usage of a screen.
 _MANY_OPTIONS = 12
+# In the order of use; each module has `parser()` and `run(settings)`, and `nest` for further levels.
 COMMANDS = {
     "compare": "lr_dist.cli.compare",
     "evidence": "lr_dist.cli.evidence",

@@ -10,7 +10,6 @@ from lr_dist.cli.early import check_texts
 from lr_dist.cli.options import add_options
 from lr_dist.cli.wording import MODEL, TASKS
 from lr_dist.extras import require_extras
-from lr_dist.runs.numbers import number
 from lr_dist.sequence.compare_config import CompareConfig
 
 
@@ -57,8 +56,7 @@ def run(settings: Namespace) -> int:
         from lr_dist.sequence.settings import SequenceSettings
 
         def told(result: Scanned) -> None:
-            score = "diverged" if result.score is None else number(result.score)
-            console.print(f"flat:lr={result.lr:g}: {score}", markup=False)
+            console.print(f"flat:lr={result}", markup=False)
 
         use_usable_cores()
         console.print(f"Scanning {len(FACTORS)} flat rates (0 is the majority class, 1 no error):", markup=False)

@@ -78,13 +78,14 @@ class Evidence:
         So wherever the run stops, every sequence has about the same number of seeds.
         """
         every = len(self.config.seeds)
-        given_up = {name: self.config.given_up_after(arm) for name, arm in self.config.arms().items()}
+        arms = self.config.arms()
+        given_up = {name: self.config.given_up_after(arm) for name, arm in arms.items()}
         texts: dict[int | None, list[str]] = {}
         seen: set[str] = set()
         # Arms with more seeds first: one of the same text has its runs already.
         for name in sorted(given_up, key=lambda name: -(given_up[name] or every)):
-            arm = self.config.arms()[name]
-            new = dict.fromkeys(arm.written(settings) for settings in arm.curve_of(choices[name].settings))
+            curve = arms[name].curve_of(choices[name].settings)
+            new = dict.fromkeys(arms[name].written(settings) for settings in curve)
             texts.setdefault(given_up[name], []).extend(text for text in new if text not in seen)
             seen |= set(new)
         return [

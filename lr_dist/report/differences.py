@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lr_dist.report.rows import NAMES
 from lr_dist.runs.markdown import code
-from lr_dist.runs.numbers import ABSENT, number
+from lr_dist.runs.numbers import ABSENT, signed
 from lr_dist.sequence.differences import DIFFERENCES, Difference, Interval
 
 
@@ -61,8 +61,5 @@ def _name(row: Difference) -> str:
 def _cell(interval: Interval | None, clear: str) -> str:
     if interval is None:
         return ABSENT
-    mean = f"{'+' if interval.mean >= 0 else '-'}{number(abs(interval.mean))}"
-    if interval.half is None:
-        return mean
-    text = f"{mean} ± {number(interval.half)}"
-    return clear.format(text) if abs(interval.mean) > interval.half else text
+    text = signed(interval.mean, interval.half)
+    return clear.format(text) if interval.half is not None and abs(interval.mean) > interval.half else text

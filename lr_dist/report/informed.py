@@ -54,8 +54,7 @@ def _difference(cell: Mapping[str, Any], other: str) -> str:
     difference = cell["against"].get(other)
     if difference is None:
         return ""
-    half = difference["half"]
-    return signed(difference["mean"]) + (f" ± {number(half)}" if half is not None else "")
+    return signed(difference["mean"], difference["half"])
 
 
 def verdict(result: InformedResult) -> str:
@@ -213,8 +212,8 @@ def parts_figure(result: InformedResult) -> str:
         here = {cell["label"]: cell["against"][NONE] for cell in cells if cell["limit"] == limit}
         places = [labels.index(label) + 0.6 * (index - (len(limits) - 1) / 2) / len(limits) for label in here]
         for place, (label, each) in zip(places, here.items(), strict=True):
-            half = f" ± {number(each['half'])}" if each["half"] is not None else ""
-            spots.append(Spot(axes, each["mean"], place, f"{label}, {limit:,} examples: {signed(each['mean'])}{half}"))
+            said = f"{label}, {limit:,} examples: {signed(each['mean'], each['half'])}"
+            spots.append(Spot(axes, each["mean"], place, said))
         axes.errorbar(
             [each["mean"] for each in here.values()],
             places,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lr_dist.extras import require_libraries
 from lr_dist.report.families import Family, flat_family
-from lr_dist.runs.numbers import number, signed
+from lr_dist.runs.numbers import signed
 from lr_dist.sequence.equal_ps import AtEqualPs, Point, at_equal_p_s
 from lr_dist.sequence.result import ComparisonResult
 
@@ -121,9 +121,7 @@ def paragraph(result: ComparisonResult, standing: Standings) -> str:
 
 def with_interval(value: AtEqualPs) -> str:
     """`+.021 ± .011`."""
-    interval = value.difference
-    mean = signed(interval.mean)
-    return mean if interval.half is None else f"{mean} ± {number(interval.half)}"
+    return signed(value.difference.mean, value.difference.half)
 
 
 def _kind(value: AtEqualPs) -> str:

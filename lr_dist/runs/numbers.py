@@ -16,9 +16,15 @@ def number(value: float | None) -> str:
     return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") else text
 
 
-def signed(value: float) -> str:
-    """A difference of scores: `+.011`, `-.003`; with its sign even where it is rounded to zero."""
-    return f"{'-' if value < 0 else '+'}{number(abs(value))}"
+def signed(value: float, half: float | None = None) -> str:
+    """A difference of scores: `+.011`, `-.003`; with its sign even where it is rounded to zero.
+
+    Args:
+        value: the difference.
+        half: half the width of its interval: `+.011 ± .004`; None for a difference without one.
+    """
+    text = f"{'-' if value < 0 else '+'}{number(abs(value))}"
+    return text if half is None else f"{text} ± {number(half)}"
 
 
 def duration(seconds: float) -> str:

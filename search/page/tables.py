@@ -104,8 +104,7 @@ def confirmed_row(confirmed: Confirmed) -> ConfirmedRow:
     """The row of a confirmed distribution."""
     difference = "control" if confirmed.control else ""
     if confirmed.difference is not None:
-        half = confirmed.difference.half
-        difference = signed(confirmed.difference.mean) + ("" if half is None else f" ± {number(half)}")
+        difference = signed(confirmed.difference.mean, confirmed.difference.half)
     return ConfirmedRow(
         label=confirmed.label,
         searched="" if confirmed.searched is None else f"{confirmed.searched:.4f}",

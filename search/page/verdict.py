@@ -52,8 +52,7 @@ def _confirmed(rows: Sequence[Confirmed]) -> str:
         clear = "the 95% interval leaves out 0"
     else:
         clear = "not told apart: the 95% interval contains 0"
-    spread = "" if half is None else f" ± {number(half)}"
     return (
         f"Confirmed with {best.seeds} fresh seeds: {best.label} scores {number(best.value)}, the tuned flat rate "
-        f"({control.label}) {number(control.value)}; the difference is {signed(mean)}{spread}, {clear}."
+        f"({control.label}) {number(control.value)}; the difference is {signed(mean, half)}, {clear}."
     )
