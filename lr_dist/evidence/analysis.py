@@ -90,8 +90,9 @@ def findings(
     """One finding for each arm that has a run which the control has, too; the control first.
 
     Runs are paired by sequence and seed: both have the same first-stage weights, order of examples and random numbers.
-    Of these pairs only those are used that every arm with all seeds has finished; an arm that is given up and has none
-    of them has all of its own.
+    Of these pairs only those are used that every arm with all seeds has ended, so that the means of a run in progress
+    are of the same pairs. Where an arm diverged it has no score, and the others keep theirs. An arm that is given up
+    and has none of these pairs has all of its own.
 
     Args:
         config: the protocol.
@@ -111,10 +112,13 @@ def findings(
     texts = [config.arms()[config.control].written(settings) for settings in curve_settings]
     curve = [scores_of(config, text, results) for text in texts]
     begun = [name for name, table in tables.items() if any(set(table[s]) & set(seeds) for s, seeds in flat.items())]
-    # The runs that every arm with all seeds has finished, so that the means of a run in progress are of the same pairs.
     given_up = {name: config.given_up_after(arm) for name, arm in config.arms().items()}
     full = [name for name in begun if given_up[name] is None]
-    common = {s: sorted(set.intersection(*(set(tables[name][s]) for name in full))) for s in flat}
+    diverged = {name: _diverged(config, choices[name].text, results) for name in full}
+    common = {
+        s: sorted(set(seeds).intersection(*({*tables[name][s], *diverged[name][s]} for name in full)))
+        for s, seeds in flat.items()
+    }
     if not any(common.values()):
         common = {s: sorted(seeds) for s, seeds in flat.items()}
     names = [config.control, *(name for name in begun if name != config.control)]
@@ -139,6 +143,17 @@ def scores_of(
     return table
 
 
+def _diverged(config: EvidenceConfig, text: str, results: Sequence[ComparisonResult]) -> dict[str, set[int]]:
+    """Sequence -> the seeds with which an arm diverged."""
+    label = config.arm_text(text)
+    seeds: dict[str, set[int]] = {}
+    for result in results:
+        seeds.setdefault(sequence_name([task["name"] for task in result.tasks]), set()).update(
+            run["seed"] for run in result.runs if run["arm"] == label and run["status"] == "diverged"
+        )
+    return seeds
+
+
 def _finding(
     config: EvidenceConfig,
     choice: Choice,
@@ -153,7 +168,7 @@ def _finding(
     runs = [run for result in results for run in result.runs if run["arm"] == label]
     pairs = _paired(ours, common)
     if not pairs:
-        # An arm that is given up has few runs, and other arms may have none (or a diverged one) of the same seeds.
+        # An arm that is given up has few runs, and the others may have none of the same seeds yet.
         pairs = _paired(ours, flat)
 
     def mean_of(table: Table, name: str, seeds: Sequence[int], metric: str) -> float:

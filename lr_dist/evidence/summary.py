@@ -26,7 +26,8 @@ class Outcome:
         command: the command line.
         environment: versions and machine of the last comparison.
         choices: name of the arm -> what was chosen.
-        findings: one for each arm, the control first.
+        findings: one for each arm with a finished run, the control first.
+        diverged: the arms of which every run so far diverged.
         curves: name of the arm -> points (setting, mean p_s, mean p_o, number of runs), for arms with a curve.
         finished: number of finished runs on held-out sequences.
         planned: number of runs that there will be.
@@ -37,6 +38,7 @@ class Outcome:
     environment: Mapping[str, Any]
     choices: Mapping[str, Choice]
     findings: Sequence[Finding]
+    diverged: Sequence[str]
     curves: Mapping[str, list[tuple[Any, float, float, int]]]
     finished: int
     planned: int
@@ -50,6 +52,7 @@ class Outcome:
             "environment": dict(self.environment),
             "choices": {name: choice.to_dict() for name, choice in self.choices.items()},
             "findings": [asdict(finding) for finding in self.findings],
+            "diverged": list(self.diverged),
             "curves": {name: [list(point) for point in points] for name, points in self.curves.items()},
             "finished": self.finished,
             "planned": self.planned,
@@ -75,6 +78,7 @@ def outcome_of(evidence: Evidence, choices: Mapping[str, Choice], command: str) 
         environment=results[-1].environment if results else {},
         choices=choices,
         findings=findings(config, choices, results),
+        diverged=[name for name, choice in choices.items() if _all_diverged(config.arm_text(choice.text), results)],
         curves={
             name: _curve(config, name, choices[name], results)
             for name, arm in config.arms().items()
@@ -83,6 +87,11 @@ def outcome_of(evidence: Evidence, choices: Mapping[str, Choice], command: str) 
         finished=sum(len(result.runs) for result in results),
         planned=sum(len(step.texts) * len(step.seeds) for step in steps.values()),
     )
+
+
+def _all_diverged(label: str, results: Sequence[ComparisonResult]) -> bool:
+    ends = {run["status"] for result in results for run in result.runs if run["arm"] == label}
+    return ends == {"diverged"}
 
 
 def config_dict(config: EvidenceConfig) -> dict[str, Any]:

@@ -97,7 +97,10 @@ def verdict(outcome: Outcome) -> str:
         parts.append(f"It is lower with {listed}.")
     if unclear:
         parts.append("Not told apart from the control: " + ", ".join(f.called for f in unclear) + ".")
-    waiting = [name for name in outcome.choices if name not in {f.name for f in outcome.findings}]
+    if outcome.diverged:
+        parts.append("Diverged in every run so far: " + ", ".join(outcome.diverged) + ".")
+    shown = {*outcome.diverged, *(f.name for f in outcome.findings)}
+    waiting = [name for name in outcome.choices if name not in shown]
     if waiting:
         parts.append("Not run yet beside the control: " + ", ".join(waiting) + ".")
     if outcome.finished < outcome.planned:

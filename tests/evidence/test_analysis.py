@@ -11,7 +11,7 @@ import pytest
 from lr_dist.errors import ConfigurationError, InvalidResultError
 from lr_dist.evidence.analysis import bootstrap, bootstrap_ratio, findings, scores_of
 from lr_dist.evidence.config import Contender, EvidenceConfig
-from lr_dist.evidence.summary import _curve
+from lr_dist.evidence.summary import _all_diverged, _curve
 from lr_dist.evidence.tuning import Choice
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.result import ComparisonResult
@@ -130,10 +130,11 @@ def result(config, runs):
     )
 
 
-def test_an_arm_that_is_given_up_is_compared_where_another_arm_diverged():
+def test_an_arm_that_diverged_takes_no_runs_from_the_others():
     arms = {
         "flat": {"text": "flat:lr={lr}", "settings": {"lr": [1, 2, 3]}, "curve": "lr"},
         "ewc": "flat:lr=1 + ewc:strength=1",
+        "l2-sp": "flat:lr=1 + l2-sp:alpha=1",
         "si": {"text": "flat:lr=1 + si:c=1", "seeds": 1},
     }
     config = EvidenceConfig(search=(("b", "a"),), held_out=(("a", "b"),), contenders=arms, seeds=(10, 11))
@@ -141,16 +142,20 @@ def test_an_arm_that_is_given_up_is_compared_where_another_arm_diverged():
         name: Choice(name, {"lr": 1} if name == "flat" else {}, arm.text.format(lr=1), 0.5, 1, 0)
         for name, arm in config.arms().items()
     }
-    flat, ewc, si = (choice.text for choice in choices.values())
-    # With seed 10, the only one of si, ewc has diverged. Of the control's curve, 3 has diverged with both.
+    flat, ewc, l2_sp, si = (choice.text for choice in choices.values())
+    # ewc has diverged with seed 10, the only one of si; l2-sp and 3 of the control's curve with both.
     runs = [(flat, 10, 0.5), (flat, 11, 0.7), ("flat:lr=2", 10, 0.4), ("flat:lr=2", 11, 0.6), ("flat:lr=3", 10, None)]
     runs += [("flat:lr=3", 11, None), (ewc, 10, None), (ewc, 11, 0.9), (si, 10, 0.8)]
+    runs += [(l2_sp, 10, None), (l2_sp, 11, None)]
     of = {finding.name: finding for finding in findings(config, choices, [result(config, runs)])}
-    assert [of[name].differences["p_o"].pairs for name in ("flat", "ewc", "si")] == [1, 1, 1]
+    assert {name: finding.differences["p_o"].pairs for name, finding in of.items()} == {"flat": 2, "ewc": 1, "si": 1}
+    assert of["flat"].means["p_o"] == pytest.approx(0.6)
     assert of["ewc"].differences["p_o"].mean == pytest.approx(0.9 - 0.7)
     assert of["si"].differences["p_o"].mean == pytest.approx(0.8 - 0.5)
     assert (of["ewc"].runs, of["ewc"].diverged, of["si"].called) == (2, 1, "si (1 seed)")
-    points = _curve(config, "flat", choices["flat"], [result(config, runs)])
+    ran = [result(config, runs)]
+    assert [name for name, each in choices.items() if _all_diverged(config.arm_text(each.text), ran)] == ["l2-sp"]
+    points = _curve(config, "flat", choices["flat"], ran)
     assert [(lr, p_o, number) for lr, _, p_o, number in points] == [
         (1, pytest.approx(0.6), 2),
         (2, pytest.approx(0.5), 2),

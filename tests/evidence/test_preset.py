@@ -38,6 +38,7 @@ def outcome(p_o: Estimate, p_s: Estimate, finished: int = 60, at_equal: Estimate
         environment={"processor": "a processor", "versions": {"torch": "2.13.0"}},
         choices={name: Choice(name, {}, text, 0.95, 4, 0) for name, text in texts.items()},
         findings=[finding("flat", texts["flat"], none, none), finding("ewc", texts["ewc"], p_o, p_s, at_equal)],
+        diverged=[],
         curves={},
         finished=finished,
         planned=60,

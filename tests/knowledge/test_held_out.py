@@ -13,7 +13,7 @@ from lr_dist.knowledge.prototypes.config import PrototypesConfig
 from lr_dist.knowledge.prototypes.examples import examples_of
 from lr_dist.knowledge.prototypes.files import read_graph
 from lr_dist.knowledge.prototypes.folder import write_prototypes
-from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
+from lr_dist.knowledge.prototypes.graph import Fact, KnowledgeGraph
 from lr_dist.knowledge.prototypes.held_out import hold_out_branches, split_in_two, words_in
 from lr_dist.knowledge.prototypes.templates import Frame, Templates
 from lr_dist.tasks import load_task
@@ -94,8 +94,10 @@ def test_two_words_are_related_at_any_distance() -> None:
 
 
 def test_the_folder_has_a_task_of_other_words(tmp_path: Path) -> None:
-    source = tmp_path / "tree.tsv"
-    source.write_text("".join(f"{f.subject}\t{f.relation}\t{f.object}\n" for f in tree(60).facts), encoding="utf-8")
+    source = tmp_path / "tree.json"
+    # A subject like a comment, and white space within one.
+    triples = [[f.subject, f.relation, f.object] for f in tree(60).facts]
+    source.write_text(json.dumps([*triples, ["#1", "synonym", "first\tone"]]), encoding="utf-8")
     config = PrototypesConfig(knowledge=str(source), kind="hypernyms", hold_out=0.4, per_class=30)
     lines = write_prototypes(config, tmp_path / "made")
     about = json.loads((tmp_path / "made" / "prototypes.json").read_text())
@@ -116,7 +118,9 @@ def test_the_folder_has_a_task_of_other_words(tmp_path: Path) -> None:
         for name, each in rows.items()
     }
     learned = words["train.jsonl"] | words["validation.jsonl"]
-    assert learned <= words_in(read_graph(str(tmp_path / "made" / "knowledge.tsv")))
+    kept = read_graph(str(tmp_path / "made" / "knowledge.tsv"))
+    assert learned <= words_in(kept)
+    assert Fact("#1", "synonym", "first one") in kept.facts
     for name in ("held-out/train.jsonl", "held-out/validation.jsonl"):
         assert not words[name] & learned
         counts = Counter(row["label"] for row in rows[name])

@@ -13,7 +13,7 @@ from lr_dist.knowledge.prototypes.config import PrototypesConfig
 from lr_dist.knowledge.prototypes.equations import read_equation
 from lr_dist.knowledge.prototypes.examples import Example
 from lr_dist.knowledge.prototypes.files import read_graph
-from lr_dist.knowledge.prototypes.graph import KnowledgeGraph
+from lr_dist.knowledge.prototypes.graph import Fact, KnowledgeGraph
 from lr_dist.knowledge.prototypes.held_out import hold_out_branches, split_in_two, words_in
 from lr_dist.knowledge.prototypes.prototypes import make_prototypes
 from lr_dist.knowledge.prototypes.templates import Templates
@@ -86,8 +86,7 @@ def _hold_out(
         write_text(folder / "held-out" / f"{name}.jsonl", _lines(made.examples), instead=_INSTEAD)
         texts += [example.texts for example in made.examples]
         sizes[name] = len(made.examples)
-    facts = "".join(f"{fact.subject}\t{fact.relation}\t{fact.object}\n" for fact in rest.facts)
-    write_text(folder / "knowledge.tsv", facts, instead=_INSTEAD)
+    write_text(folder / "knowledge.tsv", "".join(map(_tsv_line, rest.facts)), instead=_INSTEAD)
     words = [words_in(each) for each in (rest, *parts)]
     common = len((words[0] & words[1]) | (words[0] & words[2]) | (words[1] & words[2]))
     about = {"share": config.hold_out, "examples": sizes, "words": [len(each) for each in words], "common": common}
@@ -99,6 +98,12 @@ def _hold_out(
         f"--task held-out={folder / 'held-out'} ...",
     ]
     return rest, texts, about, lines
+
+
+def _tsv_line(fact: Fact) -> str:
+    """A line that `read_graph` reads as this fact: no white space but spaces within a text, and no comment."""
+    line = "\t".join(" ".join(text.split()) for text in (fact.subject, fact.relation, fact.object))
+    return (f" {line}" if line.startswith("#") else line) + "\n"
 
 
 def _write_points(config: PrototypesConfig, folder: Path, about: dict[str, Any]) -> list[str]:
