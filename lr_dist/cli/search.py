@@ -180,7 +180,7 @@ def _export(settings: Namespace) -> int:
 
 
 class SearchView:
-    """A live table of the study.
+    """A live table of the study; in a file or a pipe, a line whenever something has ended.
 
     Args:
         console: where.
@@ -195,6 +195,7 @@ class SearchView:
         self._tracker = tracker
         self._tracked = set() if tracker is None else {trial.number for trial in _finished(study)}
         self._live: Live = Live(console=console, refresh_per_second=2, transient=True)
+        self._said: tuple[int, ...] | None = None
 
     def __enter__(self) -> SearchView:
         self._live.start()
@@ -207,8 +208,18 @@ class SearchView:
         """Show the study as it is now."""
         from lr_dist.search.trials.summary import StudySummary
 
-        self._live.update(overview(StudySummary.of(study), workers))
+        summary = StudySummary.of(study)
+        if self._console.is_terminal:
+            self._live.update(overview(summary, workers))
+        else:
+            self._say(summary)
         self.track(study)
+
+    def _say(self, summary: StudySummary) -> None:
+        counts = (summary.done, summary.references_done, summary.confirmations_done)
+        if counts != self._said:
+            self._said = counts
+            self.note(progress_line(summary))
 
     def track(self, study: Any) -> None:
         """Log the trials that have ended since the last call."""
@@ -230,7 +241,7 @@ class SearchView:
 
     def note(self, text: str) -> None:
         """Print a line above the table."""
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
 
 def _finished(study: Any) -> list[FrozenTrial]:
@@ -261,7 +272,7 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
         table.add_row("confirmation", f"{summary.confirmations_done} of {summary.confirmations} trials done")
     if workers is not None:
         table.add_row("workers", str(workers))
-    if summary.done < summary.slots or summary.confirmations_done < summary.confirmations:
+    if not summary.finished:
         table.add_row("time left", _time_left(summary.seconds_left))
     if len(summary.precisions) > 1:
         table.add_row("warning", Text(mixed(summary.precisions)))
@@ -271,13 +282,28 @@ def overview(summary: StudySummary, workers: int | None = None) -> RenderableTyp
     return table
 
 
+def progress_line(summary: StudySummary) -> str:
+    """The same in one line, for a log."""
+    parts = [f"{summary.done} of {summary.slots} trials"]
+    if summary.references:
+        parts.append(f"{summary.references_done} of {summary.references} references")
+    if summary.confirmations:
+        parts.append(f"{summary.confirmations_done} of {summary.confirmations} confirmations")
+    line = f"{', '.join(parts)} done"
+    if summary.best is not None:
+        line += f"; best {summary.best.values[0]:.4f} (trial {summary.best.number})"
+    return line if summary.finished else f"{line}; time left {_time_left(summary.seconds_left)}"
+
+
 def _best(trial: FrozenTrial) -> Mapping[str, str]:
+    from lr_dist._distribution.sanity import readable
+    from lr_dist.search.page.findings import named
     from lr_dist.search.trials.summary import not_learned, plan_of
 
     rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})"}
     # The studies of the references keep less.
     if "distribution" in trial.user_attrs:
-        rows["distribution"] = str(plan_of(trial))
+        rows["distribution"] = readable(str(named(plan_of(trial))))
     for sequence in trial.user_attrs.get("sequences", ()):
         scores = f"p_s {number(sequence['p_s'])} (majority class {number(sequence['baseline'][-1])})"
         retained = "" if sequence["p_o"] is None else f"p_o {number(sequence['p_o'])}, "

@@ -62,7 +62,6 @@ def commands_of(findings: Findings, storage: str, control: Sequence[str], best: 
         several = any(STAGES in arm for arm in arms)
         method = findings.identity["settings"]["method"]
         if several and method != "finetune":
-            # --method adds to distributions only.
             arms = [f"{arm} + {method}" for arm in arms]
         commands["compare"] = shlex.join(
             [
@@ -71,6 +70,8 @@ def commands_of(findings: Findings, storage: str, control: Sequence[str], best: 
                 *("--arms" if several else "--distributions", *arms),
                 *("--seeds", "0", "1", "2", "3", "4"),
                 *_training(findings.identity),
+                # It adds to distributions only.
+                *([] if several else ["--method", method]),
             ]
         )
     return {**commands, "combine": _combine(findings, storage)}
@@ -87,7 +88,7 @@ def _model(identity: dict[str, Any]) -> list[str]:
 def _training(identity: dict[str, Any]) -> list[str]:
     settings = identity["settings"]
     options = [] if identity["limit"] is None else ["--limit", str(identity["limit"])]
-    for key in ("epochs", "batch_size", "max_length", "warmup", "schedule", "weight_decay", "precision", "method"):
+    for key in ("epochs", "batch_size", "max_length", "warmup", "schedule", "weight_decay", "precision"):
         options += [f"--{key.replace('_', '-')}", str(settings[key])]
     return options
 

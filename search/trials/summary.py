@@ -96,6 +96,11 @@ class StudySummary:
         """Number of settled slots."""
         return self.complete + self.pruned + self.failed
 
+    @property
+    def finished(self) -> bool:
+        """Whether no trial is left, and none to confirm."""
+        return self.done >= self.slots and self.confirmations_done >= self.confirmations
+
 
 def complete_trials(study: Study) -> list[FrozenTrial]:
     """The complete trials, one per slot, sorted by number."""

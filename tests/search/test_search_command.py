@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -212,7 +213,11 @@ def test_a_raised_total_in_a_config_file_adds_the_missing_trials(tiny_model, out
     assert {t.number: t.values for t in study.trials}.items() >= before.items()
     (mine,) = [t for t in study.trials if t.user_attrs.get(LABEL) == "flat:lr=3e-4"]
     assert mine.user_attrs[SLOT] == TRIALS
-    assert f"{TRIALS + 2} of {TRIALS + 2} done" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{TRIALS + 2} of {TRIALS + 2} done" in out
+    counts = [int(number) for number in re.findall(r"^(\d+) of \d+ trials", out, re.MULTILINE)]
+    assert counts[0] == TRIALS
+    assert counts == sorted(set(counts))
 
 
 def test_the_live_view_shows_trials_the_best_and_the_time_left(output):
@@ -230,6 +235,18 @@ def test_the_live_view_shows_trials_the_best_and_the_time_left(output):
     assert "under a minute" in text
     assert f"{study.best_value:.4f}" in text
     assert "Worker 0 ended with SIGKILL" in text
+
+
+def test_in_a_log_there_is_one_line_for_a_state(output):
+    study = study_in(output)
+    fill(study, [{"params": {}, "attrs": {}}] * (TRIALS + 2))
+    shown = io.StringIO()
+    with SearchView(Console(file=shown, width=40)) as view:
+        view.update(study, 1)
+        view.update(study, 1)
+    (line,) = shown.getvalue().splitlines()
+    assert line.startswith(f"{TRIALS} of {TRIALS + 2} trials")
+    assert f"; best {study.best_value:.4f} (trial {study.best_trial.number}); time left" in line
 
 
 @pytest.mark.parametrize(
