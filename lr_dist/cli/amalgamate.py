@@ -111,7 +111,10 @@ def _learned(result: Amalgamated) -> str:
 
 
 def _view(console: Console) -> Any:
-    """A bar for each teacher and one for the training, as a listener and a context."""
+    """A bar for each teacher and one for the training, as a listener and a context.
+
+    In a file or a pipe, the training has a line at the start of each epoch.
+    """
     from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -129,6 +132,7 @@ def _view(console: Console) -> Any:
                 transient=True,
             )
             self._bar: TaskID | None = None
+            self._epochs = -1
 
         def __enter__(self) -> View:
             self._bars.start()
@@ -162,5 +166,8 @@ def _view(console: Console) -> Any:
                 self._bar = self._bars.add_task("student", total=steps)
             held = f", held-out loss {losses[-1]:.4f}" if losses else ""
             self._bars.update(self._bar, completed=step, description=f"student{held}")
+            if not console.is_terminal and len(losses) > self._epochs:
+                self._epochs = len(losses)
+                console.print(f"student: {step:,} of {steps:,} steps{held}", highlight=False, soft_wrap=True)
 
     return View()

@@ -232,7 +232,7 @@ def _explained(result: dict[str, Any], retention: Retention | None, folder: Path
 
 @contextmanager
 def _bars(console: Console) -> Iterator[Report]:
-    """A bar for what is done now."""
+    """A bar for what is done now; in a file or a pipe, a line when it begins."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
@@ -242,6 +242,8 @@ def _bars(console: Console) -> Iterator[Report]:
     def report(doing: str, done: int, total: int) -> None:
         if doing not in tasks:
             tasks[doing] = bars.add_task(doing, total=total)
+            if not console.is_terminal:
+                console.print(f"{doing} ...", markup=False, highlight=False, soft_wrap=True)
         bars.update(tasks[doing], completed=done, total=total)
 
     with bars:

@@ -114,6 +114,7 @@ def test_a_model_without_a_head_gets_one_that_is_used_again(folders, text, tmp_p
     arguments = ["--model", folders["headless"], "--text", text]
     first = measured(arguments, tmp_path / "out")
     printed = capsys.readouterr().out
+    assert printed.count("fitting a head ...") == 1
     assert "Next: give the fine-tuned model, --after FOLDER" in printed
     assert first["head"]["fitted"]["text"] == first["text"]["fitted"]["fingerprint"]
     assert first["head"]["masked_loss"] < first["head"]["chance"]

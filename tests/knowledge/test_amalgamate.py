@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,8 @@ def test_the_command_trains_saves_and_says_what_to_do_next(
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "4 labels, 360 texts" in said
+    # In a log, a line at the start of each of the five epochs.
+    assert len(re.findall(r"^student: [\d,]+ of [\d,]+ steps", said, re.MULTILINE)) == 5
     assert "from_pretrained" in said
     assert accuracy(tmp_path / "student") > 0.7
     page = (tmp_path / "student" / "amalgamation.html").read_text()
