@@ -63,15 +63,25 @@ def case_of(
         ModelLoadError: no such model, or one that cannot be read.
         ConfigurationError: what `Case` raises.
     """
-    from lr_dist.layers import assign_layers
-    from lr_dist.models import load_skeleton
-
     if isinstance(tasks, str):
         raise ConfigurationError(f"tasks must be a list of names, as in ['sst2', 'qqp'], not {shown(tasks)}.")
     # Checked before the model is read.
     Case("unknown", 1, tuple(tasks), examples, batch_size)
-    skeleton = load_skeleton(model if start is None else str(start))
-    family = str(getattr(getattr(skeleton, "config", None), "model_type", "unknown"))
-    return Case(
-        family, assign_layers(skeleton).num_layers, tuple(tasks), examples, batch_size, fine_tuned=start is not None
-    )
+    family, layers = family_and_layers(model if start is None else str(start))
+    return Case(family, layers, tuple(tasks), examples, batch_size, fine_tuned=start is not None)
+
+
+def family_and_layers(model: str) -> tuple[str, int]:
+    """The model's family as transformers names it (`model_type`), and its number of layers; only its configuration is
+    read.
+
+    Raises:
+        ModelLoadError: no such model, or one that cannot be read.
+        LRDistError: what `assign_layers` raises.
+    """
+    from lr_dist.layers import assign_layers
+    from lr_dist.models import load_skeleton
+
+    skeleton = load_skeleton(model)
+    family = getattr(getattr(skeleton, "config", None), "model_type", "unknown")
+    return str(family), assign_layers(skeleton).num_layers

@@ -99,6 +99,7 @@ def known() -> Iterator[Known]:
             provenance.in_sequence,
             (*shown, f"Source: {provenance.source}."),
             provenance.not_shown_for or "not stated",
+            preset.methods,
         )
 
 

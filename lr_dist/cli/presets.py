@@ -42,7 +42,11 @@ def nest(parser: ArgumentParser) -> None:
     )
     for p in (show, plot):
         p.add_argument("name", type=str, help="Name of the preset, a YAML file, or the text of any rate plan.")
-        p.add_argument("--layers", type=int, default=_LAYERS, help="Number of layers of the model.")
+        p.add_argument(
+            "--layers",
+            type=int | None,
+            help=f"Number of layers of the model. By default that of the models it was made for, or {_LAYERS}.",
+        )
     plot.add_argument("--output-file", type=str | None, help="PNG file to write. By default NAME.png.")
     subcommands = parser.add_subcommands(title="commands", metavar="COMMAND")
     for name, sub in (("list", listing), ("show", show), ("plot", plot)):
@@ -86,12 +90,12 @@ def list_command(console: Console | None = None) -> None:
         console.print(Text.assemble(("broken: ", "bold red"), problem), soft_wrap=True)
 
 
-def show_command(name: str, layers: int = _LAYERS, console: Console | None = None) -> None:
+def show_command(name: str, layers: int | None = None, console: Console | None = None) -> None:
     """Print a preset's purpose, provenance and schedule, and the rates of its plan on `layers` layers.
 
     Args:
         name: a preset, a YAML file, or the text of a plan, which has rates only.
-        layers: number of layers.
+        layers: number of layers; by default that of the models it was made for, or 12.
         console: where to print.
 
     Raises:
@@ -103,6 +107,7 @@ def show_command(name: str, layers: int = _LAYERS, console: Console | None = Non
 
     console = console or _console()
     title, preset, plan = _subject(name)
+    layers = _depth(preset) if layers is None else layers
     tables = [_rates_table(distribution, layers, text) for text, distribution in _parts(plan)]
     console.print(Text(title, style="bold"))
     if preset is not None:
@@ -118,7 +123,9 @@ def show_command(name: str, layers: int = _LAYERS, console: Console | None = Non
         warn_of_rates(distribution, layers, None, None)
 
 
-def plot_command(name: str, output: Path | None = None, layers: int = _LAYERS, console: Console | None = None) -> Path:
+def plot_command(
+    name: str, output: Path | None = None, layers: int | None = None, console: Console | None = None
+) -> Path:
     """Draw the rates of a plan over depth into a PNG file (`output`, or NAME.png) and print where it is.
 
     Each stage and phase is a line. A recorded spread between the sources of a preset is a band.
@@ -132,6 +139,7 @@ def plot_command(name: str, output: Path | None = None, layers: int = _LAYERS, c
     from rich.text import Text
 
     title, preset, plan = _subject(name)
+    layers = _depth(preset) if layers is None else layers
     if output is None and not NAME.fullmatch(title):
         raise ConfigurationError(f"{shown(name)} has no name for its figure; give one with --output rates.png.")
     path = Path(f"{title}.png") if output is None else Path(output)
@@ -171,6 +179,11 @@ def _subject(spec: str) -> tuple[str, Preset | None, RatePlan]:
             preset = Preset.from_dict(data, source=text)
             return preset.name, preset, preset.plan
     return text, None, resolve_plan(text)
+
+
+def _depth(preset: Preset | None) -> int:
+    """The number of layers to show a preset on."""
+    return preset.provenance.layers[0] if preset is not None and preset.provenance.layers else _LAYERS
 
 
 def _parts(plan: RatePlan) -> list[tuple[str, LRDistribution]]:

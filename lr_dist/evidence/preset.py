@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from lr_dist.advice.case import family_and_layers
 from lr_dist.errors import ConfigurationError
 from lr_dist.evidence.analysis import Estimate, Finding
 from lr_dist.evidence.config import EvidenceConfig, names_of, sequence_name
@@ -30,6 +31,7 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
             clearly above the control's, or one whose p_s is clearly below it and whose p_o at equal p_s is not clearly
             above the control's curve.
         InvalidPresetError: an invalid name.
+        ModelLoadError: the model's configuration cannot be read.
     """
     if config.choices is not None:
         raise ConfigurationError(
@@ -52,6 +54,7 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
         )
     rates, *methods = config.arm_text(found.text).split(" + ")
     plan = resolve_plan(rates)
+    family, layers = family_and_layers(config.model)
     cautions = []
     if outcome.finished < outcome.planned:
         cautions.append(f"Preliminary: {outcome.finished} of {outcome.planned} runs.")
@@ -74,7 +77,10 @@ def preset_of(config: EvidenceConfig, outcome: Outcome, arm: str, name: str) -> 
             version="1",
             date=datetime.now(UTC).date().isoformat(),
             evidence=tuple(_lines(outcome, control, found)),
+            families=(family,),
+            layers=(layers,),
             batch_size=config.settings.batch_size,
+            examples=None if config.limit is None else (config.limit, config.limit),
             shown_for=f"Held-out sequences: {', '.join(map(sequence_name, config.held_out))}.",
             not_shown_for="Other models, tasks and sizes of tasks.",
         ),

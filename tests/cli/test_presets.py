@@ -110,6 +110,13 @@ def test_show_takes_any_plan_and_any_file(console: Console, own_folder: Path) ->
     assert "Says [/bold] and [red]." in console.export_text()
 
 
+def test_by_default_a_preset_is_shown_on_the_depth_it_was_made_for(console: Console) -> None:
+    show_command("electra-large", console=console)
+    assert "on 24 layers" in console.export_text()
+    show_command("flat:lr=1e-4", console=console)
+    assert "on 12 layers" in console.export_text()
+
+
 def test_the_list_marks_the_published_profile_for_what_it_is(console: Console) -> None:
     list_command(console)
     text = " ".join(console.export_text().replace("│", " ").split())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from lr_dist.advice import Case, choose
 from lr_dist.errors import ConfigurationError
 from lr_dist.evidence.analysis import Estimate, Finding
 from lr_dist.evidence.config import EvidenceConfig
@@ -17,6 +19,7 @@ from lr_dist.presets.schema import Preset
 
 CONFIG = EvidenceConfig(
     model="minilm",
+    limit=1500,
     first="flat:lr=3e-4",
     search=(("sst2", "qqp"),),
     held_out=(("qnli", "qqp"),),
@@ -55,6 +58,8 @@ def test_the_preset_has_rates_methods_and_figures_of_the_arm() -> None:
     assert preset.methods == ("ewc:strength=1e5",)
     assert preset.caution is None
     assert preset.provenance.tasks == ("sst2>qqp",)
+    assert (preset.provenance.families, preset.provenance.layers) == (("bert",), (6,))
+    assert (preset.provenance.examples, preset.provenance.in_sequence) == ((1500, 1500), True)
     tuned_on = (("demo-sentiment", "my-news=/data", {"name": "b-c", "path": "/x"}),)
     other = preset_of(replace(CONFIG, search=tuned_on), outcome(BETTER, EQUAL), "ewc", "mine")
     assert other.provenance.tasks == ("demo-sentiment>my-news>b-c",)
@@ -91,6 +96,15 @@ def test_a_preset_of_an_arm_that_was_given_up_says_so() -> None:
 def test_the_control_and_unknown_arms_are_no_presets(arm: str) -> None:
     with pytest.raises(ConfigurationError, match="one of the arms ewc"):
         preset_of(CONFIG, outcome(BETTER, EQUAL), arm, "mine")
+
+
+def test_a_preset_of_ones_own_is_recommended_with_its_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = preset_of(CONFIG, outcome(BETTER, EQUAL), "ewc", "mine")
+    elsewhere = replace(preset, provenance=replace(preset.provenance, families=("roberta",)))
+    (tmp_path / "mine.yaml").write_text(elsewhere.to_yaml())
+    monkeypatch.setenv("LR_DIST_PRESETS", str(tmp_path))
+    advice = choose(Case("roberta", 6, ("sst2", "qqp"), 1500))
+    assert (advice.preset, advice.methods) == ("mine", ("ewc:strength=1e5",))
 
 
 def test_the_shipped_presets_of_evidence_say_where_their_figures_come_from() -> None:
