@@ -38,6 +38,7 @@ class StageContext:
         held_out: task -> its score (higher is better) on examples that are not trained on and not reported; the
             earlier tasks in their order, then this one. Empty if there are none.
         earlier_heads: the heads of earlier tasks, each once, in their order; with `head` if one of them has it.
+        last: whether no later stage follows, so that nothing has to be learned for one; False if that is not known.
     """
 
     index: int = 0
@@ -46,6 +47,7 @@ class StageContext:
     seed: int = 0
     held_out: Mapping[str, Score] = field(default_factory=dict)
     earlier_heads: tuple[str, ...] = ()
+    last: bool = False
 
     def generator(self, name: str) -> torch.Generator:
         """A generator of its own for a method's draws in this stage, so that no other random number changes."""

@@ -233,8 +233,9 @@ class FisherRates(Method):
 
     @override
     def stage_ended(self, module: L.LightningModule, loader: Any) -> None:
-        """Compute F of the task that was learned."""
-        self.learn_from(module, loader, head=self.context.head)
+        """Compute F of the task that was learned, for the next one."""
+        if not self.context.last:
+            self.learn_from(module, loader, head=self.context.head)
 
     @override
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

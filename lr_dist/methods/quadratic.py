@@ -193,6 +193,11 @@ class LearnsFromData(QuadraticMethod):
         with isolate_rng():
             self.learn(module, loader, head)
 
+    @override
+    def stage_ended(self, module: L.LightningModule, loader: Any) -> None:
+        if not self.context.last:
+            super().stage_ended(module, loader)
+
 
 def gradient_of(parameter: nn.Parameter, name: str, method: str) -> Tensor:
     """The parameter's gradient, zeros where it has none.

@@ -99,7 +99,8 @@ def context_of(bench: Bench, seed: int, index: int, held_out: Mapping[str, Any] 
     """Stage `index` as methods see it."""
     task = bench.tasks[index]
     earlier = tuple(dict.fromkeys(each.head for each in bench.tasks[:index]))
-    return StageContext(index, task.name, task.head, derive_seed(seed, "methods"), held_out or {}, earlier)
+    last = index == len(bench.tasks) - 1
+    return StageContext(index, task.name, task.head, derive_seed(seed, "methods"), held_out or {}, earlier, last)
 
 
 def neighbours_first(runs: Iterable[T], keys: Mapping[T, Sequence[StageKeys]]) -> list[T]:

@@ -141,6 +141,7 @@ def test_lwf_trains_the_earlier_heads_from_the_second_stage_on(bench: Bench, pla
                 run.module.train()
 
     run_sequence(bench, Arm.parse("flat:lr=1e-3"), 0, TestAfterStages(), [Same()])
+    assert [context_of(bench, 0, index).last for index in range(3)] == [False, False, True]
     assert [context_of(bench, 0, index).earlier_heads for index in range(3)] == [
         (),
         ("demo-sentiment",),

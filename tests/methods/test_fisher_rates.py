@@ -115,9 +115,13 @@ def test_the_first_stage_is_the_one_without_it_and_the_rates_between_steps_are_t
     fit(module, LayerwiseLR(FLAT_SGD), method)
     assert set(seen) == {0.1}
     # A third stage has both tasks in its F.
-    assert method.state()["fisher"]["layers.0"] > 0
+    known = method.state()["fisher"]
+    assert known["layers.0"] > 0
+    method.enter(StageContext(2, "third", last=True))
     fit(module, LayerwiseLR(FLAT_SGD), method)
     assert len(method.outcome()["factors"]) == 3
+    # No later stage needs the F of this one.
+    assert method.state()["fisher"] == known
 
 
 def test_what_the_model_knew_before_its_first_fit_counts() -> None:

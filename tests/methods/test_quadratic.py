@@ -92,6 +92,15 @@ def test_the_first_stage_is_not_changed(text):
     assert build_method(text).trains_in(StageContext(1))
 
 
+@pytest.mark.parametrize("text", ["ewc", "online-ewc", "mas"])
+def test_in_the_last_stage_no_pass_is_made_for_a_later_one(text):
+    for last in (False, True):
+        method, module = build_method(text), Module(**LOW)
+        method.enter(StageContext(1, "second", last=last))
+        fit(module, method)
+        assert bool(method.pull) != last
+
+
 @names
 def test_a_stopped_second_stage_resumes_bit_for_bit_and_goes_on_to_a_third(text, tmp_path):
     """What was learned, and SI's path so far, are in the checkpoint."""
