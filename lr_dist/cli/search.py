@@ -296,14 +296,13 @@ def progress_line(summary: StudySummary) -> str:
 
 
 def _best(trial: FrozenTrial) -> Mapping[str, str]:
-    from lr_dist._distribution.sanity import readable
     from lr_dist.search.page.findings import named
     from lr_dist.search.trials.summary import not_learned, plan_of
 
     rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})"}
     # The studies of the references keep less.
     if "distribution" in trial.user_attrs:
-        rows["distribution"] = readable(str(named(plan_of(trial))))
+        rows["distribution"] = str(named(plan_of(trial)))
     for sequence in trial.user_attrs.get("sequences", ()):
         scores = f"p_s {number(sequence['p_s'])} (majority class {number(sequence['baseline'][-1])})"
         retained = "" if sequence["p_o"] is None else f"p_o {number(sequence['p_o'])}, "

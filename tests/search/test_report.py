@@ -491,6 +491,17 @@ def test_the_compare_command_is_one_that_compare_understands() -> None:
         LRDistribution.parse(text)
 
 
+def test_the_rates_to_copy_have_three_digits() -> None:
+    config = config_of(space=KNOT, limit=1500)
+    study = empty_study(config)
+    found = rates(1.887069673022376e-5, 7.419317328047978e-5, 4.6780494761341433e-4)
+    study.add_trial(complete_trial(config, 0, found, [[0.9, 0.9]]))
+    text = "from_layers:embeddings=1.89e-5,layers=7.42e-5,head=4.68e-4"
+    page = page_of(study)
+    assert f'LayerwiseLR("{text}")' in page.boxes
+    assert any(box.startswith("lr-dist compare") and text in box for box in page.boxes)
+
+
 def test_rates_are_drawn_for_the_layers_that_were_asked_for() -> None:
     study = study_of(config_of(), 2)
     assert f"For a model of {DEFAULT_LAYERS} layers" in page_of(study).text
