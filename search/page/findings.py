@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from lr_dist._distribution.families import COMPOSED
+from lr_dist._distribution.sanity import readable
 from lr_dist.distribution import LRDistribution
 from lr_dist.errors import InvalidTrialsError, listed, shown
 from lr_dist.presets import resolve_plan
@@ -168,13 +170,15 @@ def is_flat_trial(trial: FrozenTrial) -> bool:
 
 
 def named(plan: RatePlan) -> RatePlan:
-    """The plan with `flat:lr=1e-4` for a stage whose rates are all 1e-4, however they were written."""
+    """The plan as it is shown: rates in three digits, and `flat:lr=1e-4` for a stage whose rates are all 1e-4."""
     return RatePlan(tuple(_named(stage) for stage in plan.stages))
 
 
 def _named(stage: LRDistribution | Phases) -> LRDistribution | Phases:
-    if not isinstance(stage, LRDistribution) or not is_flat(stage):
+    if not isinstance(stage, LRDistribution) or stage.family in COMPOSED:
         return stage
+    if not is_flat(stage):
+        return LRDistribution.parse(readable(str(stage)))
     return LRDistribution.flat(float(f"{next(iter(stage.rates(12).values())):.12g}"), relative=stage.relative)
 
 
