@@ -59,7 +59,7 @@ class Finding:
         forgetting_gone: share of the control's forgetting that the arm does not have; None if the control forgets
             nothing.
         at_equal_p_s: p_o of the arm minus p_o of the control's curve at the arm's p_s; None if the curve reaches this
-            p_s in no sequence.
+            p_s in no sequence, or the control has no curve.
         seconds: mean training time of a run, as if nothing were shared.
         runs, diverged: number of runs.
         given_up: number of seeds after which the arm was given up; None for an arm with all seeds.
@@ -183,7 +183,8 @@ def _finding(
             for each in curve
             if all(seed in each.get(name, {}) for seed in seeds)
         ]
-        reached = on_curve(points, mean_of(ours, name, seeds, "p_s"))
+        # A single point is no curve: two arms have the same p_s by chance only.
+        reached = on_curve(points, mean_of(ours, name, seeds, "p_s")) if len(curve) > 1 else None
         return None if reached is None else mean_of(ours, name, seeds, "p_o") - reached
 
     def forgotten(table: Table) -> Callable[[str, Sequence[int]], float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from lr_dist.evidence.analysis import Estimate, Finding
@@ -83,20 +84,21 @@ NOTE = (
 
 
 def verdict(outcome: Outcome) -> str:
-    """What won and what is noise, in words."""
+    """What won and what is noise, in words: p_o at equal p_s, or the average if the control has no curve."""
     control, *others = outcome.findings
-    clear = [f for f in others if f.at_equal_p_s is not None and f.at_equal_p_s.is_clear]
-    better = sorted((f for f in clear if _mean(f) > 0), key=_mean, reverse=True)
-    worse = [f for f in clear if _mean(f) < 0]
-    unclear = [f for f in others if f not in clear]
-    parts = [f"At equal p_s as the control ({control.text}), with intervals that leave out zero:"]
-    listed = ", ".join(f"{f.called} {with_interval(f.at_equal_p_s)}" for f in better)
-    parts.append(f"p_o is higher with {listed}." if better else "no arm has a higher p_o.")
+    has_curve = any(f.at_equal_p_s is not None for f in others)
+    of = {f.called: f.at_equal_p_s if has_curve else f.differences["average_accuracy"] for f in others}
+    clear = {name: each for name, each in of.items() if each is not None and each.is_clear}
+    better = sorted((name for name in clear if clear[name].mean > 0), key=lambda name: -clear[name].mean)
+    worse = [name for name in clear if clear[name].mean < 0]
+    unclear = [name for name in of if name not in clear]
+    where, what = ("At equal p_s as", "p_o") if has_curve else ("Against", "the average")
+    parts = [f"{where} the control ({control.text}), with intervals that leave out zero:"]
+    parts.append(f"{what} is higher with {_listed(better, clear)}." if better else f"{what} is higher with no arm.")
     if worse:
-        listed = ", ".join(f"{f.called} {with_interval(f.at_equal_p_s)}" for f in worse)
-        parts.append(f"It is lower with {listed}.")
+        parts.append(f"It is lower with {_listed(worse, clear)}.")
     if unclear:
-        parts.append("Not told apart from the control: " + ", ".join(f.called for f in unclear) + ".")
+        parts.append("Not told apart from the control: " + ", ".join(unclear) + ".")
     if outcome.diverged:
         parts.append("Diverged in every run so far: " + ", ".join(outcome.diverged) + ".")
     shown = {*outcome.diverged, *(f.name for f in outcome.findings)}
@@ -108,9 +110,8 @@ def verdict(outcome: Outcome) -> str:
     return " ".join(parts)
 
 
-def _mean(finding: Finding) -> float:
-    assert finding.at_equal_p_s is not None
-    return finding.at_equal_p_s.mean
+def _listed(names: Sequence[str], of: Mapping[str, Estimate]) -> str:
+    return ", ".join(f"{name} {with_interval(of[name])}" for name in names)
 
 
 def with_interval(estimate: Estimate | None) -> str:

@@ -11,7 +11,8 @@ import pytest
 from lr_dist.errors import ConfigurationError, InvalidResultError
 from lr_dist.evidence.analysis import bootstrap, bootstrap_ratio, findings, scores_of
 from lr_dist.evidence.config import Contender, EvidenceConfig
-from lr_dist.evidence.summary import _all_diverged, _curve
+from lr_dist.evidence.summary import Outcome, _all_diverged, _curve
+from lr_dist.evidence.table import verdict
 from lr_dist.evidence.tuning import Choice
 from lr_dist.sequence.arm import Arm
 from lr_dist.sequence.result import ComparisonResult
@@ -160,6 +161,31 @@ def test_an_arm_that_diverged_takes_no_runs_from_the_others():
         (1, pytest.approx(0.6), 2),
         (2, pytest.approx(0.5), 2),
     ]
+
+
+def test_a_control_without_a_curve_is_compared_by_the_average():
+    config = EvidenceConfig(
+        search=(("b", "a"),),
+        held_out=(("a", "b"),),
+        contenders={"ewc": "flat:lr=1 + ewc:strength=1", "si": "flat:lr=1 + si:c=1"},
+        control="ewc",
+        seeds=(10, 11),
+    )
+    choices = {name: Choice(name, {}, arm.text, 0.5, 1, 0) for name, arm in config.arms().items()}
+    # The same p_s, which is no curve.
+    runs = [
+        (choice.text, seed, p_o) for choice, p_o in zip(choices.values(), (0.5, 0.7), strict=True) for seed in (10, 11)
+    ]
+    ended = result(config, runs)
+    for run, average in zip(ended.runs, (0.7, 0.7, 0.8, 0.8), strict=True):
+        run["metrics"]["average_accuracy"] = average
+    found = findings(config, choices, [ended])
+    assert found[1].at_equal_p_s is None
+    outcome = Outcome({}, "", {}, choices, found, [], {}, 4, 4)
+    assert verdict(outcome) == (
+        "Against the control (flat:lr=1 + ewc:strength=1), with intervals that leave out zero: the average is higher "
+        "with si +.100 [+.100, +.100]."
+    )
 
 
 def test_a_run_without_what_the_protocol_measures_is_not_finished():
