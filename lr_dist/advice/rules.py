@@ -89,8 +89,7 @@ def _advice(case: Case) -> tuple[str, ...]:
         "Rates that fall with depth gain more by it than flat ones (docs/evidence.md)."
     )
     replay = (
-        "If 5% of the earlier examples may be kept, rehearse them: + replay:ratio=0.1,size=NUMBER, with "
-        "interpolate:alpha=0.8, kept most in our runs. If one pass over them is allowed, ewc kept nearly as much "
-        "(docs/methods.md)."
+        "If one pass over the earlier examples is allowed, ewc with interpolate:alpha=0.8 kept more in our runs; if 5% "
+        "of them may be kept, + replay:ratio=0.1,size=NUMBER with both kept most (docs/methods.md)."
     )
     return (tune, keep, replay)

@@ -46,7 +46,15 @@ def test_the_readme_says_what_the_kept_result_says() -> None:
     section = readme[readme.index("## What we found") : readme.index("## Development")]
     result = json.loads((ROOT / "configs" / "evidence" / "forgetting-v2" / "evidence.json").read_text())
     findings = {finding["name"]: finding for finding in result["findings"]}
-    named = ["llrd-replay-interpolate", "replay-interpolate", "ewc", "llrd-interpolate", "llrd", "interpolate"]
+    named = [
+        "replay-ewc-interpolate",
+        "ewc-interpolate",
+        "llrd-replay-interpolate",
+        "llrd-interpolate",
+        "searched-interpolate",
+        "llrd",
+        "interpolate",
+    ]
     rows = [line for line in section.splitlines() if " % [" in line]
     for name, row in zip(named, rows, strict=True):
         assert percent(Estimate(**findings[name]["forgetting_gone"])) in row
