@@ -16,7 +16,9 @@ from tiny_trainer import layerwise, rows
 from lr_dist import LRDistribution
 from lr_dist.cli import main
 from lr_dist.errors import ConfigurationError, InvalidTrialsError, StudyMismatchError
+from lr_dist.rate_plan import RatePlan
 from lr_dist.search import Space, adopt
+from lr_dist.search.page.findings import named
 from lr_dist.search.trials.summary import StudySummary, distribution_of
 
 SPACE = Space("shape", low=1e-6, high=1e-2)
@@ -62,7 +64,7 @@ def test_a_hyperparameter_search_of_transformers_gets_a_report(
     assert "3 of 3 done" in capsys.readouterr().out
     assert main(["search", "report", "report", *where, "--output-file", str(tmp_path / "page.html")]) == 0
     page = html.unescape((tmp_path / "page.html").read_text(encoding="utf-8"))
-    assert str(tried[int(best.run_id)]) in page
+    assert str(named(RatePlan((tried[int(best.run_id)],)))) in page
     assert "minus the objective, which the program minimised" in page
     assert main(["search", "export", "--study", "report", *where, "--csv", str(tmp_path / "trials.csv")]) == 0
     assert main(["combine", "report", *where, "--output", str(tmp_path / "combined.yaml")]) == 0
