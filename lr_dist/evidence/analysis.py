@@ -6,6 +6,7 @@ import functools
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,10 @@ def findings(
     begun = [name for name, table in tables.items() if any(set(table[s]) & set(seeds) for s, seeds in flat.items())]
     given_up = {name: config.given_up_after(arm) for name, arm in config.arms().items()}
     full = [name for name in begun if given_up[name] is None]
-    diverged = {name: _diverged(config, choices[name].text, results) for name in full}
+    runs = {name: runs_of(config.arm_text(choices[name].text), results) for name in full}
+    diverged = {
+        name: {s: {run["seed"] for run in each if not _is_done(run)} for s, each in runs[name].items()} for name in full
+    }
     common = {
         s: sorted(set(seeds).intersection(*({*tables[name][s], *diverged[name][s]} for name in full)))
         for s, seeds in flat.items()
@@ -130,28 +134,24 @@ def scores_of(
     config: EvidenceConfig, text: str, results: Sequence[ComparisonResult]
 ) -> dict[str, dict[int, dict[str, float]]]:
     """The metrics of an arm's finished runs, by sequence and seed; runs without what the protocol measures are not."""
-    label = config.arm_text(text)
     needed = set(config.measured)
-    table: dict[str, dict[int, dict[str, float]]] = {}
-    for result in results:
-        runs = table.setdefault(sequence_name([task["name"] for task in result.tasks]), {})
-        runs |= {
-            run["seed"]: run["metrics"]
-            for run in result.runs
-            if run["arm"] == label and run["status"] == "done" and needed <= set(run["metrics"])
-        }
-    return table
+    return {
+        sequence: {run["seed"]: run["metrics"] for run in runs if _is_done(run) and needed <= set(run["metrics"])}
+        for sequence, runs in runs_of(config.arm_text(text), results).items()
+    }
 
 
-def _diverged(config: EvidenceConfig, text: str, results: Sequence[ComparisonResult]) -> dict[str, set[int]]:
-    """Sequence -> the seeds with which an arm diverged."""
-    label = config.arm_text(text)
-    seeds: dict[str, set[int]] = {}
+def runs_of(label: str, results: Sequence[ComparisonResult]) -> dict[str, list[Mapping[str, Any]]]:
+    """The runs of an arm that have ended, by sequence; every sequence has an entry."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
     for result in results:
-        seeds.setdefault(sequence_name([task["name"] for task in result.tasks]), set()).update(
-            run["seed"] for run in result.runs if run["arm"] == label and run["status"] == "diverged"
-        )
-    return seeds
+        runs = found.setdefault(sequence_name([task["name"] for task in result.tasks]), [])
+        runs += [run for run in result.runs if run["arm"] == label]
+    return found
+
+
+def _is_done(run: Mapping[str, Any]) -> bool:
+    return bool(run["status"] == "done")
 
 
 def _finding(
@@ -164,8 +164,7 @@ def _finding(
     common: Mapping[str, Sequence[int]],
     level: float,
 ) -> Finding:
-    label = config.arm_text(choice.text)
-    runs = [run for result in results for run in result.runs if run["arm"] == label]
+    runs = [run for each in runs_of(config.arm_text(choice.text), results).values() for run in each]
     pairs = _paired(ours, common)
     if not pairs:
         # An arm that is given up has few runs, and the others may have none of the same seeds yet.
@@ -201,9 +200,9 @@ def _finding(
         differences={metric: _required(bootstrap(pairs, difference(metric), level)) for metric in measured},
         forgetting_gone=bootstrap_ratio(pairs, forgotten(ours), forgotten(flat), level),
         at_equal_p_s=bootstrap(pairs, gain, level),
-        seconds=statistics.fmean([run["train_seconds"] for run in runs if run["status"] == "done"] or [0.0]),
+        seconds=statistics.fmean([run["train_seconds"] for run in runs if _is_done(run)] or [0.0]),
         runs=len(runs),
-        diverged=sum(run["status"] == "diverged" for run in runs),
+        diverged=sum(not _is_done(run) for run in runs),
     )
 
 

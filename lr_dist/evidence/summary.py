@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lr_dist.evidence.analysis import Finding, findings, scores_of
+from lr_dist.evidence.analysis import Finding, findings, runs_of, scores_of
 from lr_dist.evidence.config import EvidenceConfig
 from lr_dist.evidence.protocol import Evidence
 from lr_dist.evidence.tuning import Choice
@@ -90,8 +90,7 @@ def outcome_of(evidence: Evidence, choices: Mapping[str, Choice], command: str) 
 
 
 def _all_diverged(label: str, results: Sequence[ComparisonResult]) -> bool:
-    ends = {run["status"] for result in results for run in result.runs if run["arm"] == label}
-    return ends == {"diverged"}
+    return {run["status"] for runs in runs_of(label, results).values() for run in runs} == {"diverged"}
 
 
 def config_dict(config: EvidenceConfig) -> dict[str, Any]:
