@@ -291,15 +291,19 @@ def progress_line(summary: StudySummary) -> str:
         parts.append(f"{summary.confirmations_done} of {summary.confirmations} confirmations")
     line = f"{', '.join(parts)} done"
     if summary.best is not None:
-        line += f"; best {summary.best.values[0]:.4f} (trial {summary.best.number})"
+        line += f"; best {_value(summary.best)}"
     return line if summary.finished else f"{line}; time left {_time_left(summary.seconds_left)}"
+
+
+def _value(trial: FrozenTrial) -> str:
+    return f"{trial.values[0]:.4f} (trial {trial.number})"
 
 
 def _best(trial: FrozenTrial) -> Mapping[str, str]:
     from lr_dist.search.page.findings import named
     from lr_dist.search.trials.summary import not_learned, plan_of
 
-    rows = {"best value": f"{trial.values[0]:.4f} (trial {trial.number})"}
+    rows = {"best value": _value(trial)}
     # The studies of the references keep less.
     if "distribution" in trial.user_attrs:
         rows["distribution"] = str(named(plan_of(trial)))
